@@ -1,0 +1,26 @@
+"""Vitrail: the Vision Transformer, from a folder of photographs on a laptop to pre-training on a cluster.
+
+    import vitrail
+    model = vitrail.create("ViT-B/16", classes=10)
+    logits = model(images)                              # (B, 3, H, W) float -> (B, 10)
+
+Names are imported when they are first used, so that `import vitrail` and `vitrail --help` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitrail.models.zoo import configure, create
+    from vitrail.pipeline import Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "__version__", "configure", "create"]
+
+_HOME = {"create": "vitrail.models.zoo", "configure": "vitrail.models.zoo", "Pipeline": "vitrail.pipeline"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

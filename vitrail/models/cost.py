@@ -1,0 +1,64 @@
+"""What a model costs: parameters, tokens and floating-point operations, without allocating it.
+
+    parameters(config)             # 86567656 for ViT-B/16
+    flops(config, (384, 384))      # 110.97e9: a multiply and an add count as two
+
+Counted: matrix products, convolutions and attention, as torch.utils.flop_counter does; norms, activations and sums
+are not, nor is the standardising of a ResNet's weights, which does not grow with the batch.
+"""
+
+import math
+
+from vitrail.models import resnet, vit
+from vitrail.models.zoo import Config, build
+
+
+def parameters(config: Config) -> int:
+    """The number of parameters, counted on a model that is built without memory."""
+    return sum(p.numel() for p in build(config, "meta").parameters())
+
+
+def tokens(config: vit.Config, image_size: tuple[int, int]) -> int:
+    """The length of the sequence for an image of (height, width): [class], registers and patches."""
+    rows, columns = config.grid(image_size)
+    return config.prefix + rows * columns
+
+
+def flops(config: Config, image_size: tuple[int, int]) -> int:
+    """Floating-point operations of one forward pass of one image of (height, width)."""
+    return 2 * (_resnet(config, image_size) if isinstance(config, resnet.Config) else _vit(config, image_size))
+
+
+def _vit(config: vit.Config, image_size: tuple[int, int]) -> int:
+    rows, columns = config.grid(image_size)
+    N, T, D = rows * columns, tokens(config, image_size), config.width
+    patch = config.patch_size[0] * config.patch_size[1]
+    total = N * patch * (config.stem.features if config.stem else config.channels) * D
+    if config.stem:
+        # The image as the stem sees it: padded or cropped to whole patches.
+        total += _resnet(config.stem, (rows * config.stride[0], columns * config.stride[1]))
+    mlp = D * config.mlp_dim * (3 if config.activation == "swiglu" else 2)
+    total += config.depth * (T * (4 * D * D + mlp) + 2 * T * T * D)
+    if config.pool == "map":  # q once for all images: the probe is the same
+        total += D * D + 2 * T * D * D + 2 * T * D + D * D + mlp
+    features = config.representation or D
+    return total + (D * features if config.representation else 0) + features * config.classes
+
+
+def _resnet(config: resnet.Config, image_size: tuple[int, int]) -> int:
+    def half(size: tuple[int, int]) -> tuple[int, int]:
+        return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
+
+    size, inputs = half(image_size), 64 * config.width_factor
+    total = size[0] * size[1] * 49 * config.channels * inputs
+    size = half(size)
+    for s, depth in enumerate(config.blocks):
+        outputs = 256 * config.width_factor * 2**s
+        middle = outputs // 4
+        for block in range(depth):
+            before, size = size, half(size) if s > 0 and block == 0 else size
+            area = size[0] * size[1]
+            total += before[0] * before[1] * inputs * middle + area * middle * (9 * middle + outputs)
+            total += area * inputs * outputs if block == 0 else 0
+            inputs = outputs
+    return total + inputs * config.classes

@@ -1,0 +1,83 @@
+"""The initial value of every parameter of the ViT and the ResNet, in one table: as in Google's code.
+
+The first pattern that a parameter's name matches decides; a parameter that none matches is an error, so that nothing
+keeps a framework's default unnoticed. q, k and v each get their own fans (one fused kernel would have the wrong one).
+
+    initialise(model, layer_scale=1e-5, generator=torch.Generator().manual_seed(0))
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+Fill = Callable[[Tensor, Generator | None], object]
+
+CUT = 0.87962566103423978  # standard deviation of a unit normal that is cut at +-2, as in jax.nn.initializers
+
+
+def constant(value: float) -> Fill:
+    """Every element `value`."""
+    return lambda weight, _: nn.init.constant_(weight, value)
+
+
+def normal(std: float) -> Fill:
+    """N(0, std^2)."""
+    return lambda weight, generator: nn.init.normal_(weight, std=std, generator=generator)
+
+
+def lecun_normal(weight: Tensor, generator: Generator | None) -> None:
+    """A normal of variance 1 / fan_in, cut at two of its standard deviations (flax's `lecun_normal`)."""
+    std = 1 / math.sqrt(weight[0].numel()) / CUT
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def xavier_uniform(parts: int = 1) -> Fill:
+    """Uniform within sqrt(6 / (fan_in + fan_out)), each of the `parts` that are stacked in the rows by itself."""
+
+    def fill(weight: Tensor, generator: Generator | None) -> None:
+        for part in weight.view(-1, weight.shape[-1]).chunk(parts):
+            nn.init.xavier_uniform_(part, generator=generator)
+
+    return fill
+
+
+def table(layer_scale: float | None, gated: bool) -> list[tuple[str, Fill]]:
+    """(pattern, initial value), first match first. gated: the MLP's first layer holds two kernels (SwiGLU)."""
+    zero, one = constant(0.0), constant(1.0)
+    return [
+        (r"^cls_token$", zero),
+        (r"^(pos_embed|reg_token)$", normal(0.02)),
+        (r"\bls[12]\.gamma$", constant(layer_scale or 0.0)),
+        # The last scale of a bottleneck: it starts as the identity.
+        (r"\bnorm3\.weight$", zero),
+        (r"norm\w*\.weight$", one),
+        (r"norm\w*\.bias$", zero),
+        (r"^head\.(weight|bias)$", zero),
+        (r"\battn\.qkv\.weight$", xavier_uniform(3)),
+        (r"^attn_pool\.kv\.weight$", xavier_uniform(2)),
+        (r"\bmlp\.fc1\.weight$", xavier_uniform(2 if gated else 1)),
+        (r"\b(attn\.proj|attn_pool\.(q|proj)|mlp\.fc2)\.weight$", xavier_uniform()),
+        # (1, 1, D): one input, D outputs.
+        (r"^attn_pool\.latent$", lambda w, g: nn.init.xavier_uniform_(w.view(-1, 1), generator=g)),
+        (r"\bmlp\.fc[12]\.bias$", normal(1e-6)),
+        (r"\b(patch_embed\.proj|conv\d?|pre_logits\.fc)\.weight$", lecun_normal),
+        (r"\b(qkv|q|kv|proj|fc)\.bias$", zero),
+    ]
+
+
+@torch.no_grad()
+def initialise(
+    model: nn.Module,
+    layer_scale: float | None = None,
+    gated: bool = False,
+    generator: Generator | None = None,
+) -> None:
+    """Set every parameter of `model` in place; the same generator state gives the same values."""
+    rules = table(layer_scale, gated)
+    for name, parameter in model.named_parameters():
+        fill = next((fill for pattern, fill in rules if re.search(pattern, name)), None)
+        assert fill is not None, f"no initial value is written for {name}"
+        fill(parameter, generator)

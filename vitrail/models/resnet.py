@@ -1,0 +1,191 @@
+"""The BiT ResNet: the paper's convolutional baseline, and the stem of its hybrids.
+
+A ResNet (He et al., 2016) whose batch norms became group norms and whose convolutions standardise their
+weights (section 3.1, "ResNet (BiT)"), following `vit_jax/models_resnet.py` and `big_vision/models/bit.py`:
+bottlenecks with the stride on the 3x3, SAME padding, the last scale of a bottleneck initialised to 0.
+Parameter names are timm's ResNetV2 (with `preact=False`), so that its hybrids load as they are.
+
+    stem = ResNet(Config(blocks=(3, 4, 9), classes=0))      # the stem of R50+ViT-B/16
+    feature_map = stem.features(images)                     # (B, 1024, H / 16, W / 16)
+    logits = ResNet(Config(blocks=(3, 4, 6, 3)))(images)    # BiT-R50x1
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.models.init import initialise
+
+
+@dataclass(frozen=True)
+class Config:
+    """A BiT ResNet.
+
+    blocks: bottlenecks in each stage; stage s is 2^s times narrower and 256 * 2^s * width_factor channels wide.
+    width_factor: the "x2" of R50x2.
+    channels: of the image. classes: 0 leaves the head off. image_size: what it is meant for, (height, width).
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width_factor: int = 1
+    channels: int = 3
+    classes: int = 1000
+    image_size: tuple[int, int] = (224, 224)
+
+    def __post_init__(self) -> None:
+        for field in ("width_factor", "channels"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be 1 or more.")
+        if any(n < 1 for n in self.blocks):
+            raise ValueError(f"blocks is {self.blocks}; every stage needs 1 or more.")
+        if self.classes < 0:
+            raise ValueError(f"classes is {self.classes}; it must be 0 (no head) or more.")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of the feature map: 4 after the root, halved again by each later stage."""
+        return 4 * 2 ** max(0, len(self.blocks) - 1)
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map."""
+        return 64 * self.width_factor * (4 * 2 ** (len(self.blocks) - 1) if self.blocks else 1)
+
+
+def same_padding(images: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    """Pad (B, C, H, W) as TensorFlow's SAME does: ceil(size / stride) outputs, the odd pixel at the far end."""
+    height, width = (
+        max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in (images.shape[-2], images.shape[-1])
+    )
+    if not (height or width):
+        return images
+    return F.pad(images, (width // 2, width - width // 2, height // 2, height - height // 2), value=value)
+
+
+class StdConv2d(nn.Conv2d):
+    """Convolution with SAME padding, no bias, and weights standardised over their input: (w - mean) / (std + 1e-5).
+
+    The 1e-5 is outside the root, as in Google's code; timm's 1e-8 inside it differs by up to 1e-3 in the logits.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, device: torch.device | None = None
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride, bias=False, device=device)
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) / (std + 1e-5)
+        input = same_padding(input, self.kernel_size[0], self.stride[0])
+        return F.conv2d(input, weight.to(input.dtype), None, self.stride)
+
+
+class GroupNormReLU(nn.GroupNorm):
+    """Group norm with 32 groups and eps 1e-6 (flax's defaults), followed by ReLU unless `relu` is False."""
+
+    def __init__(self, channels: int, relu: bool = True, device: torch.device | None = None) -> None:
+        super().__init__(32, channels, eps=1e-6, device=device)
+        self.relu = relu
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        y = super().forward(input)
+        return F.relu(y) if self.relu else y
+
+
+class Downsample(nn.Module):
+    """The shortcut's projection, where a bottleneck changes the size or the number of channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, device: torch.device | None) -> None:
+        super().__init__()
+        self.conv = StdConv2d(inputs, outputs, 1, stride, device)
+        self.norm = GroupNormReLU(outputs, relu=False, device=device)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        return self.norm(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    """y = relu(shortcut(x) + gn3(conv1x1(relu(gn2(conv3x3(relu(gn1(conv1x1(x))))))))), the stride on the 3x3."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, device: torch.device | None) -> None:
+        super().__init__()
+        middle = outputs // 4
+        project = stride != 1 or inputs != outputs
+        self.downsample = Downsample(inputs, outputs, stride, device) if project else nn.Identity()
+        self.conv1 = StdConv2d(inputs, middle, 1, 1, device)
+        self.norm1 = GroupNormReLU(middle, device=device)
+        self.conv2 = StdConv2d(middle, middle, 3, stride, device)
+        self.norm2 = GroupNormReLU(middle, device=device)
+        self.conv3 = StdConv2d(middle, outputs, 1, 1, device)
+        self.norm3 = GroupNormReLU(outputs, relu=False, device=device)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        y = self.norm1(self.conv1(x))
+        y = self.norm2(self.conv2(y))
+        y = self.norm3(self.conv3(y))
+        return F.relu(self.downsample(x) + y)
+
+
+class Root(nn.Module):
+    """7x7 convolution with stride 2, group norm, ReLU, 3x3 max-pool with stride 2: a quarter of the size."""
+
+    def __init__(self, channels: int, outputs: int, device: torch.device | None) -> None:
+        super().__init__()
+        self.conv = StdConv2d(channels, outputs, 7, 2, device)
+        self.norm = GroupNormReLU(outputs, device=device)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        x = self.norm(self.conv(x))
+        return F.max_pool2d(same_padding(x, 3, 2, value=-math.inf), 3, 2)
+
+
+class Stage(nn.Module):
+    """`depth` bottlenecks at one resolution; the first changes the size."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int, stride: int, device: torch.device | None) -> None:
+        super().__init__()
+        shapes = [(inputs, stride)] + [(outputs, 1)] * (depth - 1)
+        self.blocks = nn.Sequential(*(Bottleneck(i, outputs, s, device) for i, s in shapes))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        return self.blocks(x)
+
+
+class ResNet(nn.Module):
+    """Images -> feature map -> logits. With `device="meta"` nothing is allocated; `init_weights` comes later."""
+
+    def __init__(self, config: Config, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.device(device) if device is not None else None
+        inputs = 64 * config.width_factor
+        self.stem = Root(config.channels, inputs, device)
+        stages = []
+        for s, depth in enumerate(config.blocks):
+            outputs = 256 * config.width_factor * 2**s
+            stages.append(Stage(inputs, outputs, depth, 1 if s == 0 else 2, device))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(inputs, config.classes, device=device) if config.classes else nn.Identity()
+        if self.stem.conv.weight.device.type != "meta":
+            self.init_weights()
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter to its initial value (models/init.py)."""
+        initialise(self, generator=generator)
+
+    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """(B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)); nothing of the image is lost (SAME padding)."""
+        return self.stages(self.stem(images))
+
+    def represent(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """(B, C, H, W) -> the mean of the feature map, which the head reads."""
+        return self.features(images).mean(dim=(2, 3))
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """(B, C, H, W) -> logits (B, K); the representation itself where classes is 0."""
+        return self.head(self.represent(images))

@@ -1,0 +1,1 @@
+"""Schedules, parameter groups and optimisers: import the file you need."""

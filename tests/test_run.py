@@ -1,0 +1,77 @@
+"""A Run is written once, never overwritten, and read back equal."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from vitrail import run as runs
+from vitrail.data.transforms import Preprocessing
+from vitrail.models import resnet, vit
+from vitrail.optim.build import Config
+from vitrail.optim.rules import Rule
+from vitrail.recipes.demo import demo
+
+
+def test_a_run_is_read_back_equal(tmp_path):
+    run = replace(
+        demo(seed=3, duration="7 steps"), optim=Config(rules=(Rule("head", lr=2.0),), clip=None, layer_decay=0.7)
+    )
+    runs.write(run, tmp_path / "a" / "b")
+    assert runs.read(tmp_path / "a" / "b") == run
+
+
+def test_a_hybrid_run_is_read_back_equal(tmp_path):
+    model = vit.Config(patch_size=(1, 1), stem=resnet.Config(blocks=(1, 2), classes=0), layer_scale=1e-5)
+    run = replace(demo(), model=model, preprocessing=Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3))
+    runs.write(run, tmp_path / "run")
+    assert runs.read(tmp_path / "run") == run
+
+
+def test_run_json_tells_versions_and_machine(tmp_path):
+    runs.write(demo(), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(record["versions"]) == {"torch", "numpy", "vitrail"}
+    assert record["run"]["seed"] == 0
+    assert record["machine"]["cores"] >= 1
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path):
+    runs.write(demo(), tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"exists already; continue it with `vitrail resume .*run`"):
+        runs.write(demo(seed=1), tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with pytest.raises(ValueError, match="exists already; name another folder"):
+        runs.write(demo(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is not a run folder: it has no run.json"),
+        ("{", "run.json is damaged"),
+        ("[]", "run.json is damaged"),
+        ('{"run": {"recipe": "demo"}}', "run.json is damaged"),
+        ('{"run": {"recipe": "demo", "colour": 1}}', "has no field colour"),
+    ],
+)
+def test_a_damaged_run_json_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        runs.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"keep": 0}, "keep is 0"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"preprocessing": Preprocessing((28, 28), (0.5,) * 3, (0.5,) * 3)}, "3 channels, the model reads 1"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(demo(), **change)

@@ -1,0 +1,1 @@
+"""Judges: an evaluator runs a task over a source and yields (name, value)."""

@@ -1,0 +1,110 @@
+"""What a run says while it goes on: metrics.jsonl for programs, a progress line on standard error for people.
+
+with Log(folder, total=1710, done=0) as log:
+    log.step(step, {"loss": ..., "lr": ...}, images=64)
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
+
+
+class Log:
+    """Writes one JSON line per logged step and shows: what, how far, how fast, how long still.
+
+    folder: gets metrics.jsonl; on resume, lines of steps that will be run again are taken out first.
+    total, done: steps of the run, and those that lie behind.
+    """
+
+    def __init__(self, folder: Path, total: int, done: int, what: str = "training") -> None:
+        self.path, self.total, self.done = folder / "metrics.jsonl", total, done
+        self.console = Console(stderr=True, highlight=False)
+        _truncate(self.path, done)
+        self.file = self.path.open("a")
+        columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.progress = Progress(
+            TextColumn(what), *columns, *times, console=self.console, disable=not self.console.is_terminal
+        )
+        self.bar = self.progress.add_task(what, total=total, completed=done, text="")
+        self.started = self.since = self.spoke = time.perf_counter()
+        self.waited = 0.0
+        self.images = 0
+
+    def __enter__(self) -> "Log":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+
+    def count(self, images: int, waited: float) -> None:
+        """Notes one step: its images, and the seconds for which it waited for them."""
+        self.images += images
+        self.waited += waited
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs the metrics of the step that ended, with the speed and the share of waiting since the last call."""
+        now = time.perf_counter()
+        span = max(now - self.since, 1e-9)
+        speed, waiting = self.images / span, self.waited / span
+        self.write({"step": step, **metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4)})
+        self.since, self.waited, self.images = now, 0.0, 0
+        text = (
+            f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.2e}  {speed:.0f} images/s  waiting for data {waiting:.1%}"
+        )
+        self.progress.update(self.bar, completed=step, text=text)
+        if not self.console.is_terminal and (now - self.spoke > QUIET_SECONDS or step == self.total):
+            self.spoke = now
+            left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
+            self.say(f"step {step}/{self.total}  {text}  left {_clock(left)}")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, on the disk at once."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out of the speed what was not training: evaluation, checkpoints."""
+        self.since += seconds
+
+
+def say(text: str) -> None:
+    """A line on standard error; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _truncate(path: Path, done: int) -> None:
+    """Keeps the lines up to step `done`: what a killed run wrote after its last checkpoint is written again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # cut short by the kill
+            continue
+        if record["step"] <= done:
+            kept.append(line + "\n")
+    path.write_text("".join(kept))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

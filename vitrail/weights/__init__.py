@@ -1,0 +1,1 @@
+"""Weights in and out of files, each format with its own numerics."""

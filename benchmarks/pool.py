@@ -1,0 +1,119 @@
+"""Starting worker processes, asking them, and ending them, whatever happens meanwhile.
+
+    with Worker("timm", environment(keep_freed=True)) as worker:
+        worker.ask("build", 600, library="timm", case="Ti/16@224", ...)
+        worker.ask("steps", 60, count=3)["seconds"]
+
+A worker that fails, dies or exceeds its time raises WorkerError with the reason, and never hangs the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.machine import ROOT
+
+# Freed memory stays mapped: otherwise each step faults its pages in anew, by an amount that differs from one process
+# to the next and is worth up to 8 % of the time.
+KEEP_FREED = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+# For peak memory: glibc's own starting threshold, held there. Left alone it rises with what was freed before, and
+# then the peak depends on the history of the process.
+PINNED = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
+
+
+class WorkerError(RuntimeError):
+    """A worker could not do what it was asked; the message says why."""
+
+
+def environment(allocator: dict[str, str], cache: Path | None = None) -> dict[str, str]:
+    """This process's environment with one allocator setting for all; `cache` is where compiled code is kept."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONUNBUFFERED": "1"}
+    where = {"TORCHINDUCTOR_CACHE_DIR": str(cache)} if cache else {}
+    return kept | offline | allocator | where
+
+
+class Worker:
+    """One `python -m benchmarks.worker`, alive between the questions."""
+
+    def __init__(self, label: str, variables: dict[str, str]) -> None:
+        self.label = label
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process is
+        # A session of its own: Ctrl-C reaches only the parent, which then ends each worker with all that it started.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        """One request and its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self.kill()
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            raise WorkerError(self.death(do, timeout if late.is_set() else None))
+        reply = json.loads(line)
+        if "error" in reply:
+            raise WorkerError(f"{self.label}, {do}: {reply['error']}\n{reply['trace']}")
+        return reply
+
+    def death(self, do: str, timeout: float | None) -> str:
+        """Why the process gave no answer, with the end of what it printed."""
+        self.kill()
+        code = self.process.wait()
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 2000))
+        tail = self.log.read().decode(errors="replace").strip()
+        reason = f"no answer within {timeout:g} s" if timeout else f"the process ended with status {code}"
+        return f"{self.label}, {do}: {reason}\n{tail}".rstrip()
+
+    def kill(self) -> None:
+        """End the process and every process that it started."""
+        # Once waited for, its number may belong to somebody else.
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self.log.close()

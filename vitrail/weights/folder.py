@@ -7,9 +7,8 @@
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,38 +20,42 @@ from vitrail.models.zoo import build
 from vitrail.parse import parse
 
 
+@dataclass(frozen=True)
+class Card:
+    """Our section of config.json. ValueError where its parts do not agree."""
+
+    model: vit.Config
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != self.model.classes:
+            raise ValueError(f"the head has {self.model.classes} classes, but there are {len(self.class_names)} names")
+        if (channels := len(self.preprocessing.mean)) != self.model.channels:
+            raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}")
+
+
 def save(folder: Path, model: vit.ViT, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
-    """Writes the folder. ValueError where the class names do not fit the head, or the disk refuses."""
-    if len(class_names) != model.config.classes:
-        raise ValueError(f"the head has {model.config.classes} classes, but there are {len(class_names)} names.")
+    """Writes the folder. ValueError where class names or preprocessing do not fit the model, or the disk refuses."""
+    card = Card(model.config, preprocessing, class_names)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / 'model.safetensors'} could not be written ({error}).") from error
-    ours = {"model": asdict(model.config), "preprocessing": asdict(preprocessing), "class_names": list(class_names)}
-    (folder / "config.json").write_text(json.dumps({"vitrail": ours}, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({"vitrail": asdict(card)}, indent=2) + "\n")
 
 
 def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
     """(model in evaluation mode, preprocessing, class names). ValueError names the file that is missing or damaged."""
-    ours = _section(folder / "config.json")
-    try:
-        config = parse(vit.Config, ours["model"])
-        preprocessing = parse(Preprocessing, ours["preprocessing"])
-        names = parse(tuple[str, ...], ours["class_names"])
-        _agree(config, preprocessing, names)
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: it does not say {error}.") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged ({error}).") from error
+    card = _card(folder / "config.json")
     weights = folder / "model.safetensors"
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{weights} cannot be read ({error}).") from error
-    model = build(config, "meta")
+    model = build(card.model, "meta")
     assert isinstance(model, vit.ViT)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
@@ -61,22 +64,16 @@ def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
             here, there = (str(tuple(s[name])) if name in s else "missing" for s in (found, expected))
             raise ValueError(f"{weights} does not fit config.json: {name} is {here} in it, {there} by config.json.")
     model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
-    return model.eval(), preprocessing, names
+    return model.eval(), card.preprocessing, card.class_names
 
 
-def _agree(config: vit.Config, preprocessing: Preprocessing, names: tuple[str, ...]) -> None:
-    if len(names) != config.classes:
-        raise ValueError(f"the head has {config.classes} classes, but there are {len(names)} names")
-    if len(preprocessing.mean) != config.channels:
-        raise ValueError(f"the preprocessing has {len(preprocessing.mean)} channels, the model reads {config.channels}")
-
-
-def _section(path: Path) -> dict[str, Any]:
+def _card(path: Path) -> Card:
     try:
-        return json.loads(path.read_text())["vitrail"]
+        text = json.loads(path.read_text())
+        if not isinstance(text, dict) or "vitrail" not in text:
+            raise ValueError('it has no section "vitrail", so it is of another program')
+        return parse(Card, text["vitrail"])
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path.parent} is not a model folder: it has no config.json.") from None
-    except (KeyError, TypeError):
-        raise ValueError(f'{path} is of another program: it has no section "vitrail".') from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error

@@ -1,0 +1,23 @@
+"""Shapes and types of vitrail's signatures are checked while the tests run (jaxtyping and beartype)."""
+
+import inspect
+import sys
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("vitrail", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Takes those checks off again for one test: torch.compile cannot trace them."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != "vitrail":
+            continue
+        classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == name]
+        for owner in (module, *classes):
+            for attribute, value in list(vars(owner).items()):
+                ours = inspect.isfunction(value) and value.__module__.startswith("vitrail.")
+                if ours and hasattr(value, "__wrapped__"):
+                    monkeypatch.setattr(owner, attribute, inspect.unwrap(value))

@@ -1,0 +1,231 @@
+"""Positions at other sizes: each named kind against its author's function, the cache, and sizes with a remainder."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import perturb
+from scipy import ndimage
+from timm.layers import resample_abs_pos_embed
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from vitrail.models.positions import resample, sincos
+from vitrail.models.vit import Config, ViT
+
+SMALL = {"image_size": (12, 8), "patch_size": (4, 4), "width": 16, "depth": 1, "heads": 2, "mlp_dim": 24, "classes": 5}
+GRIDS = [((14, 14), (24, 24)), ((14, 14), (10, 17)), ((6, 9), (11, 5)), ((6, 9), (9, 6))]
+
+
+def model(**overrides):
+    return perturb(ViT(Config(**{**SMALL, **overrides})))
+
+
+def table(old, width=8, dtype=torch.float64):
+    return torch.randn(old[0] * old[1], width, generator=torch.Generator().manual_seed(3), dtype=dtype)
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_bilinear_corners_is_scipys_zoom(old, new):
+    positions = table(old)
+    image = positions.numpy().reshape(*old, -1)
+    expected = ndimage.zoom(image, (new[0] / old[0], new[1] / old[1], 1), order=1)
+    ours = resample(positions, old, new, "bilinear_corners").reshape(*new, -1)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear", "bilinear_antialias", "bicubic_antialias"])
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_each_kind_is_torchs_interpolation_channel_by_channel(old, new, kind):
+    positions = table(old)
+    mode, _, antialias = kind.partition("_")
+    for channel in (0, 5):
+        image = positions[:, channel].reshape(1, 1, *old)
+        expected = F.interpolate(image, new, mode=mode, antialias=bool(antialias)).flatten()
+        torch.testing.assert_close(resample(positions, old, new, kind)[:, channel], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_bicubic_antialias_is_timms(old, new):
+    positions = table(old, dtype=torch.float32)
+    expected = resample_abs_pos_embed(positions[None], new, old, num_prefix_tokens=0)[0]
+    torch.testing.assert_close(resample(positions, old, new, "bicubic_antialias"), expected, rtol=0, atol=1e-6)
+
+
+def test_bicubic_corners_is_torchvisions():
+    positions = table((14, 14), dtype=torch.float32)
+    state = {"encoder.pos_embedding": torch.cat([torch.zeros(1, 8), positions])[None]}
+    expected = interpolate_embeddings(384, 16, state)["encoder.pos_embedding"][0, 1:]
+    torch.testing.assert_close(resample(positions, (14, 14), (24, 24), "bicubic_corners"), expected, rtol=0, atol=1e-6)
+
+
+def test_half_precision_is_resampled_in_float32():
+    positions = table((6, 9)).to(torch.bfloat16)
+    ours = resample(positions, (6, 9), (7, 12), "bicubic_antialias")
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, resample(positions.float(), (6, 9), (7, 12), "bicubic_antialias").to(torch.bfloat16))
+
+
+def test_a_table_of_another_length_is_refused_with_the_numbers():
+    with pytest.raises(ValueError, match="54 positions do not make a grid of 6 rows x 8 columns"):
+        resample(table((6, 9)), (6, 8), (7, 12), "bicubic")
+
+
+def big_vision(h, w, width):
+    """posemb_sincos_2d of big_vision's models/vit.py."""
+    y, x = np.mgrid[:h, :w]
+    omega = np.arange(width // 4) / (width // 4 - 1)
+    omega = 1.0 / (10_000**omega)
+    y = np.einsum("m,d->md", y.flatten(), omega)
+    x = np.einsum("m,d->md", x.flatten(), omega)
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+
+
+def mae(h, w, width):
+    """get_2d_sincos_pos_embed of MAE's util/pos_embed.py."""
+
+    def one(positions, width):
+        omega = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2.0))
+        out = np.outer(positions.reshape(-1), omega)
+        return np.concatenate([np.sin(out), np.cos(out)], axis=1)
+
+    grid = np.meshgrid(np.arange(w, dtype=np.float64), np.arange(h, dtype=np.float64))  # "here w goes first"
+    return np.concatenate([one(grid[0], width // 2), one(grid[1], width // 2)], axis=1)
+
+
+@pytest.mark.parametrize(("kind", "author"), [("sincos", big_vision), ("sincos_mae", mae)])
+@pytest.mark.parametrize("grid", [(7, 7), (3, 5), (5, 3)])
+def test_sincos_is_its_authors_also_where_rows_and_columns_differ(kind, author, grid):
+    ours = sincos(grid, 16, mae=kind == "sincos_mae")
+    np.testing.assert_allclose(ours, author(*grid, 16), rtol=0, atol=1e-12)
+    vit = model(positions=kind, image_size=(4 * grid[0], 4 * grid[1]))
+    assert "pos_embed" not in vit.state_dict()
+    positions = vit.position_table(grid)[0]
+    assert not positions[0].any()  # [class]
+    np.testing.assert_allclose(positions[1:], author(*grid, 16), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"class_position": False}, {"registers": 2}, {"class_token": False, "pool": "avg"}]
+)
+def test_class_and_registers_stand_aside_when_the_grid_is_resampled(shape):
+    vit = model(**shape)
+    with torch.no_grad():
+        positions = vit.position_table((5, 7))[0]
+    rows = vit.pos_embed.shape[1] - 6
+    expected = resample(vit.pos_embed[0, rows:], (3, 2), (5, 7), "bicubic_antialias")
+    prefix = vit.config.prefix
+    assert torch.equal(positions[prefix:], expected)
+    assert torch.equal(positions[:rows], vit.pos_embed[0, :rows])
+    assert not positions[rows:prefix].any()
+
+
+def test_at_its_own_size_the_parameter_itself_is_the_table():
+    vit = model()
+    assert vit.position_table((3, 2)) is vit.pos_embed
+
+
+def test_the_resampled_table_is_kept_and_dropped_when_the_parameter_or_the_grid_changes():
+    vit = model()
+    with torch.no_grad():
+        first = vit.position_table((5, 7))
+        assert vit.position_table((5, 7)) is first
+        assert vit.position_table((7, 5)).shape == first.shape
+        assert not torch.equal(vit.position_table((7, 5)), first)
+        vit.pos_embed.mul_(2)
+        torch.testing.assert_close(vit.position_table((5, 7)), 2 * first)
+        vit.load_state_dict({**vit.state_dict(), "pos_embed": vit.pos_embed / 2})
+        torch.testing.assert_close(vit.position_table((5, 7)), first)
+        vit.pos_embed = torch.nn.Parameter(3 * vit.pos_embed)
+        torch.testing.assert_close(vit.position_table((5, 7)), 3 * first)
+        other = copy.deepcopy(vit)
+        other.pos_embed.zero_()
+        assert not other.position_table((5, 7)).any()
+        assert vit.position_table((5, 7)).any()
+        assert vit.float().position_table((5, 7)).dtype == torch.float32
+
+
+def test_an_optimiser_step_reaches_the_next_evaluation():
+    vit, images = model(), torch.randn(2, 3, 20, 28, dtype=torch.float64)
+    with torch.no_grad():
+        before = vit(images)
+    vit(images).sum().backward()
+    torch.optim.AdamW([vit.pos_embed], lr=0.1).step()
+    with torch.no_grad():
+        after = vit(images)
+        fresh = copy.deepcopy(vit)
+        fresh._position_cache = None
+        assert torch.equal(after, fresh(images))
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_gradients_reach_the_positions_at_another_size_also_after_an_evaluation():
+    vit, images = model(), torch.randn(2, 3, 20, 28, dtype=torch.float64)
+    with torch.no_grad():
+        kept = vit.position_table((5, 7))
+    assert vit.position_table((5, 7)) is not kept
+    vit(images).square().sum().backward()
+    assert (vit.pos_embed.grad != 0).all()
+
+
+def test_frozen_positions_are_kept_while_the_rest_learns():
+    vit = model()
+    vit.pos_embed.requires_grad_(False)
+    assert vit.position_table((5, 7)) is vit.position_table((5, 7))
+    vit(torch.randn(1, 3, 20, 28, dtype=torch.float64)).sum().backward()
+    vit(torch.randn(1, 3, 20, 28, dtype=torch.float64)).sum().backward()  # the kept table holds no graph
+
+
+def test_inference_mode_leaves_nothing_behind_that_training_cannot_use():
+    vit, images = model(), torch.randn(1, 3, 20, 28, dtype=torch.float64)
+    with torch.inference_mode():
+        inside = vit(images)
+    vit.pos_embed.requires_grad_(False)
+    outside = vit(images)
+    outside.sum().backward()
+    assert torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize("stem", [False, True], ids=["plain", "hybrid"])
+@pytest.mark.parametrize("size", [(11, 10), (12, 9), (9, 8)])
+def test_padding_loses_no_pixel_and_is_zero_at_the_bottom_and_right(size, stem):
+    vit, size = build(stem, "pad", size)
+    images = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
+    stride = vit.config.stride
+    rows, columns = -(-size[0] // stride[0]), -(-size[1] // stride[1])
+    padded = F.pad(images, (0, columns * stride[1] - size[1], 0, rows * stride[0] - size[0]))
+    assert vit.config.grid(size) == (rows, columns)
+    torch.testing.assert_close(vit(images), vit(padded), rtol=0, atol=1e-12)
+    vit(images).sum().backward()
+    assert (images.grad != 0).all()
+
+
+@pytest.mark.parametrize("stem", [False, True], ids=["plain", "hybrid"])
+@pytest.mark.parametrize("size", [(11, 10), (12, 9), (9, 8)])
+def test_cropping_is_the_cropped_image(size, stem):
+    vit, size = build(stem, "crop", size)
+    images = torch.randn(1, 3, *size, dtype=torch.float64)
+    stride = vit.config.stride
+    rows, columns = size[0] // stride[0], size[1] // stride[1]
+    cropped = images[..., : rows * stride[0], : columns * stride[1]]
+    assert vit.tokens(images).shape[1] == 1 + rows * columns
+    torch.testing.assert_close(vit(images), vit(cropped), rtol=0, atol=1e-12)
+
+
+def build(stem, remainder, size):
+    """A model and an image size that leaves the remainder in patches of 4 that `size` leaves; a hybrid has 8."""
+    from vitrail.models import resnet
+
+    if not stem:
+        return model(remainder=remainder), size
+    hybrid = {"patch_size": (2, 2), "stem": resnet.Config(blocks=(), classes=0), "image_size": (24, 16)}
+    return model(remainder=remainder, **hybrid), (2 * size[0], 2 * size[1])
+
+
+def test_refusing_names_both_sizes_and_one_that_fits():
+    vit = model(remainder="refuse")
+    with pytest.raises(ValueError, match=r"11 x 10 is not divisible by the patch 4 x 4; resize it to 12 x 8"):
+        vit(torch.zeros(1, 3, 11, 10, dtype=torch.float64))
+    with pytest.raises(ValueError, match="smaller than one patch"):
+        model(remainder="crop")(torch.zeros(1, 3, 3, 10, dtype=torch.float64))

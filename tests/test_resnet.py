@@ -1,0 +1,100 @@
+"""The BiT ResNet against the equations in numpy, its paddings against TensorFlow's SAME, and its shapes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import feature_map, forward, perturb, weights
+
+from vitrail.models.resnet import Config, ResNet, StdConv2d, same_padding
+
+
+def images(*size, channels=3, dtype=torch.float64):
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (Config(blocks=(1, 2), classes=4), (32, 32)),
+        (Config(blocks=(1, 1), classes=4), (37, 23)),
+        (Config(blocks=(1,), width_factor=2, channels=1, classes=4), (17, 34)),
+        (Config(blocks=(), classes=4), (9, 30)),
+    ],
+    ids=["two stages", "odd size", "wide, grey", "root only"],
+)
+def test_the_forward_pass_is_the_equations(config, size, dtype):
+    model, x = perturb(ResNet(config), dtype=dtype), images(*size, channels=config.channels, dtype=dtype)
+    expected = forward(weights(model), config, x.numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(model(x), expected, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 5)])
+@pytest.mark.parametrize("blocks", [(), (1,), (1, 1, 1)])
+def test_the_feature_map_has_the_promised_shape_and_reads_every_pixel(blocks, size):
+    config = Config(blocks=blocks, classes=0)
+    x = images(*size).requires_grad_()
+    features = perturb(ResNet(config)).features(x)
+    assert features.shape == (
+        2,
+        config.features,
+        math.ceil(size[0] / config.stride),
+        math.ceil(size[1] / config.stride),
+    )
+    # Random weights of the sum: each channel's mean is fixed by its group norm.
+    (features * torch.randn_like(features)).sum().backward()
+    assert (x.grad.abs().sum(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 5, 6])
+def test_same_padding_gives_a_cell_per_stride_and_puts_the_odd_pixel_at_the_end(kernel, stride, size):
+    x = torch.arange(1.0, size + 1).expand(1, 1, size, size)
+    padded = same_padding(x, kernel, stride, value=-math.inf)
+    assert (padded.shape[-1] - kernel) // stride + 1 == math.ceil(size / stride) or kernel < stride
+    row = padded[0, 0, padded.shape[-2] // 2]
+    before, after = int((row[: row.argmax()] == -math.inf).sum()), int((row[row.argmax() :] == -math.inf).sum())
+    assert before + size + after == padded.shape[-1]
+    assert 0 <= after - before <= 1
+
+
+def test_kernels_are_standardised_so_scale_and_shift_do_not_matter():
+    conv, x = StdConv2d(8, 4, 3).double(), images(6, 6, channels=8)
+    before = conv(x)
+    with torch.no_grad():
+        conv.weight.mul_(1000).add_(7)
+    # not exact: 1e-5 is added to the standard deviation
+    torch.testing.assert_close(conv(x), before, rtol=1e-3, atol=1e-3)
+
+
+def test_the_maximum_pool_pads_with_less_than_any_number():
+    model = ResNet(Config(blocks=(), classes=0)).double()
+    with torch.no_grad():
+        model.stem.norm.weight.zero_()
+        model.stem.norm.bias.fill_(-1.0)
+        model.stem.norm.relu = False
+        assert torch.equal(model.features(images(5, 5)), -torch.ones(2, 64, 2, 2, dtype=torch.float64))
+
+
+def test_without_a_head_the_output_is_the_mean_of_the_feature_map():
+    model, x = perturb(ResNet(Config(blocks=(1,), classes=0))), images(16, 16)
+    expected = feature_map(x.numpy(), weights(model), (1,)).mean(axis=(2, 3))
+    np.testing.assert_allclose(model(x).detach(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"width_factor": 0}, "width_factor is 0"),
+        ({"channels": 0}, "channels is 0"),
+        ({"blocks": (3, 0)}, "every stage needs 1 or more"),
+        ({"classes": -1}, "classes is -1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**overrides)

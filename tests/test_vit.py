@@ -1,0 +1,204 @@
+"""The ViT against the equations in plain numpy, its gradients against finite differences, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from reference import forward, perturb, weights
+
+from vitrail.models import resnet
+from vitrail.models.layers import DropPath
+from vitrail.models.vit import Block, Config, ViT
+
+SMALL = {"image_size": (12, 8), "patch_size": (4, 4), "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "classes": 5}
+HYBRID = {"patch_size": (1, 1), "stem": resnet.Config(blocks=(1, 1, 1), classes=0), "image_size": (32, 48)}
+R26 = {"patch_size": (1, 1), "stem": resnet.Config(blocks=(2, 2, 2, 2), classes=0), "image_size": (64, 32)}
+STEM = {"patch_size": (8, 8), "stem": resnet.Config(blocks=(), classes=0), "image_size": (32, 64)}
+MEAN = {"pool": "avg", "class_token": False}
+CASES = {
+    "plain": {},
+    "mean": {"pool": "avg"},
+    "mean without class": MEAN,
+    "mean, norm after": {**MEAN, "norm_first": False},
+    "class, norm after": {"norm_first": False},
+    "pre-logits": {"representation": 12},
+    "registers": {"registers": 3},
+    "registers, class without position": {"registers": 3, "class_position": False},
+    "class without position": {"class_position": False},
+    "mean with registers": {"pool": "avg", "registers": 2},
+    "LayerScale": {"layer_scale": 1e-5},
+    "MAP": {"pool": "map", "class_token": False},
+    "MAP with class, tanh": {"pool": "map", "activation": "gelu_tanh"},
+    "SwiGLU": {"activation": "swiglu"},
+    "MAP, SwiGLU": {"activation": "swiglu", "pool": "map"},
+    "GELU tanh": {"activation": "gelu_tanh"},
+    "sin-cos": {"positions": "sincos"},
+    "sin-cos of MAE": {"positions": "sincos_mae"},
+    "no positions": {"positions": "none"},
+    "CLIP": {"pre_norm": True, "activation": "quick_gelu", "patch_bias": False, "norm_eps": 1e-2},
+    "qk norm": {"qk_norm": True, "norm_eps": 1e-2},
+    "no qkv bias": {"qkv_bias": False},
+    "wide patch": {"patch_size": (2, 4), "channels": 4},
+    "hybrid": HYBRID,
+    "R26": R26,
+    "R": STEM,
+}
+
+
+def tiny(case="plain", **overrides):
+    return Config(**{**SMALL, **CASES[case], **overrides})
+
+
+def pixels(config, batch=2, size=None, dtype=torch.float64):
+    shape = (batch, config.channels, *(size or config.image_size))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_forward_pass_is_the_papers_equations(case, dtype):
+    config = tiny(case)
+    model, images = perturb(ViT(config), dtype=dtype), pixels(config, dtype=dtype)
+    expected = forward(weights(model), config, images.numpy())
+    assert 0.1 < np.abs(expected).mean() < 10
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images), expected, rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("R26", "R")])
+def test_gradients_are_those_of_finite_differences(case):
+    small = {"stem": resnet.Config(blocks=(1, 1), classes=0), "image_size": (16, 24), "depth": 1}
+    config = tiny(case, **(small if case == "hybrid" else {}))
+    model, images = perturb(ViT(config)), pixels(config)
+    target = torch.randn(2, config.classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def loss():
+        return (model(images) * target).sum()
+
+    loss().backward()
+    generator, step = torch.Generator().manual_seed(2), 1e-6
+    for name, p in model.named_parameters():
+        direction = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()  # short steps: a ReLU has kinks
+        with torch.no_grad():
+            p.add_(step * direction)
+            above = loss()
+            p.sub_(2 * step * direction)
+            below = loss()
+            p.add_(step * direction)
+        # A shift of all keys leaves the softmax as it is.
+        assert (p.grad.norm() > 1e-4) != name.endswith("k_norm.bias"), f"the gradient of {name} is {p.grad.norm()}"
+        slope, expected = (p.grad * direction).sum().item(), ((above - below) / (2 * step)).item()
+        assert slope == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+
+
+def test_a_shift_of_all_keys_changes_nothing_so_their_bias_has_no_gradient():
+    model = perturb(ViT(tiny("MAP with class, tanh")))
+    model(pixels(model.config)).sum().backward()
+    for part in (*(b.attn.qkv.bias.grad.chunk(3)[1] for b in model.blocks), model.attn_pool.kv.bias.grad.chunk(2)[0]):
+        assert part.abs().max() < 1e-12
+    model = perturb(ViT(tiny("qk norm")))  # behind a norm of the keys it is no longer a shift
+    model(pixels(model.config)).sum().backward()
+    assert all(b.attn.qkv.bias.grad.chunk(3)[1].norm() > 1e-4 for b in model.blocks)
+
+
+def test_only_the_zero_head_learns_in_the_first_step():
+    model = ViT(tiny())
+    model(pixels(model.config, dtype=torch.float32))[:, 0].sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad.any()} == {"head.weight", "head.bias"}
+
+
+def test_without_classes_the_output_is_the_representation():
+    model = perturb(ViT(tiny(classes=0)))
+    images = pixels(model.config)
+    tokens = model.tokens(images)
+    assert tokens.shape == (2, 1 + 3 * 2, 16)
+    assert torch.equal(model(images), tokens[:, 0])
+
+
+def test_the_public_steps_compose_to_the_logits():
+    model = perturb(ViT(tiny("registers, class without position", representation=12, norm_first=False)))
+    images = pixels(model.config)
+    y = model.pool(model.norm(model.blocks(model.embed(images))))
+    assert torch.equal(model.head(model.pre_logits(y)), model(images))
+
+
+@pytest.mark.parametrize("case", ["plain", "MAP", "hybrid"])
+def test_a_samples_logits_do_not_depend_on_the_others(case):
+    model = perturb(ViT(tiny(case)))
+    images = pixels(model.config, batch=5)
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone, rtol=0, atol=1e-12)
+
+
+def test_patches_may_be_shuffled_where_there_are_no_positions():
+    model = perturb(ViT(tiny("no positions")))
+    images = pixels(model.config)
+    upside_down = images.unflatten(2, (3, 4)).flip(2).flatten(2, 3)
+    torch.testing.assert_close(model(upside_down), model(images), rtol=0, atol=1e-12)
+    learned = perturb(ViT(tiny()))
+    assert (learned(upside_down) - learned(images)).abs().max() > 1e-2
+
+
+def test_dropout_follows_the_positions_and_every_dense_layer_but_qkv():
+    model, widths = ViT(tiny(dropout=0.5, depth=1)).train(), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda m, x, y: widths.append((m.p, x[0].shape[-1])))
+    model(pixels(model.config, dtype=torch.float32))
+    # positions, U_msa, and the two layers of the MLP
+    assert widths == [(0.5, 16), (0.5, 16), (0.5, 24), (0.5, 16)]
+
+
+@pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "drop_path"])
+def test_noise_is_for_training_only(rate):
+    model = perturb(ViT(tiny(**{rate: 0.5})))
+    images, quiet = pixels(model.config), perturb(ViT(tiny()))
+    assert torch.equal(model(images), quiet(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+    rates = [b.drop_path.rate for b in ViT(tiny(depth=4, drop_path=0.3)).blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    torch.manual_seed(0)
+    kept = DropPath(0.25)(torch.ones(20_000, 2, 3))
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_dropped_block_is_the_identity():
+    block = Block(tiny(), drop_path=1 - 1e-12, device=None).train()
+    z = torch.randn(3, 4, 16)
+    assert torch.equal(block(z), z)
+
+
+BAD = {
+    "3 heads do not divide the width 16": {"heads": 3},
+    "such as 2": {"heads": 3},
+    "divisible by 4, not 18": {"positions": "sincos", "width": 18},
+    "class_token is False": {"class_token": False},
+    "image_size is": {"image_size": (0, 8)},
+    "depth is 0": {"depth": 0},
+    "classes is -1": {"classes": -1},
+    r"dropout is 1\.0": {"dropout": 1.0},
+    "pool is 'max'; choose one of token, avg, map": {"pool": "max"},
+    "remainder is 'drop'; choose one of pad, refuse, crop": {"remainder": "drop"},
+    "activation is 'relu'": {"activation": "relu"},
+    "12 x 10 is not divisible by the patch 4 x 4": {"image_size": (12, 10), "remainder": "refuse"},
+    "the stem has 3 channels and 1000 classes": {"stem": resnet.Config()},
+    "it must have the image's 1 channels": {"stem": resnet.Config(classes=0), "channels": 1},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_configuration_that_cannot_be_is_refused_with_its_reason(message, unchecked):
+    overrides = BAD[message]
+    with pytest.raises(ValueError, match=message):
+        Config(**{**SMALL, **overrides})
+
+
+def test_images_with_other_channels_are_refused():
+    with pytest.raises(ValueError, match="the images have 1 channels, the model reads 3"):
+        ViT(tiny())(torch.zeros(1, 1, 12, 8))

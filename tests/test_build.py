@@ -172,6 +172,6 @@ def test_config_is_plain_and_reads_from_the_command_line():
         ({"name": "sgd"}, "sgd has no decoupled weight decay, but weight_decay = 0.3: set it to 0.0"),
     ],
 )
-def test_config_errors_are_sentences(settings, sentence):
+def test_config_errors_are_sentences(unchecked, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Config(**settings)

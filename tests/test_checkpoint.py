@@ -50,6 +50,7 @@ def test_the_update_after_a_restore_is_the_same(tmp_path):
 
 def test_the_newest_are_kept_and_counted_as_numbers(tmp_path):
     task, optimizer = trained()
+    (tmp_path / "step-by-step").mkdir()  # somebody's own
     for step in (9, 10, 100):
         checkpoint.save(tmp_path, step, task, optimizer, keep=2)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-10", "step-100"]

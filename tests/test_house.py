@@ -71,7 +71,9 @@ def graph():
         for name in imported(path):
             if name.split(".")[0] == "vitrail":
                 parts = name.split(".")[1:]
-                target = next((".".join(parts[:n]) for n in (len(parts), len(parts) - 1) if ".".join(parts[:n]) in ours), None)
+                target = next(
+                    (".".join(parts[:n]) for n in (len(parts), len(parts) - 1) if ".".join(parts[:n]) in ours), None
+                )
                 if target is not None:
                     edges[module_of(path)].add(target)
     return edges
@@ -79,7 +81,12 @@ def graph():
 
 def drawing():
     """The text of docs/imports.md."""
-    lines = ["# Who imports whom", "", "Imports run downwards or along a floor, never in a circle (tests/test_house.py).", ""]
+    lines = [
+        "# Who imports whom",
+        "",
+        "Imports run downwards or along a floor, never in a circle (tests/test_house.py).",
+        "",
+    ]
     for floor in sorted(FLOORS, reverse=True):
         lines += [f"## Floor {floor}", ""]
         for module in sorted(m for m in graph() if FLOOR[m] == floor and not is_face(m)):

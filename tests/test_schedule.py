@@ -153,7 +153,7 @@ def test_duration_errors_are_sentences(duration, sentence):
         steps_of(duration, batch=32)
 
 
-def test_schedule_errors_are_sentences():
+def test_schedule_errors_are_sentences(unchecked):
     with pytest.raises(ValueError, match=r"warm-up '600 steps' \(600 steps\).* longer than the run of 500 steps"):
         multiplier(Schedule(warmup="600 steps"), 0, 500)
     with pytest.raises(ValueError, match=r"cool-down '50%' \(50 steps\) are longer than the run of 100"):

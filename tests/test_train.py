@@ -162,7 +162,29 @@ def test_a_finished_run_resumes_to_the_same_result(tmp_path, quick):
     result = start(small(), tmp_path / "run").fit()
     before = history(tmp_path / "run")
     assert Trainer(runs.read(tmp_path / "run"), tmp_path / "run").fit() == result
-    assert history(tmp_path / "run")[: len(before)] == before
+    assert history(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_crash_between_checkpoint_and_evaluation_loses_neither(tmp_path, quick, monkeypatch, call):
+    often = {"checkpoint_every": "6 steps", "evaluate_every": "6 steps"}
+    start(small(**often), tmp_path / "whole").fit()
+    trainer, calls = start(small(**often), tmp_path / "cut"), []
+    inner = trainer._evaluate
+
+    def dies(log):
+        calls.append(1)
+        if len(calls) == call:
+            raise MemoryError
+        return inner(log)
+
+    monkeypatch.setattr(trainer, "_evaluate", dies)
+    with pytest.raises(MemoryError):
+        trainer.fit()
+    again = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
+    assert again.done == 6 * call
+    again.fit()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_the_seed_decides_the_run(tmp_path, quick):
@@ -184,7 +206,7 @@ def test_training_lowers_the_loss(tmp_path, quick):
     model = replace(demo().model, width=32, depth=2, heads=2, mlp_dim=64)
     start(small(model=model, duration="150 steps", batch=32, log_every=10), tmp_path / "run").fit()
     losses = [record["loss"] for record in history(tmp_path / "run") if "loss" in record]
-    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick):

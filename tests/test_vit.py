@@ -155,7 +155,9 @@ def test_noise_is_for_training_only(rate):
     images, quiet = pixels(model.config), perturb(ViT(tiny()))
     assert torch.equal(model(images), quiet(images))
     model.train()
-    assert not torch.equal(model(images), model(images))
+    torch.manual_seed(0)
+    first = model(images)
+    assert not all(torch.equal(first, model(images)) for _ in range(8))
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():

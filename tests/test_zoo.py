@@ -160,7 +160,7 @@ def test_the_papers_short_names_are_understood(short, name):
         ("vit-b/16", r"no model is called 'vit-b/16'; did you mean ViT-B/16"),
         ("vit_base_patch16_225", "did you mean vit_base_patch16_224"),
         ("R50+ViT-B16", r"did you mean R50\+ViT-B/16"),
-        ("qqq", r"no model is called 'qqq'; such as ViT-B/16\. All names are in docs/zoo\.md"),
+        ("qqq", r"no model is called 'qqq'; ViT-B/16 is one\. All names are in docs/zoo\.md"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, message):

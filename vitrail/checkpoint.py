@@ -10,6 +10,7 @@ random state to keep. A folder appears under its name only when it is complete o
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def save(folder: Path, step: int, task: nn.Module, optimizer: torch.optim.Optimi
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    named = [(match, path) for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))]
+    return [path for _, path in sorted(named, key=lambda pair: int(pair[0][1]))]
 
 
 def newest(folder: Path) -> Path | None:

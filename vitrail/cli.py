@@ -168,14 +168,14 @@ def _help() -> None:
 
 def _sentence(name: str, box: str) -> str:
     """tyro's framed complaint as one sentence; a complaint that is not known here keeps its words."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    text = " ".join(line for line in lines if line and not set(line) <= {"─"})
+    # The frame is of box characters, or of hyphens where the terminal has none.
+    text = " ".join(re.sub("[│╭╮╰╯]|[─-]{3,}", " ", box).split())
     text = text.partition(" Argument helptext:")[0].partition(" For full helptext")[0]
-    if found := re.match(r"Missing value for argument '(--\S+)'", text):
+    if found := re.search(r"Missing value for argument '(--\S+)'", text):
         return f"{found[1]} needs a value; see vitrail {name} --help."
-    if found := re.match(r"Missing (?:from .*?: ([A-Z]+)|value for argument '(\w+)')", text):
+    if found := re.search(r"Missing (?:from .*?: ([A-Z]+)|value for argument '(\w+)')", text):
         return f"vitrail {name} needs a {(found[1] or found[2]).lower()}; name it before the options."
-    if found := re.match(r"Error parsing (\S+): .*?('[^\]]*')", text):
+    if found := re.search(r"Error parsing (\S+): .*?('[^\]]*')", text):
         return f"{found[1]} cannot be {found[2].replace(',', '')}; see vitrail {name} --help."
     return text
 

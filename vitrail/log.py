@@ -28,7 +28,8 @@ class Log:
     def __init__(self, folder: Path, total: int, done: int, what: str = "training") -> None:
         self.path, self.total, self.done = folder / "metrics.jsonl", total, done
         self.console = Console(stderr=True, highlight=False)
-        _truncate(self.path, done)
+        kept = _truncate(self.path, done)
+        self.evaluated = {record["step"] for record in kept if "evaluation" in record}
         self.file = self.path.open("a")
         columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -71,6 +72,12 @@ class Log:
             left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
             self.say(f"step {step}/{self.total}  {text}  left {_clock(left)}")
 
+    def evaluation(self, step: int, result: dict[str, float]) -> None:
+        """Logs what an evaluation after `step` steps found, once: a resumed run may come to the same step again."""
+        if step not in self.evaluated:
+            self.write({"step": step, "evaluation": result})
+            self.evaluated.add(step)
+
     def write(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl, on the disk at once."""
         self.file.write(json.dumps(record) + "\n")
@@ -90,10 +97,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _truncate(path: Path, done: int) -> None:
-    """Keeps the lines up to step `done`: what a killed run wrote after its last checkpoint is written again."""
+def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
+    """Keeps the lines up to step `done`: what a killed run wrote after its last checkpoint is written again.
+
+    Returns the records that were kept.
+    """
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text().splitlines():
         try:
@@ -101,10 +111,12 @@ def _truncate(path: Path, done: int) -> None:
         except json.JSONDecodeError:  # cut short by the kill
             continue
         if record["step"] <= done:
-            kept.append(line + "\n")
-    path.write_text("".join(kept))
+            kept.append(record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return kept
 
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(math.ceil(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -71,6 +71,8 @@ class Trainer:
         )
         self.task.train()
         with Log(self.folder, self.total, self.done) as log, stoppable() as stop:
+            if self.done and self.done % evaluate == 0 and self.done not in log.evaluated:
+                self._evaluate(log)  # it stopped between a checkpoint and the evaluation that was due
             for step, batch, waited in self._batches():
                 metrics = self._step(step, batch)
                 self.done = step + 1
@@ -137,7 +139,7 @@ class Trainer:
 
     def _evaluate(self, log: Log) -> dict[str, float]:
         result = dict(Accuracy(self.test_source).run(self.task))
-        log.write({"step": self.done, "evaluation": result})
+        log.evaluation(self.done, result)
         log.say(
             f"step {self.done}/{self.total}: {result['accuracy']:.1%} of {result['samples']:.0f} held-back images "
             f"right, loss {result['loss']:.3f}"

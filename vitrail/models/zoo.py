@@ -180,7 +180,7 @@ def canonical(name: str) -> str:
             return candidate
     folded = {known.lower(): known for known in zoo()}
     near = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(folded[n] for n in near)}?" if near else "such as ViT-B/16."
+    hint = f"did you mean {' or '.join(folded[n] for n in near)}?" if near else "ViT-B/16 is one."
     raise ValueError(f"no model is called {name!r}; {hint} All names are in docs/zoo.md.")
 
 

@@ -48,13 +48,14 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["demo", "resume", "info", "vitrail COMMAND --help", "The Vision Transformer"]),
+        (["--help"], ["demo", "resume", "info", "predict", "vitrail COMMAND --help", "The Vision Transformer"]),
         (["-h"], ["demo", "resume", "info"]),
         (
             ["demo", "--help"],
             ["--out FOLDER", "--data FOLDER", "--duration TIME", "--seed N", "--json", "three minutes"],
         ),
         (["info", "--help"], ["MODEL", "--image-size H [W]", "--json", "--classes 10", "docs/zoo.md", "FLOPs"]),
+        (["predict", "--help"], ["MODEL", "IMAGE...", "(one or more)", "--top N", "--json", "1 where some could not"]),
         (["resume", "--help"], ["FOLDER", "--json", "exactly as if it had not been"]),
         (["--version"], [vitrail.__version__]),
     ],
@@ -141,9 +142,10 @@ def test_a_flag_may_stand_anywhere(capsys, given):
     [
         ("", "name a command; vitrail --help lists them."),
         ("inof", "there is no command 'inof'; did you mean info?"),
-        ("xyz", "there is no command 'xyz'; the commands are demo, info, resume."),
+        ("xyz", "there is no command 'xyz'; the commands are demo, info, predict, resume."),
         ("info", "vitrail info needs a model; name it before the options."),
         ("info --classes 10 ViT-B/16", "vitrail info needs a model; name it before the options."),
+        ("predict", "vitrail predict needs a model; name it before the options."),
         ("resume", "vitrail resume needs a folder; name it before the options."),
         ("resume a b", "vitrail resume has no place for b; see vitrail resume --help."),
         ("demo extra", "vitrail demo has no place for extra; see vitrail demo --help."),

@@ -118,13 +118,41 @@ def test_a_trained_model_shows_its_preprocessing_and_classes(folder, inner):
     path = str(folder / inner)
     card = info.describe(path, {}, (12, 8))
     assert card["name"] == path
-    assert card["preprocessing"] == {"image_size": (8, 8), "mean": (0.25,), "std": (0.5,)}
+    statistics = {"image_size": (8, 8), "mean": (0.25,), "std": (0.5,)}
+    assert card["preprocessing"] == statistics | {"resize": "squash", "crop_fraction": 1.0, "interpolation": "bilinear"}
     assert card["class_names"] == ["cat", "dog"]
     assert card["tokens"] == 7
     assert card["parameters"] == sum(p.numel() for p in Pipeline.load(path).model.parameters())
     said = info.text(card)
-    assert "image_size 8 x 8, mean 0.25, std 0.5" in said
+    assert "image_size 8 x 8, mean 0.25, std 0.5, resize squash, crop_fraction 1.0, interpolation bilinear" in said
     assert "cat, dog" in said
+
+
+@pytest.mark.parametrize(("count", "shown"), [(20, "17, 18, 19\n"), (21, "8, 9, ... (21 in all)\n")])
+def test_of_many_classes_the_first_are_shown(tmp_path, count, shown):
+    model = vit.ViT(vit.Config((8, 8), (4, 4), 1, 16, 1, 2, 32, classes=count))
+    Pipeline(model, Preprocessing((8, 8), (0.25,), (0.5,)), tuple(map(str, range(count)))).save(tmp_path)
+    card = info.describe(str(tmp_path), {})
+    assert len(card["class_names"]) == count
+    assert shown in info.text(card)
+
+
+def test_a_file_with_weights_shows_its_preprocessing(tmp_path):
+    model = vit.ViT(vit.Config((32, 32), (16, 16), 3, 64, 2, 1, 256, 7))
+    how = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+    Pipeline(model, how, tuple("abcdefg")).save(tmp_path)
+    card = info.describe(str(tmp_path / "model.safetensors"), {}, (64, 32))
+    assert card["name"] == str(tmp_path / "model.safetensors")
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (card["class_names"], card["tokens"]) == (None, 9)
+    assert {"image_size", "mean", "std", "resize", "crop_fraction", "interpolation"} == card["preprocessing"].keys()
+    assert "preprocessing image_size 32 x 32, mean " in info.text(card)
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "some/where.safetensors"])
+def test_a_file_that_is_not_there_is_no_misspelt_name(name):
+    with pytest.raises(ValueError, match=f"{name} does not exist; name a file with weights"):
+        info.describe(name, {})
 
 
 def test_a_trained_model_cannot_be_overridden(folder):

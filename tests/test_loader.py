@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from vitrail.data.idx import fashion
 from vitrail.data.loader import collate, evaluation, training, training_batch
 from vitrail.data.order import samples
+from vitrail.data.transforms import Preprocessing, prepare
 
 
 @dataclass
@@ -173,3 +175,21 @@ def test_nothing_is_read_where_no_step_is_left():
     source = Numbered(10)
     assert list(training(source, batch=2, seed=0, start=5, stop=5)) == []
     assert not source.read
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_training_and_evaluation_see_what_predict_sees(resize):
+    """Law 3: one description of the preprocessing, whoever uses it."""
+    how = Preprocessing((6, 6), (0.5,), (0.5,), resize)
+    source = fashion("test")
+    batch = next(evaluation(source, batch=3, how=how))
+    for i in range(3):
+        assert torch.equal(batch["images"][i], prepare(source[i][0], how))
+    trained = training_batch(source, 0, 3, 0, how)["images"]
+    assert trained.shape == (3, 1, 6, 6)
+
+
+def test_an_image_that_cannot_be_prepared_is_named():
+    how = Preprocessing((6, 6), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz\[4\]: an image is .*; it must be uint8"):
+        collate(fashion("test"), [4], how)

@@ -1,11 +1,16 @@
-"""From pixels to named answers: probabilities, images of any size, and what is refused."""
+"""From pixels or files to named answers: probabilities, images of any size, and what is refused."""
+
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vitrail import Pipeline
-from vitrail.data.transforms import Preprocessing, normalise
+from vitrail import pipeline as module
+from vitrail.data.transforms import Preprocessing, normalise, prepare
 from vitrail.models import vit
 from vitrail.recipes.demo import demo
 from vitrail.run import write
@@ -13,12 +18,12 @@ from vitrail.run import write
 NAMES = ("ash", "beech", "cedar", "date", "elm", "fir", "gum")
 
 
-def pipeline(dropout=0.0, channels=3, remainder="pad"):
+def pipeline(dropout=0.0, channels=3, remainder="pad", resize="native"):
     torch.manual_seed(0)
     config = vit.Config((8, 8), (4, 4), channels, 16, 1, 2, 32, len(NAMES), dropout=dropout, remainder=remainder)
     model = vit.ViT(config)
     torch.nn.init.normal_(model.head.weight)
-    return Pipeline(model.eval(), Preprocessing((8, 8), (0.5,) * channels, (0.25,) * channels), NAMES)
+    return Pipeline(model.eval(), Preprocessing((8, 8), (0.5,) * channels, (0.25,) * channels, resize), NAMES)
 
 
 def image(height=8, width=8, channels=3, seed=0):
@@ -34,7 +39,7 @@ def test_the_answers_are_the_models_softmax_best_first():
         with torch.no_grad():
             share = predict.model(normalise(batch, predict.preprocessing, torch.float32))[0].softmax(-1).tolist()
         assert [answer.index for answer in answers] == sorted(range(len(NAMES)), key=lambda k: -share[k])
-        assert [answer.probability for answer in answers] == pytest.approx(sorted(share, reverse=True))
+        assert [answer.probability for answer in answers] == pytest.approx(sorted(share, reverse=True), rel=1e-5)
         assert sum(answer.probability for answer in answers) == pytest.approx(1)
         assert all(answer.label == NAMES[answer.index] for answer in answers)
 
@@ -141,6 +146,123 @@ def test_a_run_without_a_model_says_how_to_go_on(tmp_path):
         Pipeline.load(tmp_path / "run")
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere is not a model folder"):
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere does not exist; name a file with weights, or a model folder"):
         Pipeline.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"is not a model folder"):
+        Pipeline.load(tmp_path)
+
+
+def test_a_file_with_weights_is_loaded_and_numbers_its_classes(tmp_path):
+    torch.manual_seed(0)
+    before = vit.ViT(vit.Config((32, 32), (16, 16), 3, 64, 2, 1, 256, 7)).eval()
+    torch.nn.init.normal_(before.head.weight)
+    Pipeline(before, pipeline().preprocessing, NAMES).save(tmp_path)
+    predict = Pipeline.load(tmp_path / "model.safetensors")
+    assert predict.class_names == tuple("0123456")
+    pixels = image(32, 32)
+    for found, expected in zip(predict(pixels), Pipeline(before, predict.preprocessing, NAMES)(pixels), strict=True):
+        assert (found.label, found.index) == (str(expected.index), expected.index)
+        assert found.probability == pytest.approx(expected.probability, rel=1e-4)
+
+
+def same(found, expected):
+    """The answers for one image, which may differ by rounding."""
+    assert [(answer.label, answer.index) for answer in found] == [(a.label, a.index) for a in expected]
+    assert [a.probability for a in found] == pytest.approx([a.probability for a in expected], rel=1e-4, abs=1e-6)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Ten images of several sizes and kinds."""
+    for n in range(10):
+        kind = ["png", "bmp", "webp", "tiff"][n % 4]
+        how = {"lossless": True} if kind == "webp" else {}
+        Image.fromarray(image(8 + n % 3, 9, seed=n)).save(tmp_path / f"{n}.{kind}", **how)
+    return sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resize", ["native", "squash", "crop", "pad"])
+def test_a_file_is_read_as_its_pixels_are(files, resize):
+    predict = pipeline(resize=resize)
+    pixels = [image(8 + n % 3, 9, seed=n) for n in range(10)]
+    for found, expected in zip(predict([*files[:5], *map(str, files[5:])]), predict(pixels), strict=True):
+        assert found == expected
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_images_are_prepared_as_the_preprocessing_says(resize):
+    predict, pixels = pipeline(resize=resize), image(30, 17)
+    how = predict.preprocessing
+    with torch.no_grad():
+        share = predict.model(normalise(prepare(pixels, how)[None], how, torch.float32))[0].softmax(-1)
+    assert [a.probability for a in predict(pixels, top=7)] == pytest.approx(share.sort(descending=True)[0].tolist())
+
+
+def test_one_image_has_one_list_of_answers(files):
+    predict = pipeline()
+    assert predict(image(seed=0)) == predict([image(seed=0)])[0]
+    assert predict(files[0]) == predict(str(files[0])) == predict([files[0]])[0]
+
+
+def test_a_model_of_grey_images_reads_files_as_grey(files):
+    predict = pipeline(channels=1)
+    grey = np.array(Image.fromarray(image(8, 9, seed=0)).convert("L"))[..., None]
+    assert predict(files[0]) == predict(grey)
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 2**20])
+def test_neighbours_change_an_answer_by_rounding_alone(files, monkeypatch, at_once):
+    """In batches of one, of a few, of all."""
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    predict = pipeline()
+    for file, found in zip(files, predict(files, top=7), strict=True):
+        same(found, pipeline()([file], top=7)[0])
+
+
+def test_images_of_one_size_go_through_the_model_together_up_to_the_limit(monkeypatch):
+    predict, batches = pipeline(), []
+    predict.model.register_forward_pre_hook(lambda model, inputs: batches.append(tuple(inputs[0].shape)))
+    predict([image(seed=n) for n in range(300)])
+    assert batches == [(256, 3, 8, 8), (44, 3, 8, 8)]
+    batches.clear()
+    monkeypatch.setattr(module, "AT_ONCE", 1000)
+    predict([image(20, 16), image(), image(20, 16), image(20, 16), image(20, 16), image()])
+    assert batches == [(3, 3, 20, 16), (1, 3, 8, 8), (1, 3, 20, 16), (1, 3, 8, 8)]
+
+
+def test_a_bad_file_is_an_error_in_its_place_and_stops_nothing(files, tmp_path):
+    predict, bad = pipeline(remainder="refuse"), tmp_path / "bad.jpg"
+    bad.write_bytes(b"<html>")
+    Image.fromarray(image(8, 12)).save(tmp_path / "wide.png")
+    Image.fromarray(image(9, 8)).save(tmp_path / "odd.png")
+    given = [bad, tmp_path / "wide.png", tmp_path / "missing.png", tmp_path / "odd.png", image()]
+    results = list(predict.stream(given))
+    assert [isinstance(result, ValueError) for result in results] == [True, False, True, True, False]
+    assert str(results[0]).startswith(f"{bad} is a web page")
+    assert str(results[2]) == f"{tmp_path / 'missing.png'} does not exist; check its name."
+    assert str(results[3]).startswith(f"{tmp_path / 'odd.png'}: an image of 9 x 8 is not divisible by the patch 4 x 4")
+    same(results[4], predict(image()))
+    with pytest.raises(ValueError, match=r"bad\.jpg is a web page"):
+        predict(given)
+
+
+def test_a_stream_reads_a_little_ahead_and_its_threads_end_with_it():
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield image(64, 64)
+
+    stream = pipeline().stream(endless())
+    assert len(next(stream)) == 5
+    assert len(taken) <= 256 + 34
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_a_model_without_a_head_says_so():
+    config = replace(pipeline().model.config, classes=0)
+    with pytest.raises(ValueError, match="the model has no head, so it has no classes to predict"):
+        Pipeline(vit.ViT(config), pipeline().preprocessing, ())([image()])

@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitrail.models.zoo import configure, create
     from vitrail.pipeline import Pipeline
+    from vitrail.weights.load import load
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "configure", "create"]
+__all__ = ["Pipeline", "__version__", "configure", "create", "load"]
 
-_HOME = {"create": "vitrail.models.zoo", "configure": "vitrail.models.zoo", "Pipeline": "vitrail.pipeline"}
+_HOME = {
+    "Pipeline": "vitrail.pipeline",
+    "configure": "vitrail.models.zoo",
+    "create": "vitrail.models.zoo",
+    "load": "vitrail.weights.load",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,26 +2,29 @@
 
     vitrail demo                      train on the images in the package
     vitrail info ViT-B/16 --json      what a model is and costs
+    vitrail predict runs/demo a.jpg   what an image shows
+    vitrail convert a.npz b --to timm weights in another format
 
-Nothing here imports torch before a command runs, so that --help answers at once. Exit status: 0 done, 2 bad input (one
-sentence on standard error), 130 interrupted.
+Nothing here imports torch before a command runs, so that --help answers at once. Exit status: 0 done, 1 done but some
+images failed, 2 bad input (one sentence on standard error), 130 interrupted.
 """
 
 import contextlib
 import difflib
 import io
 import json as jsonlib
-import re
+import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from vitrail import __version__
+from vitrail.words import overrides, sentence
 
 if TYPE_CHECKING:
     from vitrail.data.source import Source
@@ -84,7 +87,7 @@ class Info:
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """A name from docs/zoo.md, such as ViT-B/16, R50+ViT-B/16 or vit_base_patch16_224; or a model or run folder."""
+    """A name from docs/zoo.md, such as ViT-B/16, R50+ViT-B/16 or vit_base_patch16_224; or a run, model or weights."""
     image_size: Annotated[tuple[int, ...] | None, arg(metavar="H [W]", help_behavior_hint="")] = None
     """Height and width in pixels of the images that it will see; one number for squares. Without it: the model's."""
     json: Flag = False
@@ -96,20 +99,99 @@ class Info:
         if self.image_size is not None and len(self.image_size) not in (1, 2):
             raise ValueError(f"--image-size takes height and width, not {len(self.image_size)} numbers.")
         size = (self.image_size[0], self.image_size[-1]) if self.image_size else None
-        card = describe(self.model, _overrides(rest), size)
+        card = describe(self.model, overrides(rest), size)
         print(jsonlib.dumps(card, indent=2) if self.json else text(card))
 
 
-COMMANDS: dict[str, type[Demo] | type[Resume] | type[Info]] = {"demo": Demo, "info": Info, "resume": Resume}
+@dataclass
+class Predict:
+    """Say what images show: the most probable classes of each, best first.
+
+    Images are prepared as the weights ask for. Exit status: 0 where all could be read, 1 where some could not, 2 where
+    none could.
+    """
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """A run folder such as runs/demo, a model folder, or a file with weights."""
+    images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE...", help_behavior_hint="(one or more)")]]
+    """Image files (JPEG, PNG, WebP, BMP, GIF, TIFF), and folders, which are searched for them."""
+    top: Annotated[int, arg(metavar="N")] = 5
+    """How many classes of each image."""
+    json: Flag = False
+    """Print one JSON document: a list of {file, predictions: [{label, index, probability}]} or {file, error}."""
+
+    def run(self, rest: list[str]) -> None:
+        from vitrail.data.decode import find
+
+        if self.top < 1:
+            raise ValueError(f"--top is {self.top}; it must be 1 or more.")
+        if not self.images:
+            raise ValueError("vitrail predict needs an image after the model; name files or folders.")
+        files = [file for name in self.images for file in find(Path(name))]
+        _predict(self.model, files, self.top, self.json)
+
+
+@dataclass
+class Convert:
+    """Write weights in another format, bit for bit where the format can hold them.
+
+    google and torchvision are files, vitrail, timm and huggingface are folders; timm is a file where TARGET is named
+    like one (.safetensors, .pth).
+    """
+
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
+    """A file or folder with weights of any of these formats, a run folder, or hf-hub:OWNER/NAME."""
+    target: Positional[Annotated[str, arg(metavar="TARGET")]]
+    """What is written; it must not exist yet."""
+    to: Literal["vitrail", "google", "timm", "huggingface", "torchvision"] = "vitrail"
+    """The format of TARGET."""
+    heads: Annotated[int, arg(metavar="N")] = 0
+    """The number of attention heads, where the format does not tell it."""
+    json: Flag = False
+    """Print what was done as one JSON document."""
+
+    def run(self, rest: list[str]) -> None:
+        from vitrail.pipeline import locate
+        from vitrail.weights.hub import resolve
+        from vitrail.weights.load import read
+        from vitrail.weights.save import save
+
+        weights = read(locate(resolve(self.source)), heads=self.heads or None)
+        lost = save(weights, Path(self.target), self.to)
+        left = [] if self.to == weights.format else sorted(weights.extra)
+        if self.json:
+            done = {"source": self.source, "from": weights.format, "target": self.target, "to": self.to}
+            print(jsonlib.dumps({**done, "tensors": len(weights.tensors), "lost": lost, "left_out": left}, indent=2))
+            return
+        print(f"{self.target}: {len(weights.tensors)} tensors, from {weights.format} to {self.to}")
+        for words in lost:
+            print(f"  timm has no word for {words}; Vitrail reads it from this folder all the same")
+        if left:
+            print(f"  left out, for they are not the model's: {', '.join(left[:5])}{' ...' * (len(left) > 5)}")
+
+
+Command = Demo | Resume | Info | Predict | Convert
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "info": Info,
+    "predict": Predict,
+    "convert": Convert,
+    "resume": Resume,
+}
 OVERRIDABLE = (Info,)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Exits with the status that the first lines of this file name."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command, rest = _parse(arguments)
         command.run(rest)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, OSError) as error:
         print(f"vitrail: {error}", file=sys.stderr)
         sys.exit(2)
@@ -118,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(arguments: list[str]) -> tuple[Demo | Resume | Info, list[str]]:
+def _parse(arguments: list[str]) -> tuple[Command, list[str]]:
     """The command, and the options that are none of its own. ValueError, one sentence, for what cannot be read."""
     name = arguments[0] if arguments else ""
     if name not in COMMANDS:
@@ -144,7 +226,7 @@ def _parse(arguments: list[str]) -> tuple[Demo | Resume | Info, list[str]]:
             )
     except SystemExit as stop:
         if stop.code:
-            raise ValueError(_sentence(name, said.getvalue())) from None
+            raise ValueError(sentence(name, said.getvalue())) from None
         raise
     if rest and kind not in OVERRIDABLE:
         known = [f"--{field.replace('_', '-')}" for field in kind.__dataclass_fields__]
@@ -166,51 +248,34 @@ def _help() -> None:
     )
 
 
-def _sentence(name: str, box: str) -> str:
-    """tyro's framed complaint as one sentence; a complaint that is not known here keeps its words."""
-    # The frame is of box characters, or of hyphens where the terminal has none.
-    text = " ".join(re.sub("[│╭╮╰╯]|[─-]{3,}", " ", box).split())
-    text = text.partition(" Argument helptext:")[0].partition(" For full helptext")[0]
-    if found := re.search(r"Missing value for argument '(--\S+)'", text):
-        return f"{found[1]} needs a value; see vitrail {name} --help."
-    if found := re.search(r"Missing (?:from .*?: ([A-Z]+)|value for argument '(\w+)')", text):
-        return f"vitrail {name} needs a {(found[1] or found[2]).lower()}; name it before the options."
-    if found := re.search(r"Error parsing (\S+): .*?('[^\]]*')", text):
-        return f"{found[1]} cannot be {found[2].replace(',', '')}; see vitrail {name} --help."
-    return text
+def _predict(model: str, files: list[Path], top: int, json: bool) -> None:
+    """Prints what each file shows, as the answers come; exits with 1 or 2 where some or all could not be read."""
+    import torch
 
+    from vitrail.log import say, track
+    from vitrail.pipeline import Pipeline
 
-def _overrides(rest: list[str]) -> dict[str, Any]:
-    """["--patch-size", "8", "16", "--pool", "avg"] -> {"patch_size": (8, 16), "pool": "avg"}.
-
-    ValueError for words that belong to no option, and an option without a value.
-    """
-    found: dict[str, Any] = {}
-    name = ""
-    for word in rest:
-        if word.startswith("--"):
-            name, _, value = word.removeprefix("--").replace("-", "_").partition("=")
-            found[name] = [value] if value else []
-        elif name:
-            found[name].append(word)
-        else:
-            raise ValueError(f"{word!r} belongs to no option; vitrail info takes one model.")
-    for name, words in found.items():
-        if not words:
-            near = difflib.get_close_matches(name, ("json", "help", "image_size"), n=1)
-            hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else "."
-            raise ValueError(f"--{name.replace('_', '-')} needs a value{hint}")
-        values = [_value(word) for word in words]
-        found[name] = values[0] if len(values) == 1 else tuple(values)
-    return found
-
-
-def _value(word: str) -> Any:
-    """A number, true, false or null where it reads as one; otherwise the word."""
-    try:
-        return jsonlib.loads({"True": "true", "False": "false", "None": "null"}.get(word, word))
-    except jsonlib.JSONDecodeError:
-        return word
+    pipeline = Pipeline.load(model)
+    pipeline.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    results = pipeline.stream(files, top)
+    # Where the answers appear on a terminal, they are the progress.
+    bar = len(files) > 1 and (json or not sys.stdout.isatty())
+    document, failed = [], 0
+    for file, result in zip(files, track(results, len(files), "predicting") if bar else results, strict=True):
+        if isinstance(result, ValueError):
+            failed += 1
+            say(f"vitrail: {result}")
+            document.append({"file": str(file), "error": str(result)})
+            continue
+        document.append({"file": str(file), "predictions": [asdict(answer) for answer in result]})
+        if not json:
+            print(f"{file}: {', '.join(f'{answer.label} {answer.probability:.1%}' for answer in result)}", flush=True)
+    if json:
+        print(jsonlib.dumps(document, indent=2))
+    if failed and len(files) > 1:
+        say(f"vitrail: {failed} of {len(files)} images could not be read.")
+    if failed:
+        sys.exit(2 if failed == len(files) else 1)
 
 
 def _train(trainer: "Trainer", json: bool) -> None:

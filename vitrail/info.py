@@ -12,22 +12,27 @@ from typing import Any
 from vitrail.models import resnet, vit
 from vitrail.models.cost import flops, parameters, tokens
 from vitrail.models.zoo import Config, canonical, configure
-from vitrail.pipeline import Pipeline
+from vitrail.pipeline import locate
+from vitrail.weights.load import read
+
+# Of files with weights: such a word is never a model's name, even where no file has it.
+SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 
 
 def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The card of a zoo name with overrides, or of a model or run folder, for images of (height, width).
+    """The card of a zoo name with overrides, or of a run folder, model folder or file with weights, for images of
+    (height, width).
 
     "other_remainders" says what a size that the patch does not divide costs under the other choices. ValueError as
-    `configure` and `Pipeline.load` raise, and for overrides of a folder.
+    `configure` and `weights.load.read` raise, and for overrides of a file or folder.
     """
     preprocessing, class_names = None, None
-    if Path(model).is_dir():
+    if Path(model).exists() or Path(model).suffix in SUFFIXES:
         if overrides:
             raise ValueError(f"{model} is a trained model; its fields ({', '.join(overrides)}) cannot be overridden.")
-        pipeline = Pipeline.load(model)
-        name, config = model, pipeline.model.config
-        preprocessing, class_names = asdict(pipeline.preprocessing), list(pipeline.class_names)
+        weights = read(locate(Path(model)))
+        name, config, preprocessing = model, weights.config, asdict(weights.preprocessing)
+        class_names = None if weights.class_names is None else list(weights.class_names)
     else:
         name, config = canonical(model), configure(model, **overrides)
     size = image_size or config.image_size
@@ -67,7 +72,8 @@ def text(card: dict[str, Any]) -> str:
     if card["preprocessing"]:
         lines.append(f"  preprocessing {_plain(card['preprocessing'])}")
     if card["class_names"]:
-        lines.append(f"  classes       {', '.join(card['class_names'])}")
+        more = f", ... ({len(card['class_names'])} in all)" if len(card["class_names"]) > 20 else ""
+        lines.append(f"  classes       {', '.join(card['class_names'][: 10 if more else None])}{more}")
     lines.append("  configuration")
     lines += [f"    {field:18}{_plain(value)}" for field, value in card["config"].items()]
     return "\n".join(lines)
@@ -84,7 +90,8 @@ def _cost(at: dict[str, Any], remainder: str | None) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return " x ".join(map(_plain, value))
+        sides = all(isinstance(item, int) for item in value)
+        return (" x " if sides else " / ").join(map(_plain, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value)

@@ -8,12 +8,15 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
 
 QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
 
@@ -90,6 +93,24 @@ class Log:
     def pause(self, seconds: float) -> None:
         """Leaves out of the speed what was not training: evaluation, checkpoints."""
         self.since += seconds
+
+
+def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items as they come, with a bar on standard error where that is a terminal, else a line now and then."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, redirect_stdout=False
+    )
+    spoke = time.perf_counter()
+    with bar:
+        task = bar.add_task(what, total=total)
+        for done, item in enumerate(items, 1):
+            yield item
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.perf_counter() - spoke > QUIET_SECONDS:
+                spoke = time.perf_counter()
+                say(f"{what} {done}/{total}")
 
 
 def say(text: str) -> None:

@@ -101,9 +101,9 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[int, Batch, float]]:
         """(step, batch on the device, seconds waited for it) for the steps that are left."""
-        batches = training(
-            self.train_source, batch=self.run.batch, seed=self.run.seed, start=self.done, stop=self.total
-        )
+        steps = {"start": self.done, "stop": self.total}
+        run = self.run
+        batches = training(self.train_source, batch=run.batch, seed=run.seed, how=run.preprocessing, **steps)
         since = time.perf_counter()
         for step, batch in batches:
             moved: Batch = {

@@ -28,7 +28,7 @@ class Accuracy:
         task.eval()
         right, loss, count = 0, 0.0, 0
         try:
-            for batch in evaluation(self.source, batch=self.batch):
+            for batch in evaluation(self.source, batch=self.batch, how=task.preprocessing):
                 targets = batch["targets"].to(device)
                 logits = task.predict({"images": batch["images"].to(device), "targets": targets})["logits"]
                 right += int((logits.argmax(-1) == targets).sum())

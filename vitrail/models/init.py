@@ -74,10 +74,12 @@ def initialise(
     layer_scale: float | None = None,
     gated: bool = False,
     generator: Generator | None = None,
+    only: set[str] | None = None,
 ) -> None:
-    """Set every parameter of `model` in place; the same generator state gives the same values."""
+    """Set every parameter of `model`, or those named in `only`, in place; the same generator state, the same values."""
     rules = table(layer_scale, gated)
     for name, parameter in model.named_parameters():
         fill = next((fill for pattern, fill in rules if re.search(pattern, name)), None)
         assert fill is not None, f"no initial value is written for {name}"
-        fill(parameter, generator)
+        if only is None or name in only:
+            fill(parameter, generator)

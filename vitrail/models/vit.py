@@ -276,9 +276,9 @@ class ViT(nn.Module):
         if self.patch_embed.proj.weight.device.type != "meta":
             self.init_weights()
 
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter to its initial value (models/init.py); the same generator state, the same values."""
-        initialise(self, self.config.layer_scale, self.config.activation == "swiglu", generator)
+    def init_weights(self, generator: torch.Generator | None = None, only: set[str] | None = None) -> None:
+        """Set every parameter, or those named in `only`, to its initial value (models/init.py)."""
+        initialise(self, self.config.layer_scale, self.config.activation == "swiglu", generator, only)
 
     def position_table(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"] | None:
         """E_pos for a grid (rows, columns), 0 for the prefix tokens that have no position; None without positions.

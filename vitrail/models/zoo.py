@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from vitrail.models import resnet, vit
 from vitrail.parse import parse_field
 
 Config = vit.Config | resnet.Config
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 # name: (width, depth, heads, MLP)
 SIZES = {
@@ -189,18 +190,23 @@ def configure(name: str, **overrides: Any) -> Config:
 
     ValueError where the name or a field is unknown (with the nearest), or the fields do not agree.
     """
-    config = zoo()[canonical(name)]
+    return override(zoo()[canonical(name)], name, overrides)
+
+
+def override(config: ConfigT, name: str, overrides: Mapping[str, Any]) -> ConfigT:
+    """`config`, of the model called `name`, with fields replaced; raises as `configure` does."""
+    changes = dict(overrides)
     known = [field.name for field in fields(config)]
-    for field, value in overrides.items():
+    for field, value in changes.items():
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}."
             raise ValueError(f"{name} has no field {field!r}; {hint}")
         square = field in ("image_size", "patch_size") and isinstance(value, int)
-        overrides[field] = parse_field(type(config), field, (value, value) if square else value)
-    if isinstance(config, vit.Config) and config.stem and "channels" in overrides:
-        overrides["stem"] = replace(overrides.get("stem", config.stem), channels=overrides["channels"])
-    return replace(config, **overrides)
+        changes[field] = parse_field(type(config), field, (value, value) if square else value)
+    if isinstance(config, vit.Config) and config.stem and "channels" in changes:
+        changes["stem"] = replace(changes.get("stem", config.stem), channels=changes["channels"])
+    return replace(config, **changes)
 
 
 def build(config: Config, device: torch.device | str | None = None) -> vit.ViT | resnet.ResNet:

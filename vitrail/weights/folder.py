@@ -1,23 +1,27 @@
 """The model folder: weights, configuration, preprocessing and class names, all that leads from pixels to a name.
 
-`model.safetensors` has timm's parameter names; `config.json` has our section under "vitrail".
+`model.safetensors` has timm's parameter names and `config.json` is timm's, with our section under "vitrail": the folder
+is loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and by transformers, too.
 
     save(folder, model, preprocessing, class_names)
     model, preprocessing, class_names = load(folder)
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
 from vitrail.models.zoo import build
 from vitrail.parse import parse
+from vitrail.weights import timm
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,22 @@ class Card:
             raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}")
 
 
-def save(folder: Path, model: vit.ViT, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> None:
-    """Writes the folder. ValueError where class names or preprocessing do not fit the model, or the disk refuses."""
-    card = Card(model.config, preprocessing, class_names)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save(folder: Path, model: vit.ViT, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> list[str]:
+    """Writes the folder; see `write`. ValueError where class names or preprocessing do not fit the model, too."""
+    return write(folder, model.state_dict(), Card(model.config, preprocessing, class_names))
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> list[str]:
+    """Writes the folder; returns what timm will not see of it, in words. ValueError where the disk refuses."""
+    stored = timm.write(card.model, tensors)
+    settings = timm.describe(card.model, card.preprocessing, card.class_names)
     try:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps({**settings, "vitrail": asdict(card)}, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / 'model.safetensors'} could not be written ({error}).") from error
-    (folder / "config.json").write_text(json.dumps({"vitrail": asdict(card)}, indent=2) + "\n")
+    return timm.lost(card.model)
 
 
 def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
@@ -55,6 +65,7 @@ def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{weights} cannot be read ({error}).") from error
+    tensors = timm.ours(card.model, tensors)
     model = build(card.model, "meta")
     assert isinstance(model, vit.ViT)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}

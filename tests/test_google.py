@@ -1,0 +1,245 @@
+"""Google's files: the authors' own numerics, in both directions, for every dialect."""
+
+from dataclasses import replace
+
+import google_files as files
+import numpy as np
+import pytest
+import reference
+import torch
+from scipy.ndimage import zoom
+
+from vitrail.models import resnet, vit
+from vitrail.weights import google, load
+from vitrail.weights.npz import Npz
+
+BASE = vit.Config(
+    image_size=(32, 32),
+    patch_size=(8, 8),
+    width=files.WIDTH,
+    depth=2,
+    heads=files.HEADS,
+    mlp_dim=files.MLP,
+    classes=5,
+    activation="gelu_tanh",
+    resample="bilinear_corners",
+    remainder="crop",
+)
+
+
+def hybrid(*blocks):
+    """The configuration of a hybrid whose feature map is 4 x 4."""
+    stem = resnet.Config(blocks=blocks, classes=0)
+    patch = 1 if blocks else files.PATCH
+    return {"stem": stem, "patch_size": (patch, patch), "image_size": (4 * stem.stride * patch,) * 2}
+
+
+# name: (how the file is made, what is different from BASE)
+CASES = {
+    "plain": ({}, {}),
+    "pre-logits": ({"representation": 16}, {"representation": 16}),
+    "no head": ({"classes": 0}, {"classes": 0}),
+    "averaged": ({"token": False}, {"class_token": False, "class_position": False, "pool": "avg"}),
+    "R50": ({"stem": (1, 2, 1)}, hybrid(1, 2, 1)),
+    "R26": ({"stem": (2, 2, 2, 2), "depth": 1}, {"depth": 1, **hybrid(2, 2, 2, 2)}),
+    "R+Ti": ({"stem": ()}, hybrid()),
+    "newer, [class]": ({"newer": True}, {"class_position": False}),
+    "newer, MAP": (
+        {"newer": True, "token": False, "pool": "map"},
+        {"class_token": False, "class_position": False, "pool": "map"},
+    ),
+    "newer, sin-cos": (
+        {"newer": True, "token": False, "table": False},
+        {"class_token": False, "class_position": False, "pool": "avg", "positions": "sincos"},
+    ),
+}
+# How it is written down: the same numbers each time.
+DRESSES = {
+    "bare": lambda found: found,
+    "params": lambda found: files.prefixed(found, "params/"),
+    "opt/target": lambda found: files.prefixed(found, "opt/target/"),
+    "stacked": files.stacked,
+    "tower": lambda found: files.prefixed(files.stacked(found), "params/img/"),
+}
+
+
+def made(name):
+    """(arrays, configuration)."""
+    how, change = CASES[name]
+    return files.arrays(**how), replace(BASE, **change)
+
+
+def save(path, found):
+    np.savez(path, **found)
+    return path
+
+
+def pixels(height, width, seed=1):
+    return np.random.default_rng(seed).normal(size=(2, 3, height, width))
+
+
+def assert_agrees(model, found, config, images):
+    """The model's float32 logits against the reference in float64: at most 1e-5."""
+    expected = reference.forward(files.reference_weights(found), config, images)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images).float()).numpy()
+    assert logits.std() > 0.1, "logits of no size prove nothing"
+    assert np.abs(logits - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("name", CASES)
+def test_the_configuration_is_inferred(name, dress):
+    found, config = made(name)
+    inferred, tensors, _, _ = google.read(DRESSES[dress](found))
+    # Sin-cos files do not say what image size they were made for.
+    assert replace(inferred, image_size=config.image_size) == config
+    assert inferred.image_size == (config.image_size if config.positions == "learned" else (224, 224))
+    assert tensors.keys() == vit.ViT(config, torch.device("meta")).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "no head"])
+def test_logits_are_the_authors(tmp_path, name):
+    found, config = made(name)
+    model = load.load(save(tmp_path / "w.npz", DRESSES["tower"](found)))
+    assert_agrees(model, found, config, pixels(*config.image_size))
+
+
+@pytest.mark.parametrize("size", [(48, 48), (40, 64), (16, 24)])
+@pytest.mark.parametrize("name", ["plain", "averaged", "newer, [class]"])
+def test_positions_at_another_size_are_the_authors(tmp_path, name, size):
+    found, config = made(name)
+    model = load.load(save(tmp_path / "w.npz", found))
+    w = files.reference_weights(found)
+    grid, first = (size[0] // 8, size[1] // 8), int(config.class_token and config.class_position)
+    table = w["pos_embed"][0, first:].reshape(4, 4, -1)
+    table = zoom(table, (grid[0] / 4, grid[1] / 4, 1), order=1).reshape(1, grid[0] * grid[1], -1)
+    w["pos_embed"] = np.concatenate([w["pos_embed"][:, :first], table], axis=1)
+    images = pixels(*size)
+    expected = reference.forward(w, replace(config, image_size=size), images)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images).float()).numpy()
+        # The same when the table itself is resampled while loading.
+        resized = load.load(tmp_path / "w.npz", image_size=size)
+        again = resized(torch.from_numpy(images).float()).numpy()
+    assert np.abs(logits - expected).max() <= 1e-5
+    assert np.abs(again - expected).max() <= 1e-5
+    assert resized.pos_embed.shape[1] == first + grid[0] * grid[1]
+
+
+def test_a_size_that_the_patch_does_not_divide_is_cropped_as_by_the_authors(tmp_path):
+    found, config = made("plain")
+    model = load.load(save(tmp_path / "w.npz", found))
+    images = pixels(37, 39)
+    assert_agrees(model, found, config, images[..., :32, :32])
+    with torch.no_grad():
+        whole, cut = (model(torch.from_numpy(x).float()) for x in (images, images[..., :32, :32].copy()))
+    torch.testing.assert_close(whole, cut)
+
+
+def test_bfloat16_in_raw_bytes_is_read(tmp_path):
+    found, config = made("plain")
+    raw = files.half(found)
+    model = load.load(save(tmp_path / "w.npz", raw))
+    assert_agrees(model, files.from_half(raw), config, pixels(32, 32))
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_read_is_written_back_bit_for_bit(tmp_path, name, dress):
+    found = DRESSES[dress](made(name)[0])
+    assert_written_back(tmp_path, found)
+
+
+@pytest.mark.parametrize("change", [files.half, lambda f: {n: a.astype(np.float16) for n, a in f.items()}])
+@pytest.mark.parametrize("dress", DRESSES)
+def test_narrow_types_are_written_back_bit_for_bit(tmp_path, change, dress):
+    assert_written_back(tmp_path, DRESSES[dress](change(made("plain")[0])))
+
+
+def test_group_norms_with_ones_around_are_written_back_bit_for_bit(tmp_path):
+    found, config = made("R50")
+    wide = {n: a.reshape(1, 1, 1, -1) if "gn" in n.split("/")[-2] else a for n, a in found.items() if "/" in n}
+    wide = found | wide
+    assert any(array.ndim == 4 and array.shape[0] == 1 and "gn" in name for name, array in wide.items())
+    assert_written_back(tmp_path, wide)
+    assert_agrees(load.load(save(tmp_path / "w.npz", wide)), found, config, pixels(*config.image_size))
+
+
+def assert_written_back(tmp_path, found):
+    with Npz(save(tmp_path / "w.npz", found)) as arrays:
+        config, tensors, layout, _ = google.read(arrays)
+    back = google.write(config, tensors, layout)
+    assert back.keys() == found.keys()
+    for name, array in found.items():
+        assert (back[name].shape, back[name].dtype) == (array.shape, array.dtype), name
+        assert back[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(name):
+    found, config = made(name)
+    tensors = google.read(found)[1]
+    back = google.write(config, tensors)
+    assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in found.items()}
+    again_config, again, _, _ = google.read(back, config.image_size)
+    assert again_config == config
+    assert all(torch.equal(again[n], tensors[n]) for n in tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({"layer_scale": 1e-5}, r"blocks\.0\.ls1\.gamma"),
+        ({"registers": 2}, "reg_token"),
+        ({"norm_first": False}, r"norm\.weight"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_named(change, lost):
+    config = replace(BASE, **change)
+    with pytest.raises(ValueError, match=f"no place for .*{lost}|needs {lost}"):
+        google.write(config, vit.ViT(config).state_dict())
+
+
+def test_another_tower_in_the_file_is_left_alone():
+    found, config = made("newer, MAP")
+    dressed = files.prefixed(found, "params/img/") | {"params/txt/Embed_0/embedding": np.zeros((3, 2), np.float32)}
+    assert google.read(dressed)[0] == config
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: f.pop("embedding/kernel"), "not the weights of a Vision Transformer"),
+        (lambda f: f.pop("Transformer/encoder_norm/scale"), "no tensor Transformer/encoder_norm/scale"),
+        (
+            lambda f: f.pop("Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias"),
+            "no tensor .*encoderblock_1/MlpBlock_3",
+        ),
+        (
+            lambda f: f.update({"head/bias": np.zeros(4, np.float32)}),
+            r"head/bias \(4,\) cannot become head.bias \(5,\)",
+        ),
+        (lambda f: f.update({"cls": np.zeros((1, 1, 7), np.float32)}), r"cls \(1, 1, 7\) cannot become cls_token"),
+        (lambda f: f.update({"embedding/kernel": np.zeros(3, np.float32)}), "other shapes than a Vision Transformer's"),
+        (lambda f: f.update({"cls": np.zeros((1, 1, 32), np.int64)}), "cls is of type int64"),
+        (
+            lambda f: f.update({"Transformer/posembed_input/pos_embedding": np.zeros((1, 16, 32), np.float32)}),
+            r"15 positions make no square grid; say which image_size",
+        ),
+    ],
+)
+def test_damage_is_named(damage, message):
+    found, _ = made("plain")
+    damage(found)
+    with pytest.raises(ValueError, match=message):
+        google.read(found)
+
+
+def test_a_grid_that_is_not_square_is_asked_for(tmp_path):
+    found, config = made("plain")
+    found["Transformer/posembed_input/pos_embedding"] = np.ones((1, 1 + 2 * 6, 32), np.float32)
+    path = save(tmp_path / "w.npz", found)
+    with pytest.raises(ValueError, match=r"w\.npz: 12 positions make no square grid"):
+        load.load(path)
+    assert load.load(path, image_size=(16, 48)).config == replace(config, image_size=(16, 48))

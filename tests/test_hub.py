@@ -1,0 +1,90 @@
+"""The Hub by a stand-in for its files: what is asked of huggingface_hub, and what comes of its answers."""
+
+import shutil
+from fnmatch import fnmatch
+
+import google_files
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+import vitrail
+from vitrail.data.transforms import Preprocessing
+from vitrail.models import vit
+from vitrail.weights import folder, hub
+
+CONFIG = vit.Config((16, 16), (8, 8), 3, 16, 1, 2, 16, 2)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Repositories as folders; fetching copies what is wanted, as the Hub's cache would hold it."""
+
+    def download(repository, *, revision, allow_patterns):
+        found = tmp_path / "hub" / repository / (revision or "main")
+        if not found.is_dir():
+            raise LocalEntryNotFoundError("Cannot find the requested files.\nMore.")
+        cache = tmp_path / "cache" / repository.replace("/", "--")
+        cache.mkdir(parents=True)
+        for path in found.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    class Api:
+        def create_repo(self, repository, private, exist_ok):
+            assert exist_ok
+            (tmp_path / "hub" / repository).mkdir(parents=True)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, tmp_path / "hub" / repo_id / "main")
+            return f"hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return tmp_path / "hub"
+
+
+def saved(path):
+    model = vit.ViT(CONFIG)
+    folder.save(path, model, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), ("a", "b"))
+    return model
+
+
+def test_what_is_pushed_is_loaded_again(store, tmp_path):
+    model = saved(tmp_path / "model")
+    assert hub.push(tmp_path / "model", "me/pets") == "hub/me/pets"
+    again = vitrail.load("hf-hub:me/pets")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_revision_is_asked_for_and_code_is_left_there(store, tmp_path):
+    saved(store / "me/pets" / "v2")
+    (store / "me/pets" / "v2" / "modeling.py").write_text("raise SystemExit")
+    assert vitrail.load("hf-hub:me/pets@v2").config == CONFIG
+    assert not list((tmp_path / "cache").rglob("*.py"))
+
+
+def test_a_repository_of_one_npz_is_loaded(store):
+    (store / "google/vit" / "main").mkdir(parents=True)
+    np.savez(store / "google/vit" / "main" / "ViT.npz", **google_files.arrays())
+    assert vitrail.load("hf-hub:google/vit").config.activation == "gelu_tanh"
+
+
+def test_what_the_hub_does_not_have_is_named(store):
+    with pytest.raises(
+        ValueError, match=r"^hf-hub:me/dogs could not be fetched .*Cannot find the requested files.\); check"
+    ):
+        vitrail.load("hf-hub:me/dogs")
+
+
+def test_only_model_folders_are_pushed(store, tmp_path):
+    with pytest.raises(ValueError, match="is not a model folder"):
+        hub.push(tmp_path, "me/pets")
+
+
+def test_a_local_name_is_left_alone(tmp_path):
+    assert hub.resolve(tmp_path) == tmp_path
+    assert hub.resolve("some/where.npz").name == "where.npz"

@@ -1,0 +1,256 @@
+"""Every public layout loads and predicts what its own library does: at most 2e-5 from it, every parameter moved."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from reference import perturb
+from safetensors.torch import save_file
+
+import vitrail
+from vitrail.weights.load import load, load_and_report, read
+
+SIZES = [(224, 224), (384, 384), (160, 288)]
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4}
+
+
+def pixels(size, batch=2):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(ours, theirs, images):
+    with torch.no_grad():
+        expected, found = theirs(images), ours(images)
+    assert expected.std() > 0.1, "logits of no size prove nothing"
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 2e-5
+
+
+TIMM = {
+    "plain": ("vit_base_patch16_224", {}),
+    "averaged": ("vit_base_patch16_224", {"global_pool": "avg"}),
+    "registers and LayerScale": ("vit_base_patch14_reg4_dinov2", {"num_classes": 7, "img_size": 224}),
+    "LayerScale": ("vit_base_patch14_dinov2", {"num_classes": 7, "img_size": 224}),
+    "MAP": ("vit_base_patch16_siglip_224", {"num_classes": 7}),
+    "CLIP": ("vit_base_patch16_clip_quickgelu_224", {"num_classes": 7}),
+    "no bias in qkv": ("vit_base_patch16_224_miil", {}),
+    "gated": ("vit_giant_patch14_dinov2", {"num_classes": 7, "img_size": 224, "mlp_ratio": 4.0}),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", TIMM)
+def test_timm(tmp_path, name, size):
+    architecture, more = TIMM[name]
+    model = timm.create_model(architecture, **SMALL, **more, dynamic_img_size=True)
+    perturb(model, dtype=torch.float32)
+    timm.models.save_for_hf(model, tmp_path)
+    if any(n % model.patch_embed.patch_size[0] for n in size):
+        size = tuple(n // 14 * 14 for n in size)
+    assert_same(load(tmp_path), model, pixels(size))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_bare_state_dict_of_timms(tmp_path, suffix):
+    model = perturb(timm.create_model("vit_tiny_patch16_224", depth=2), dtype=torch.float32)
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+    else:
+        save_file(model.state_dict(), path)
+    assert_same(load(path), model, pixels((224, 224)))
+
+
+def test_a_hybrid_of_timms_has_the_same_parameters(tmp_path):
+    model = timm.create_model("vit_tiny_r_s16_p8_224", depth=2)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    weights = read(tmp_path / "w.safetensors")
+    assert weights.config.stem.blocks == ()
+    assert set(weights.origin.values()) == set(model.state_dict())
+
+
+def small_vit(**more):
+    names = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    return names | {"image_size": 224, "patch_size": 16} | more
+
+
+def classifier(model):
+    return lambda images: model(images, interpolate_pos_encoding=True).logits
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "more", [{}, {"layer_norm_eps": 1e-3, "qkv_bias": False}, {"hidden_act": "gelu_new", "num_labels": 7}]
+)
+def test_hugging_faces_vit(tmp_path, more, size):
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**small_vit(**more)))
+    perturb(model, dtype=torch.float32).save_pretrained(tmp_path)
+    assert_same(load(tmp_path), classifier(model), pixels(size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_hugging_faces_pooler_is_the_pre_logits_layer(tmp_path, size):
+    model = perturb(transformers.ViTModel(transformers.ViTConfig(**small_vit())), dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    ours = load(tmp_path)
+    assert ours.config.representation == 64
+    assert_same(ours, lambda images: model(images, interpolate_pos_encoding=True).pooler_output, pixels(size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_hugging_faces_deit(tmp_path, size):
+    model = transformers.DeiTForImageClassification(transformers.DeiTConfig(**small_vit(num_labels=7)))
+    perturb(model, dtype=torch.float32).save_pretrained(tmp_path)
+    assert_same(load(tmp_path), classifier(model), pixels(size))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (378, 378), (154, 280)])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+def test_hugging_faces_dinov2(tmp_path, kind, gated, size):
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=14, use_swiglu_ffn=gated
+    )
+    model = perturb(getattr(transformers, f"{kind}Model")(config), dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    assert_same(load(tmp_path).tokens, lambda images: model(images).last_hidden_state, pixels(size))
+
+
+def test_hugging_faces_mae_encoder(tmp_path):
+    config = transformers.ViTMAEConfig(**small_vit(), mask_ratio=0.0, decoder_num_hidden_layers=1)
+    model = perturb(transformers.ViTMAEForPreTraining(config), dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    ours, report = load_and_report(tmp_path)
+    order = torch.arange(196).expand(2, -1) / 196  # the order in which patches are kept
+    assert_same(ours.tokens, lambda images: model.vit(images, noise=order).last_hidden_state, pixels((224, 224)))
+    assert all(name.startswith("decoder.") for name in report["ignored"])
+
+
+@pytest.mark.parametrize("size", [224, 384])  # torchvision knows squares only
+def test_torchvision(tmp_path, size):
+    model = torchvision.models.VisionTransformer(224, 16, 2, 4, 64, 96, num_classes=7, representation_size=32)
+    perturb(model, dtype=torch.float32)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    theirs = torchvision.models.VisionTransformer(size, 16, 2, 4, 64, 96, num_classes=7, representation_size=32)
+    resize = torchvision.models.vision_transformer.interpolate_embeddings
+    theirs.load_state_dict(resize(size, 16, model.state_dict()))
+    assert_same(load(tmp_path / "w.pth", heads=4), theirs.eval(), pixels((size, size)))
+
+
+def test_preprocessing_and_names_come_with_the_weights(tmp_path):
+    names = {i: f"kind {i}" for i in range(5)}
+    config = transformers.ViTConfig(**small_vit(id2label=names))
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3}))
+    weights = read(tmp_path)
+    assert weights.class_names == tuple(names.values())
+    assert weights.preprocessing.mean == (0.1, 0.1, 0.1)
+    model = timm.create_model("vit_base_patch32_clip_224", **SMALL, num_classes=3)
+    timm.models.save_for_hf(model, tmp_path / "timm", model_config={"label_names": ["a", "b", "c"]})
+    weights = read(tmp_path / "timm")
+    assert weights.class_names == ("a", "b", "c")
+    assert weights.preprocessing.mean == pytest.approx(model.pretrained_cfg["mean"])
+
+
+def test_a_new_head_is_zero_and_the_old_one_goes_whole(tmp_path):
+    model = transformers.ViTModel(transformers.ViTConfig(**small_vit()))
+    perturb(model, dtype=torch.float32).save_pretrained(tmp_path)
+    ours, report = load_and_report(tmp_path, classes=4, image_size=(64, 96))
+    assert ours.head.weight.shape == (4, 64)
+    assert not ours.head.weight.any()
+    assert report["reset"] == ["head.weight", "head.bias"]
+    assert report["resized"] == ["pos_embed"]
+    assert report["ignored"] == ["pre_logits.fc.weight", "pre_logits.fc.bias"]
+    kept = load(tmp_path, classes=4, representation=64)
+    assert torch.equal(kept.pre_logits.fc.weight, model.pooler.dense.weight)
+    assert "pos_embed: resized (1, 197, 64) -> (1, 25, 64)" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"\xff" * 100, "is not a whole file of tensors"),
+        (b"\x10\0\0\0\0\0\0\0{", "is not a whole file of tensors"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{", "is not a whole file of tensors"),
+        (b"PK\x03\x04" + b"\0" * 60, "is not a whole file of tensors"),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_what_is_no_file_of_weights_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        load(tmp_path / name)
+
+
+class Runs:
+    """Unpickling this would leave a trace."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("trace-of-a-pickle",))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    save({"model": Runs()}, tmp_path / "w.pth")
+    with pytest.raises(
+        ValueError, match=r"w\.pth is damaged, or holds Python objects besides tensors, which could run code"
+    ):
+        load(tmp_path / "w.pth")
+    assert not (tmp_path / "trace-of-a-pickle").exists()
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"conv1.weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"w\.safetensors is of an architecture that is not known"):
+        load(path)
+    model = timm.create_model("vit_tiny_patch16_224", depth=2)
+    tensors = dict(model.state_dict())
+    del tensors["blocks.1.norm1.weight"]
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"w\.safetensors: there is no tensor blocks\.1\.norm1\.weight"):
+        load(path)
+    save_file(model.state_dict(), path)
+    with pytest.raises(ValueError, match=r"w\.safetensors: .*patch_embed\.proj\.weight is .* the model's"):
+        load(path, patch_size=8)
+    with pytest.raises(ValueError, match="has no field 'class'; did you mean classes"):
+        load(path, **{"class": 3})
+    with pytest.raises(ValueError, match=r"gone\.npz does not exist"):
+        vitrail.load(tmp_path / "gone.npz")
+
+
+def test_a_width_that_does_not_tell_the_heads_asks_for_them(tmp_path):
+    model = timm.create_model("vit_base_patch16_224", embed_dim=48, depth=2, num_heads=4)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="a width of 48 does not tell the number of heads; say heads="):
+        load(tmp_path / "w.safetensors")
+    assert load(tmp_path / "w.safetensors", heads=4).config.heads == 4
+
+
+def test_nothing_is_left_at_its_initial_value(tmp_path):
+    found = {
+        k: torch.full_like(v, np.pi) for k, v in timm.create_model("vit_tiny_patch16_224", depth=1).state_dict().items()
+    }
+    save_file(found, tmp_path / "w.safetensors")
+    assert all(p.eq(torch.tensor(np.pi).float()).all() for p in load(tmp_path / "w.safetensors").parameters())
+
+
+def test_weights_in_several_files_are_put_together(tmp_path):
+    model = perturb(transformers.ViTForImageClassification(transformers.ViTConfig(**small_vit())), dtype=torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_same(load(tmp_path), classifier(model), pixels((224, 224)))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+    with pytest.raises(ValueError, match=r"index\.json is no index of tensors \(it names files outside its folder"):
+        load(tmp_path)

@@ -1,0 +1,238 @@
+"""What is read is written back bit for bit; one model goes through every format; other libraries load our folder."""
+
+import json
+from dataclasses import replace
+
+import google_files
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from reference import perturb
+from safetensors.torch import load_file, save_file
+
+from vitrail.data.transforms import Preprocessing
+from vitrail.models import resnet, vit
+from vitrail.weights import folder
+from vitrail.weights import save as saving
+from vitrail.weights.load import load, read
+from vitrail.weights.save import save
+
+GRAY = (0.5, 0.5, 0.5)
+SMALL = vit.Config((32, 48), (8, 8), 3, 32, 2, 4, 48, 5)
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def assert_same_tensors(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def assert_same_folder(found, expected):
+    assert_same_tensors(load_file(found / "model.safetensors"), load_file(expected / "model.safetensors"))
+    assert json.loads((found / "config.json").read_text()) == json.loads((expected / "config.json").read_text())
+
+
+def hugging_face(folder, kind="ViTForImageClassification", dtype=torch.float32, **more):
+    names = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    if kind.startswith("ViTMAE"):
+        names |= {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 32, "decoder_num_attention_heads": 4}
+    config = getattr(transformers, kind.partition("Model")[0].partition("For")[0] + "Config")(**names, **more)
+    model = perturb(getattr(transformers, kind)(config), dtype=torch.float32).to(dtype)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ViTForImageClassification",
+        "ViTModel",
+        "DeiTForImageClassification",
+        "Dinov2Model",
+        "Dinov2WithRegistersForImageClassification",
+        "ViTMAEForPreTraining",
+    ],
+)
+def test_hugging_faces_folders_are_written_back_bit_for_bit(tmp_path, kind, dtype):
+    hugging_face(tmp_path / "a", kind, dtype)
+    save(read(tmp_path / "a"), tmp_path / "b", "huggingface")
+    assert_same_tensors(
+        load_file(tmp_path / "b" / "model.safetensors"), load_file(tmp_path / "a" / "model.safetensors")
+    )
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == json.loads(
+        (tmp_path / "a" / "config.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_state_dicts_are_written_back_bit_for_bit(tmp_path, library, suffix, dtype):
+    if library == "timm":
+        model = timm.create_model("vit_tiny_patch16_224", depth=1)
+    else:
+        model = torchvision.models.VisionTransformer(32, 8, 1, 3, 192, 48, num_classes=5)
+    tensors = {name: tensor.to(dtype) for name, tensor in perturb(model).state_dict().items()}
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, tmp_path / f"a{suffix}")
+    save(read(tmp_path / f"a{suffix}", heads=3), tmp_path / f"b{suffix}", library)
+    back = load_file(tmp_path / "b.safetensors") if suffix == ".safetensors" else torch.load(tmp_path / "b.pth")
+    assert_same_tensors(back, tensors)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch14_reg4_dinov2", "vit_base_patch16_siglip_224", "vit_tiny_r_s16_p8_224"]
+)
+def test_timms_folders_are_written_back_bit_for_bit(tmp_path, name):
+    model = timm.create_model(name, embed_dim=64, depth=1, num_heads=4, num_classes=3)
+    timm.models.save_for_hf(perturb(model, dtype=torch.float32), tmp_path / "a", safe_serialization=True)
+    save(read(tmp_path / "a"), tmp_path / "b", "timm")
+    assert_same_tensors(
+        load_file(tmp_path / "b" / "model.safetensors"), load_file(tmp_path / "a" / "model.safetensors")
+    )
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == json.loads(
+        (tmp_path / "a" / "config.json").read_text()
+    )
+
+
+def test_googles_files_are_written_back_bit_for_bit(tmp_path):
+    found = google_files.prefixed(google_files.stacked(google_files.half(google_files.arrays())), "opt/target/")
+    np.savez(tmp_path / "a.npz", **found)
+    save(read(tmp_path / "a.npz"), tmp_path / "b.npz", "google")
+    with np.load(tmp_path / "b.npz") as back:
+        assert set(back) == set(found)
+        assert all(back[n].tobytes() == a.tobytes() and back[n].dtype == a.dtype for n, a in found.items())
+
+
+def test_one_model_goes_through_every_format_and_back(tmp_path):
+    config = replace(SMALL, image_size=(32, 32), activation="gelu_tanh")
+    model = perturb(vit.ViT(config), dtype=torch.float32)
+    folder.save(tmp_path / "0", model, Preprocessing((32, 32), GRAY, GRAY), NAMES)
+    path = tmp_path / "0"
+    for number, (form, suffix) in enumerate(
+        [("google", ".npz"), ("huggingface", ""), ("timm", ""), ("vitrail", ""), ("google", ".npz"), ("timm", ".pth")],
+        1,
+    ):
+        target = tmp_path / f"{number}{suffix}"
+        save(read(path, heads=4), target, form)
+        path = target
+        assert_same_tensors(dict(read(path, heads=4).tensors), model.state_dict())
+    # torchvision's format does not say that GELU is of the tanh form, but the tensors are all there.
+    save(read(tmp_path / "4"), tmp_path / "t.pth", "torchvision")
+    assert_same_tensors(dict(read(tmp_path / "t.pth", heads=4).tensors), model.state_dict())
+
+
+FOLDERS = {
+    "plain, a size that timm has no name for": SMALL,
+    "averaged": replace(SMALL, pool="avg", norm_first=False),
+    "averaged, without [class]": replace(SMALL, pool="avg", class_token=False, class_position=False),
+    "MAP, tanh": replace(SMALL, pool="map", class_token=False, class_position=False, activation="gelu_tanh"),
+    "registers": replace(SMALL, registers=3, layer_scale=1e-5, class_position=False),
+    "registers beside a position of [class]": replace(SMALL, registers=3, layer_scale=1e-5),
+    "sin-cos": replace(SMALL, positions="sincos", pool="avg", class_token=False, class_position=False),
+    "no positions": replace(SMALL, positions="none"),
+    "gated": replace(SMALL, activation="swiglu"),
+    "CLIP": replace(SMALL, pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu"),
+    "norms for q and k, no bias": replace(SMALL, qk_norm=True, qkv_bias=False),
+    "one channel": replace(SMALL, channels=1),
+    "patch of 4 x 8": replace(SMALL, patch_size=(4, 8)),
+}
+
+
+def written(tmp_path, config):
+    model = perturb(vit.ViT(config), dtype=torch.float32)
+    how = Preprocessing(config.image_size, (0.4,) * config.channels, (0.3,) * config.channels, "crop", 0.9, "bicubic")
+    notes = folder.save(tmp_path / "model", model, how, NAMES)
+    images = torch.randn(2, config.channels, *config.image_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return tmp_path / "model", images, model(images), notes
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_our_folder_is_loaded_by_timm(tmp_path, name):
+    path, images, expected, _ = written(tmp_path, FOLDERS[name])
+    model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert (model(images) - expected).abs().max() <= 2e-5
+    assert expected.std() > 0.1
+    settings = timm.data.resolve_model_data_config(model)
+    assert tuple(settings["mean"]) == (0.4,) * FOLDERS[name].channels
+    assert (settings["crop_pct"], settings["interpolation"]) == (0.9, "bicubic")
+    assert tuple(settings["input_size"]) == (FOLDERS[name].channels, *FOLDERS[name].image_size)
+
+
+@pytest.mark.parametrize("name", ["plain, a size that timm has no name for", "averaged", "registers"])
+def test_our_folder_is_loaded_by_transformers_with_its_names(tmp_path, name):
+    path, images, expected, _ = written(tmp_path, FOLDERS[name])
+    model = transformers.AutoModelForImageClassification.from_pretrained(path).eval()
+    with torch.no_grad():
+        assert (model(images).logits - expected).abs().max() <= 2e-5
+    assert tuple(model.config.id2label.values()) == NAMES
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_our_folder_is_read_back_equal(tmp_path, name):
+    path, images, expected, notes = written(tmp_path, FOLDERS[name])
+    model = load(path)
+    assert model.config == FOLDERS[name]
+    with torch.no_grad():
+        assert (model(images) - expected).abs().max() <= 1e-6
+    assert bool(notes) == (name == "sin-cos")
+
+
+def test_what_timm_cannot_express_is_saved_and_said(tmp_path):
+    config = replace(SMALL, representation=16, norm_eps=1e-3)
+    path, images, expected, notes = written(tmp_path, config)
+    assert notes == ["the pre-logits layer of 16", "eps 0.001"]
+    with torch.no_grad():
+        assert (load(path)(images) - expected).abs().max() <= 1e-6
+
+
+def test_a_hybrid_is_saved_and_read_back_equal(tmp_path):
+    stem = resnet.Config(blocks=(), classes=0)
+    config = replace(SMALL, stem=stem, patch_size=(2, 2), image_size=(16, 24))
+    path, images, expected, _ = written(tmp_path, config)
+    with torch.no_grad():
+        assert (load(path)(images) - expected).abs().max() <= 1e-6
+    assert any(name.startswith("patch_embed.backbone.conv") for name in load_file(path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["ViTForImageClassification", "ViTModel", "Dinov2Model", "Dinov2WithRegistersModel"])
+def test_transformers_loads_what_we_write_for_it(tmp_path, kind):
+    model = hugging_face(tmp_path / "a", kind)
+    save(read(tmp_path / "a"), tmp_path / "ours", "vitrail")
+    save(read(tmp_path / "ours"), tmp_path / "theirs", "huggingface")
+    again = getattr(transformers, kind).from_pretrained(tmp_path / "theirs")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(images)[0], model(images)[0])
+
+
+@pytest.mark.parametrize(
+    ("to", "change", "message"),
+    [
+        ("huggingface", {"pool": "avg"}, "have no pooling other than"),
+        ("huggingface", {"layer_scale": 1e-5}, "have no classifier beside LayerScale"),
+        ("torchvision", {"registers": 2}, "no place for reg_token"),
+        ("torchvision", {"pool": "map", "class_token": False}, "needs cls_token"),
+        ("google", {"layer_scale": 1e-5}, "no place for blocks.0.ls1.gamma"),
+        ("onnx", {}, "there is no format 'onnx'; choose one of vitrail, google"),
+    ],
+)
+def test_what_a_format_cannot_hold_leaves_nothing_behind(unchecked, tmp_path, to, change, message):
+    path, *_ = written(tmp_path, replace(SMALL, **change))
+    with pytest.raises(ValueError, match=message):
+        saving.save(read(path), tmp_path / "out", to)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path, *_ = written(tmp_path, SMALL)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="out exists already; name another target"):
+        save(read(path), tmp_path / "out", "timm")

@@ -1,0 +1,184 @@
+"""Bytes -> pixels, whatever kind of image they are: JPEG, PNG, WebP, BMP, GIF and TIFF, by Pillow.
+
+    decode(Path("cat.jpg"))                 # uint8 (H, W, 3), RGB
+    decode(Path("scan.tif"), channels=1)    # uint8 (H, W, 1), grey
+    find(Path("photos"))                    # the image files in a folder and below, sorted
+
+The choices, where a kind leaves one: EXIF's orientation is applied; transparency is laid on white; of 16 bits the upper
+8 are kept; CMYK is inverted as Adobe writes it, and colour profiles are not applied; of an animation the first frame.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PIXELS = 2**27  # 11,585 x 11,585: the largest cameras' photographs, 400 MB as RGB; Pillow itself refuses above 2**27.4
+BYTES = 2**30  # such an image without compression, with 16 bits and alpha
+STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+
+ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 0x0106, 0x0102
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(source: bytes | Path, channels: int = 3, name: str = "the image") -> NDArray[np.uint8]:
+    """The pixels of a file, or of its bytes: (H, W, channels), 3 being RGB and 1 grey.
+
+    name: of bytes, for messages; a path is its own name. ValueError, one sentence that names the image, where it is
+    missing, cut short, damaged, too large or no image; nothing else is raised, and nothing is warned of.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"images are decoded to 1 channel (grey) or 3 (RGB), not {channels}.")
+    if isinstance(source, Path):
+        source, name = _read(source), str(source)
+    if not source:
+        raise ValueError(f"{name} is empty; copy or download it again.")
+    try:
+        # A file that opens may still fail anywhere in its pixels, so the guard is around all of the decoding.
+        with _quiet(), Image.open(BytesIO(source), formats=FORMATS) as image:
+            _bounded(image, name)
+            image.load()
+            return _pixels(_upright(image), channels, name)
+    except _Refused:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} {_looks(source)}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name} has more than the {PIXELS:,} pixels that are decoded; scale it down.") from None
+    except Exception as error:  # damaged bytes make Pillow's parsers raise anything
+        reason = " ".join(str(error).split()).rstrip(".")[:120] or type(error).__name__
+        raise ValueError(f"{name} is cut short or damaged ({reason}); copy or download it again.") from error
+
+
+def find(path: Path) -> list[Path]:
+    """The path itself; of a folder, the files in it and below with an image's suffix, sorted, without hidden ones.
+
+    ValueError where a folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    seen = sorted(file for file in images if not any(part[0] == "." for part in file.relative_to(path).parts))
+    if not seen:
+        raise ValueError(f"{path} is a folder without images ({', '.join(SUFFIXES)}).")
+    return seen
+
+
+class _Refused(ValueError):
+    """A sentence of ours: it needs no other around it."""
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, not an image; name the files in it.")
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; check its name.")
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise ValueError(f"{path} is not a regular file; copy its content to one.")
+        if (size := path.stat().st_size) > BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, more than the {BYTES:,} that an image may have.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _bounded(image: Image.Image, name: str) -> None:
+    """Refuses, by its header, an image that would fill the memory, or has no pixels."""
+    width, height = image.size
+    if width * height > PIXELS:
+        raise _Refused(f"{name} has {width} x {height} pixels, more than the {PIXELS:,} decoded; scale it down.")
+    if not width * height:
+        raise _Refused(f"{name} has {width} x {height} pixels, so there is nothing to see.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF's orientation says; Pillow has already done so to a TIFF, and taken the tag away."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # unreadable EXIF says nothing about pixels that are whole
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _pixels(image: Image.Image, channels: int, name: str) -> NDArray[np.uint8]:
+    """Any mode of Pillow's as uint8 (H, W, channels)."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        image = Image.fromarray(_eight_bits(image))
+    elif image.mode in ("I", "F"):
+        what = {"I": "whole numbers of 32 or signed 16 bits", "F": "fractions"}[image.mode]
+        raise _Refused(f"{name} holds {what}, of which none is known to be white; save it with 8 or 16 bits.")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(seen, mask=seen)
+    mode = "L" if channels == 1 else "RGB"
+    # PIL has no way from CMYK or a palette to grey but through RGB.
+    image = image if image.mode in (mode, "L", "RGB") else image.convert("RGB")
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """The upper 8 of 16 bits, as Pillow reads 16-bit RGB, too; convert("L") would clip instead."""
+    values, bits = np.asarray(image), 16
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2[BITS][0]  # 12, of some microscopes
+        if image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
+            values = 2**bits - 1 - values
+    return (values >> (bits - 8)).astype(np.uint8)
+
+
+def _looks(data: bytes) -> str:
+    """What data that Pillow does not open seems to be, and what to do."""
+    start = data[:512].lstrip()
+    if start.startswith(STARTS):
+        return "is cut short or damaged (its header cannot be read); copy or download it again."
+    if start.startswith(b"<") and b"<svg" not in start:
+        return "is a web page, perhaps of a download that failed; download the image again."
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the image itself; git lfs pull fetches it."
+    return "is not an image of a kind that is read here; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF."
+
+
+class _Overlap:
+    """How many threads decode at this moment, and the warnings' filters as the first of them found them."""
+
+    lock = threading.Lock()
+    threads = 0
+    filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings, in threads, too: where `catch_warnings` overlap, each restores another's filters."""
+    with _Overlap.lock:
+        if _Overlap.threads == 0:
+            _Overlap.filters = warnings.catch_warnings()
+            _Overlap.filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _Overlap.threads += 1
+    try:
+        yield
+    finally:
+        with _Overlap.lock:
+            _Overlap.threads -= 1
+            if _Overlap.threads == 0:
+                _Overlap.filters.__exit__(None, None, None)

@@ -1,0 +1,79 @@
+"""One of our tensors and the tensors of another layout that it is made of: a line of a name table, both directions.
+
+for entry in entries(config): ...
+tensors, origin = gather(entries, get, expected)      # theirs -> ours
+theirs = scatter(entries, tensors)                    # ours -> theirs
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of our tensors and the arrays that it is made of; `out` and `back` map values, one tensor a name."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    out: Callable[[list[Tensor]], Tensor]
+    back: Callable[[Tensor], list[Tensor]]
+
+
+def same(theirs: str, ours: str) -> Entry:
+    """The same numbers in the same order."""
+    return Entry(ours, (theirs,), lambda found: found[0], lambda tensor: [tensor])
+
+
+def rows(theirs: tuple[str, ...], ours: str) -> Entry:
+    """Several tensors that lie below one another in one of ours: query, key and value."""
+    return Entry(ours, theirs, torch.cat, lambda tensor: list(tensor.chunk(len(theirs))))
+
+
+def gather(
+    entries: Iterable[Entry], get: Callable[[str], Tensor | None], expected: Mapping[str, torch.Size]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(our tensors, our name -> their names). get: their tensor, or None where the file has none of that name.
+
+    ValueError where one is missing, or has another shape than the configuration asks for.
+    """
+    tensors: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for entry in entries:
+        found = [get(name) for name in entry.theirs]
+        for name, tensor in zip(entry.theirs, found, strict=True):
+            if tensor is None:
+                raise ValueError(f"there is no tensor {name}: the file is incomplete, or of another architecture.")
+        whole = [tensor for tensor in found if tensor is not None]
+        tensors[entry.ours] = _ours(entry, whole, expected[entry.ours])
+        origin[entry.ours] = ", ".join(entry.theirs)
+    return tensors, origin
+
+
+def _ours(entry: Entry, found: list[Tensor], expected: torch.Size) -> Tensor:
+    try:
+        value = entry.out(found)
+    except (RuntimeError, IndexError):
+        value = None
+    # Some files keep ones around a vector, (1, 1, 1, C).
+    if value is None or [n for n in value.shape if n != 1] != [n for n in expected if n != 1]:
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(entry.theirs, found, strict=True))
+        raise ValueError(f"{shapes} cannot become {entry.ours} {tuple(expected)}.")
+    return value.reshape(expected).contiguous()
+
+
+def scatter(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors by their names. ValueError where one of ours has no place in their layout, or it needs another."""
+    theirs: dict[str, Tensor] = {}
+    left = set(tensors)
+    for entry in entries:
+        if entry.ours not in tensors:
+            raise ValueError(f"that format needs {entry.ours}, which the model does not have; choose another.")
+        left.discard(entry.ours)
+        theirs |= dict(zip(entry.theirs, entry.back(tensors[entry.ours]), strict=True))
+    if left:
+        some = ", ".join(sorted(left)[:3]) + " ..." * (len(left) > 3)
+        raise ValueError(f"that format has no place for {some}; choose another, or a model without it.")
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}

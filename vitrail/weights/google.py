@@ -1,0 +1,208 @@
+"""Google's own checkpoints: `.npz` of vision_transformer (JAX) and big_vision, in both directions.
+
+Arrays have paths for names. Kernels are (inputs, outputs), convolutions (H, W, inputs, outputs), and attention keeps
+its heads apart: query, key and value (D, heads, D_h), out (heads, D_h, D). There are two dialects,
+
+    older   Transformer/encoderblock_0/{LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3}
+            Transformer/posembed_input/pos_embedding, one row of which is the [class] token's
+    newer   Transformer/encoderblock_0/{LayerNorm_0, MultiHeadDotProductAttention_0, LayerNorm_1, MlpBlock_0}
+            pos_embedding for the patches alone, or none (sin-cos); MAPHead_0; blocks may be stacked in one array
+
+with a prefix in front (params/, opt/target/, params/img/), and bfloat16 as two raw bytes. The numerics come with the
+format: tanh GELU, eps 1e-6, positions resampled bilinearly with aligned corners, a VALID patch convolution.
+
+    config, tensors, layout, origin = read(arrays)        # arrays: an Npz, or name -> numpy array
+    arrays = write(config, tensors, layout)               # the same names, shapes and bits
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitrail.models import resnet, vit
+from vitrail.weights.entry import gather, scatter
+from vitrail.weights.google_names import entries
+from vitrail.weights.infer import square
+from vitrail.weights.npz import Form, Npz, forms_of
+
+Arrays = Npz | Mapping[str, NDArray[np.generic]]
+
+PREFIXES = ("", "opt/target/", "params/img/", "params/", "img/")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file writes things down: what is needed to write it back as it was.
+
+    prefix: before every name. newer: the second dialect. stacked: all blocks in one array. forms: shape and dtype of
+    each array, where they are not the usual ones ((1, 1, 1, C) for a group norm; "V2" for bfloat16).
+    """
+
+    prefix: str = ""
+    newer: bool = False
+    stacked: bool = False
+    forms: tuple[tuple[str, Form], ...] = ()
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """The prefix of Google's names, or None where these are not Google's."""
+    for name in names:
+        if name.endswith("embedding/kernel") and name.removesuffix("embedding/kernel") in PREFIXES:
+            return name.removesuffix("embedding/kernel")
+    return None
+
+
+def strip(forms: Mapping[str, Form], prefix: str) -> dict[str, tuple[str, int | None]]:
+    """Our view of a file: name without prefix -> (name in the file, index into a stack of blocks or None).
+
+    Names outside the prefix are left out: a text tower, the optimiser's state.
+    """
+    view: dict[str, tuple[str, int | None]] = {}
+    for name, (shape, _) in forms.items():
+        if not name.startswith(prefix):
+            continue
+        inside = name.removeprefix(prefix)
+        if found := re.fullmatch(r"Transformer/encoderblock/(.+)", inside):
+            view |= {f"Transformer/encoderblock_{i}/{found[1]}": (name, i) for i in range(shape[0] if shape else 0)}
+        else:
+            view[inside] = (name, None)
+    return view
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]], image_size: tuple[int, int] | None) -> vit.Config:
+    """The configuration that arrays of these shapes belong to. ValueError where they are of another model.
+
+    The positions do not say whether their grid is square: image_size, (height, width), is for where it is not.
+    """
+    block = "Transformer/encoderblock_0/"
+    attention = next((n.removeprefix(block).split("/")[0] for n in shapes if re.match(rf"{block}MultiHead", n)), None)
+    if attention is None:
+        raise ValueError(f"there is no {block}MultiHeadDotProductAttention_*: this is not a Vision Transformer.")
+    hidden = "MlpBlock_0" if attention.endswith("_0") else "MlpBlock_3"
+    try:
+        rows, columns, channels, width = shapes["embedding/kernel"]
+        _, heads, _ = shapes[f"{block}{attention}/query/kernel"]
+        _, mlp_dim = shapes[f"{block}{hidden}/Dense_0/kernel"]
+        stem = _infer_stem(shapes)
+        representation = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
+        classes = shapes["head/kernel"][1] if "head/kernel" in shapes else 0
+    except KeyError as error:
+        raise ValueError(f"there is no array {error}: the file is incomplete, or of another architecture.") from None
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"the arrays have other shapes than a Vision Transformer's ({error}).") from None
+    table = shapes.get("pos_embedding", shapes.get("Transformer/posembed_input/pos_embedding"))
+    token = "cls" in shapes
+    config = vit.Config(
+        patch_size=(rows, columns),
+        channels=stem.channels if stem else channels,
+        width=width,
+        depth=len({n.split("/")[1] for n in shapes if n.startswith("Transformer/encoderblock_")}),
+        heads=heads,
+        mlp_dim=mlp_dim,
+        classes=classes,
+        representation=representation,
+        pool="map" if "MAPHead_0/probe" in shapes else "token" if token else "avg",
+        class_token=token,
+        class_position=token and "pos_embedding" not in shapes,
+        positions="sincos" if table is None else "learned",
+        resample="bilinear_corners",
+        remainder="crop",
+        activation="gelu_tanh",
+        stem=stem,
+    )
+    if table is None:  # sin-cos: any size does, and the authors trained such models at this one
+        return replace(config, image_size=image_size or (224, 224))
+    return square(config, table[1], image_size)
+
+
+def _infer_stem(shapes: Mapping[str, tuple[int, ...]]) -> resnet.Config | None:
+    if "conv_root/kernel" not in shapes:
+        return None
+    *_, channels, width = shapes["conv_root/kernel"]
+    units = {tuple(map(int, m.groups())) for n in shapes if (m := re.match(r"block(\d+)/unit(\d+)/", n))}
+    stages = max((stage for stage, _ in units), default=0)
+    blocks = tuple(sum(1 for stage, _ in units if stage == s + 1) for s in range(stages))
+    return resnet.Config(blocks=blocks, width_factor=width // 64, channels=channels, classes=0)
+
+
+def read(
+    arrays: Arrays, image_size: tuple[int, int] | None = None
+) -> tuple[vit.Config, dict[str, Tensor], Layout, dict[str, str]]:
+    """(configuration, float32 tensors under our names, the file's layout, our name -> its names).
+
+    ValueError where these are not Google's names, an array is missing, or has another shape than the rest asks for.
+    """
+    forms = forms_of(arrays)
+    prefix = recognise(forms)
+    if prefix is None:
+        raise ValueError("there is no embedding/kernel: these are not the weights of a Vision Transformer of Google's.")
+    view = strip(forms, prefix)
+    shapes = {inside: forms[name][0] if i is None else forms[name][0][1:] for inside, (name, i) in view.items()}
+    config = infer(shapes, image_size)
+    newer = any("MultiHeadDotProductAttention_0" in n for n in view if n.startswith("Transformer/"))
+    expected = {name: tensor.shape for name, tensor in vit.ViT(config, torch.device("meta")).state_dict().items()}
+
+    def get(name: str) -> Tensor | None:
+        return _tensor(arrays, *view[name]) if name in view else None
+
+    tensors, origin = gather(entries(config, newer), get, expected)
+    stacked = any(index is not None for _, index in view.values())
+    return config, tensors, Layout(prefix, newer, stacked, tuple(forms.items())), origin
+
+
+def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
+    """An array, or one block of a stack, as float32; two raw bytes are bfloat16."""
+    array = arrays[name] if index is None else arrays[name][index]
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        bits = np.ascontiguousarray(array).view(np.int16)
+        return torch.from_numpy(bits).view(torch.bfloat16).float()
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name} is of type {array.dtype}, not of floating point.")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def write(
+    config: vit.Config, tensors: Mapping[str, Tensor], layout: Layout | None = None
+) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a model, in the layout of the file that it came from, or in the dialect that can hold it.
+
+    ValueError where Google's format has no place for a part of the model.
+    """
+    if layout is None:
+        first_row = config.class_token == config.class_position
+        layout = Layout(newer=not first_row or config.positions != "learned" or config.pool == "map")
+    arrays = {name: t.numpy() for name, t in scatter(entries(config, layout.newer), tensors).items()}
+    if layout.stacked:
+        arrays = _stack(arrays, config.depth)
+    forms = dict(layout.forms)
+    return {layout.prefix + name: _formed(array, forms.get(layout.prefix + name)) for name, array in arrays.items()}
+
+
+def _stack(arrays: dict[str, NDArray[np.generic]], depth: int) -> dict[str, NDArray[np.generic]]:
+    stacked = {}
+    for name, array in arrays.items():
+        if not name.startswith("Transformer/encoderblock_"):
+            stacked[name] = array
+        elif name.startswith("Transformer/encoderblock_0/"):
+            inside = name.removeprefix("Transformer/encoderblock_0/")
+            blocks = [arrays[f"Transformer/encoderblock_{i}/{inside}"] for i in range(depth)]
+            stacked[f"Transformer/encoderblock/{inside}"] = np.stack(blocks)
+    return stacked
+
+
+def _formed(array: NDArray[np.generic], form: Form | None) -> NDArray[np.generic]:
+    """The array in the shape and type that the file had. A value that came from bfloat16 is one, so nothing is lost."""
+    if form is None:
+        return array
+    shape, dtype = form
+    # A table of another grid or a head of other classes keeps its own shape.
+    array = array.reshape(shape) if array.size == math.prod(shape) else array
+    if dtype.kind == "V":
+        return torch.from_numpy(array).bfloat16().view(torch.int16).numpy().view(dtype)
+    return array.astype(dtype)

@@ -1,0 +1,69 @@
+"""Files of named tensors, safetensors and PyTorch's own, opened without running anything in them.
+
+tensors = open_tensors(Path("model.safetensors"))      # name -> Tensor
+tensors = open_tensors(Path("deit_base.pth"))          # the state dict inside, whatever it is wrapped in
+"""
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+# What training scripts put around a state dict, the averaged weights first: they are what is evaluated.
+WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "encoder")
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """name -> tensor, of a safetensors file or of what torch.save wrote.
+
+    ValueError, naming the file, where it is missing, damaged, holds Python objects, or holds no tensors.
+    """
+    if path.name.endswith(".index.json"):
+        return _shards(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            with warnings.catch_warnings(action="ignore"):  # of how it was pickled
+                return _state_dict(path, torch.load(path, map_location="cpu", weights_only=True))
+        return load_file(path)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} is damaged, or holds Python objects besides tensors, which could run code: it is not read. "
+            "Save the state dict alone, or as safetensors."
+        ) from None
+    except Exception as error:  # an unpickler raises whatever its stack trips over: IndexError, AssertionError, ...
+        detail = str(error).split("\n")[0]
+        raise ValueError(f"{path} is not a whole file of tensors ({detail}); fetch it again.") from error
+
+
+def _shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of the files that an index names, which lie beside it."""
+    try:
+        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        if any(Path(name).name != name for name in files):
+            raise ValueError("it names files outside its folder")
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no index of tensors ({error}); fetch it again.") from error
+    return {name: tensor for file in files for name, tensor in open_tensors(path.with_name(file)).items()}
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """The innermost dict of tensors, without the prefix that data-parallel wrappers leave."""
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        inside = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None)
+        if inside is None:
+            raise ValueError(f"there is no state dict among {', '.join(map(str, content)) or 'nothing'}")
+        content = inside
+    if not isinstance(content, dict):
+        raise ValueError(f"a state dict was expected, this is a {type(content).__name__}")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors

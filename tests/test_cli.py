@@ -142,7 +142,7 @@ def test_a_flag_may_stand_anywhere(capsys, given):
     [
         ("", "name a command; vitrail --help lists them."),
         ("inof", "there is no command 'inof'; did you mean info?"),
-        ("xyz", "there is no command 'xyz'; the commands are demo, info, predict, resume."),
+        ("xyz", "there is no command 'xyz'; the commands are demo, info, predict, convert, resume."),
         ("info", "vitrail info needs a model; name it before the options."),
         ("info --classes 10 ViT-B/16", "vitrail info needs a model; name it before the options."),
         ("predict", "vitrail predict needs a model; name it before the options."),

@@ -1,7 +1,9 @@
 """What `vitrail info` says of a model: configuration, parameters, tokens and FLOPs at any image size.
 
-card = describe("ViT-H/14", {"classes": 10}, image_size=(384, 384))      # a dict for JSON
-print(text(card))
+A card is a dict for programs, and a text for people:
+
+    card = describe("ViT-H/14", {"classes": 10}, image_size=(384, 384))      # a dict for JSON
+    print(text(card))
 """
 
 import json

@@ -1,9 +1,11 @@
 """A Pipeline: weights, preprocessing and class names in one, from an image to named answers (law 3).
 
-predict = Pipeline.load("runs/demo")    # or a model folder, or any weights that weights/load.py reads
-predict("cat.jpg")                      # [Prediction(label="tabby", index=281, probability=0.98), ...], best first
-predict(["cat.jpg", image])             # such a list for each; an image is uint8 (H, W, C)
-for result in predict.stream(paths):    # the same, one by one; a bad file is a ValueError that does not stop the others
+Every consumer uses this one description, so that a prediction does not depend on who makes it:
+
+    predict = Pipeline.load("runs/demo")    # or a model folder, or any weights that weights/load.py reads
+    predict("cat.jpg")                      # [Prediction(label="tabby", index=281, probability=0.98), ...], best first
+    predict(["cat.jpg", image])             # such a list for each; an image is uint8 (H, W, C)
+    for result in predict.stream(paths):    # the same, one by one; a bad file is a ValueError and stops no other
 """
 
 import os

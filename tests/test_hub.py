@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import vitrail
 from vitrail.data.transforms import Preprocessing
+from vitrail.info import describe
 from vitrail.models import vit
 from vitrail.weights import folder, hub
 
@@ -27,7 +28,7 @@ def store(tmp_path, monkeypatch):
         if not found.is_dir():
             raise LocalEntryNotFoundError("Cannot find the requested files.\nMore.")
         cache = tmp_path / "cache" / repository.replace("/", "--")
-        cache.mkdir(parents=True)
+        cache.mkdir(parents=True, exist_ok=True)
         for path in found.iterdir():
             if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
                 shutil.copy(path, cache)
@@ -58,6 +59,13 @@ def test_what_is_pushed_is_loaded_again(store, tmp_path):
     assert hub.push(tmp_path / "model", "me/pets") == "hub/me/pets"
     again = vitrail.load("hf-hub:me/pets")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_predictions_come_from_the_hub_too(store, tmp_path):
+    saved(store / "me/pets" / "main")
+    predict = vitrail.Pipeline.load("hf-hub:me/pets")
+    assert predict.class_names == ("a", "b")
+    assert describe("hf-hub:me/pets", {})["preprocessing"]["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_a_revision_is_asked_for_and_code_is_left_there(store, tmp_path):

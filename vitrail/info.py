@@ -15,6 +15,7 @@ from vitrail.models import resnet, vit
 from vitrail.models.cost import flops, parameters, tokens
 from vitrail.models.zoo import Config, canonical, configure
 from vitrail.pipeline import locate
+from vitrail.weights.hub import PREFIX, resolve
 from vitrail.weights.load import read
 
 # Of files with weights: such a word is never a model's name, even where no file has it.
@@ -29,10 +30,10 @@ def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] 
     `configure` and `weights.load.read` raise, and for overrides of a file or folder.
     """
     preprocessing, class_names = None, None
-    if Path(model).exists() or Path(model).suffix in SUFFIXES:
+    if Path(model).exists() or Path(model).suffix in SUFFIXES or model.startswith(PREFIX):
         if overrides:
             raise ValueError(f"{model} is a trained model; its fields ({', '.join(overrides)}) cannot be overridden.")
-        weights = read(locate(Path(model)))
+        weights = read(locate(resolve(model)))
         name, config, preprocessing = model, weights.config, asdict(weights.preprocessing)
         class_names = None if weights.class_names is None else list(weights.class_names)
     else:

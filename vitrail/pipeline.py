@@ -25,6 +25,7 @@ from vitrail.data.loader import prefetch
 from vitrail.data.transforms import Preprocessing, normalise, prepare
 from vitrail.models.vit import ViT
 from vitrail.weights import folder as model_folder
+from vitrail.weights.hub import resolve
 from vitrail.weights.load import fit, read
 
 Image = NDArray[np.uint8] | Path | str
@@ -52,11 +53,11 @@ class Pipeline:
 
     @classmethod
     def load(cls, path: Path | str) -> "Pipeline":
-        """From a run folder, a model folder or a file with weights; where these name no classes, their numbers do.
+        """From a run folder, a model folder, a file with weights or hf-hub:NAME; where these name no classes, their numbers do.
 
         ValueError, naming the file, where there is none, or it cannot be read.
         """
-        place = locate(Path(path))
+        place = locate(resolve(path))
         weights = read(place)
         try:
             model = fit(weights, weights.config)[0]

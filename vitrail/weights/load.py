@@ -111,6 +111,8 @@ def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a file with weights, or a model folder.")
+    if (path / "model" / "config.json").is_file():  # a run folder
+        path = path / "model"
     try:
         if path.is_dir():
             return _folder(path, size, heads)

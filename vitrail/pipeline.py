@@ -53,7 +53,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, path: Path | str) -> "Pipeline":
-        """From a run folder, a model folder, a file with weights or hf-hub:NAME; where these name no classes, their numbers do.
+        """From a run folder, a model folder, a file with weights or hf-hub:NAME; unnamed classes go by their numbers.
 
         ValueError, naming the file, where there is none, or it cannot be read.
         """

@@ -84,6 +84,7 @@ def assert_agrees(model, found, config, images):
     with torch.no_grad():
         logits = model(torch.from_numpy(images).float()).numpy()
     assert logits.std() > 0.1, "logits of no size prove nothing"
+    print(f"largest difference {np.abs(logits - expected).max():.1e}")  # pytest -rP shows it
     assert np.abs(logits - expected).max() <= 1e-5
 
 

@@ -56,7 +56,7 @@ def saved(path):
 
 def test_what_is_pushed_is_loaded_again(store, tmp_path):
     model = saved(tmp_path / "model")
-    assert hub.push(tmp_path / "model", "me/pets") == "hub/me/pets"
+    assert hub.push_to_hub(tmp_path / "model", "me/pets") == "hub/me/pets"
     again = vitrail.load("hf-hub:me/pets")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
@@ -90,7 +90,7 @@ def test_what_the_hub_does_not_have_is_named(store):
 
 def test_only_model_folders_are_pushed(store, tmp_path):
     with pytest.raises(ValueError, match="is not a model folder"):
-        hub.push(tmp_path, "me/pets")
+        hub.push_to_hub(tmp_path, "me/pets")
 
 
 def test_a_local_name_is_left_alone(tmp_path):

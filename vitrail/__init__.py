@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitrail.models.zoo import configure, create
     from vitrail.pipeline import Pipeline
+    from vitrail.weights.hub import push_to_hub
     from vitrail.weights.load import load
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "configure", "create", "load"]
+__all__ = ["Pipeline", "__version__", "configure", "create", "load", "push_to_hub"]
 
 _HOME = {
     "Pipeline": "vitrail.pipeline",
     "configure": "vitrail.models.zoo",
     "create": "vitrail.models.zoo",
     "load": "vitrail.weights.load",
+    "push_to_hub": "vitrail.weights.hub",
 }
 
 

@@ -38,7 +38,7 @@ def resolve(name: Path | str) -> Path:
     return archives[0] if len(archives) == 1 and not (folder / "config.json").is_file() else folder
 
 
-def push(folder: Path | str, repository: str, private: bool = False) -> str:
+def push_to_hub(folder: Path | str, repository: str, private: bool = False) -> str:
     """Uploads a model folder; returns its address. ValueError where it is none, or the Hub refuses."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

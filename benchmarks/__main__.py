@@ -1,8 +1,10 @@
 """All benchmarks in sequence, with modest defaults.
 
-python -m benchmarks                         start-up, then eager speed and memory
-python -m benchmarks --json results/         the same, with startup.json and throughput.json in that folder
-python -m benchmarks --full --json results/  compiled too, and B/16 at 384: most of an hour on two cores
+They take about a quarter of an hour on two cores, and most of an hour with everything.
+
+    python -m benchmarks                         start-up, weights, then eager speed and memory
+    python -m benchmarks --json results/         the same, with a JSON file a topic in that folder
+    python -m benchmarks --full --json results/  compiled too, and B/16 at 384
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import startup, throughput
+from benchmarks import startup, throughput, weights
 
 MODEST = ["--cases", "Ti/16@224,S/16@224,B/16@224", "--modes", "eager", "--rounds", "3"]
 
@@ -28,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ["--json", str(options.json / name)] if options.json else []
 
     worst = startup.main(output("startup.json"))
+    if worst == 130:
+        return worst
+    print()
+    worst = max(worst, weights.main(["--rounds", "1", *output("weights.json")]))
     if worst == 130:
         return worst
     print()

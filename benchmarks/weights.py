@@ -24,7 +24,11 @@ from typing import Any
 from benchmarks.machine import ROOT, describe, headline, table, write_json
 
 # Each program prints one JSON object: {"seconds": ..., "peak": bytes above the imports, "answer": ...}.
-RESULT = "import json, resource, time\ndef peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+# VmHWM, not ru_maxrss: the latter begins with what the parent had when it forked.
+RESULT = """
+import json, time
+def peak(): return 1024 * next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
+"""
 TIMM_FILE = """
 import torch, timm
 from PIL import Image
@@ -46,6 +50,7 @@ LOAD = """
 import torch, {imports}
 before, start = peak(), time.perf_counter()
 model = {call}
+assert all(p.sum().isfinite() for p in model.parameters())  # a mapped file counts when it is read
 print(json.dumps({{"seconds": time.perf_counter() - start, "peak": peak() - before}}))
 """
 TIMM_FOLDER = """

@@ -244,3 +244,25 @@ def test_a_grid_that_is_not_square_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"w\.npz: 12 positions make no square grid"):
         load.load(path)
     assert load.load(path, image_size=(16, 48)).config == replace(config, image_size=(16, 48))
+
+
+def test_fine_tuning_loads_at_384_with_the_head_kept_dropped_or_replaced(tmp_path):
+    found = files.arrays(grid=14, representation=16)
+    path = save(tmp_path / "w.npz", found)
+    w = files.reference_weights(found)
+    table = zoom(w["pos_embed"][0, 1:].reshape(14, 14, -1), (48 / 14, 48 / 14, 1), order=1).reshape(1, 48 * 48, -1)
+    w["pos_embed"] = np.concatenate([w["pos_embed"][:, :1], table], axis=1)
+    config, images = replace(BASE, image_size=(384, 384), representation=16), pixels(384, 384)
+    kept = load.load(path, image_size=384)
+    dropped, report = load.load_and_report(path, image_size=384, classes=0)
+    replaced = load.load(path, image_size=384, classes=7)
+    with torch.no_grad():
+        small = torch.from_numpy(images).float()
+        logits = reference.forward(w, config, images)
+        assert np.abs(kept(small).numpy() - logits).max() <= 1e-5
+        w["head.weight"], w["head.bias"] = np.eye(files.WIDTH), np.zeros(files.WIDTH)
+        features = reference.forward(w, replace(config, representation=None), images)
+        assert np.abs(dropped(small).numpy() - features).max() <= 1e-5
+        assert np.abs(replaced.represent(small).numpy() - features).max() <= 1e-5
+        assert not replaced(small).any()
+    assert report["ignored"] == ["pre_logits.fc.weight", "pre_logits.fc.bias", "head.weight", "head.bias"]

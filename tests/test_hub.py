@@ -57,7 +57,7 @@ def saved(path):
 def test_what_is_pushed_is_loaded_again(store, tmp_path):
     model = saved(tmp_path / "model")
     assert hub.push_to_hub(tmp_path / "model", "me/pets") == "hub/me/pets"
-    again = vitrail.load("hf-hub:me/pets")
+    again = vitrail.load("hf_hub:me/pets")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -15,7 +15,7 @@ from vitrail.models import resnet, vit
 from vitrail.models.cost import flops, parameters, tokens
 from vitrail.models.zoo import Config, canonical, configure
 from vitrail.pipeline import locate
-from vitrail.weights.hub import PREFIX, resolve
+from vitrail.weights.hub import PREFIXES, resolve
 from vitrail.weights.load import read
 
 # Of files with weights: such a word is never a model's name, even where no file has it.
@@ -30,7 +30,7 @@ def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] 
     `configure` and `weights.load.read` raise, and for overrides of a file or folder.
     """
     preprocessing, class_names = None, None
-    if Path(model).exists() or Path(model).suffix in SUFFIXES or model.startswith(PREFIX):
+    if Path(model).exists() or Path(model).suffix in SUFFIXES or model.startswith(PREFIXES):
         if overrides:
             raise ValueError(f"{model} is a trained model; its fields ({', '.join(overrides)}) cannot be overridden.")
         weights = read(locate(resolve(model)))

@@ -6,7 +6,7 @@ push("runs/pets/model", "me/pets")                              # the folder as 
 
 from pathlib import Path
 
-PREFIX = "hf-hub:"
+PREFIXES = ("hf-hub:", "hf_hub:")  # timm knows both
 # What any of the layouts needs; nothing that could be run is fetched.
 WANTED = (
     "config.json",
@@ -24,12 +24,12 @@ def resolve(name: Path | str) -> Path:
     ValueError where the Hub does not have it, or cannot be reached.
     """
     text = str(name)
-    if not text.startswith(PREFIX):
+    if not text.startswith(PREFIXES):
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repository, _, revision = text.removeprefix(PREFIX).partition("@")
+    repository, _, revision = text[len(PREFIXES[0]) :].partition("@")
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -256,3 +256,13 @@ def test_weights_in_several_files_are_put_together(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match=r"index\.json is no index of tensors \(it names files outside its folder"):
         load(tmp_path)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_no_pickle(tmp_path):
+    tensors = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
+    for length in range(400):
+        save_file(tensors, tmp_path / "w.safetensors", metadata={"note": "x" * length})
+        if (tmp_path / "w.safetensors").read_bytes()[:1] == b"\x80":
+            break
+    assert (tmp_path / "w.safetensors").read_bytes()[:1] == b"\x80"
+    assert torch.equal(load(tmp_path / "w.safetensors").cls_token, tensors["cls_token"])

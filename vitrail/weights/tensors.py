@@ -28,7 +28,8 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
+        # A safetensors file begins with the length of its header, which may be any byte, a pickle's first among them.
+        if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
             with warnings.catch_warnings(action="ignore"):  # of how it was pickled
                 return _state_dict(path, torch.load(path, map_location="cpu", weights_only=True))
         return load_file(path)

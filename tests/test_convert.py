@@ -13,6 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from vitrail.cli import main
 
+LOST = [
+    "activation 'gelu_tanh' (read back as 'gelu')",
+    "resample 'bilinear_corners' (read back as 'bicubic_antialias')",
+    "remainder 'crop' (read back as 'pad')",
+]
+
 
 @pytest.fixture
 def npz(tmp_path):
@@ -35,7 +41,7 @@ def test_a_file_goes_to_every_format_and_back(npz, tmp_path, capsys):
 def test_json_is_one_document(npz, tmp_path, capsys):
     main(["convert", str(npz), str(tmp_path / "out.safetensors"), "--to", "timm", "--json"])
     done = json.loads(capsys.readouterr().out)
-    assert (done["from"], done["to"], done["tensors"], done["lost"]) == ("google", "timm", 32, [])
+    assert (done["from"], done["to"], done["tensors"], done["lost"]) == ("google", "timm", 32, LOST)
     assert len(load_file(tmp_path / "out.safetensors")) == 32
 
 

@@ -165,7 +165,7 @@ class Convert:
             return
         print(f"{self.target}: {len(weights.tensors)} tensors, from {weights.format} to {self.to}")
         for words in lost:
-            print(f"  timm has no word for {words}; Vitrail reads it from this folder all the same")
+            print(f"  {self.to} has no word for {words}")
         if left:
             print(f"  left out, for they are not the model's: {', '.join(left[:5])}{' ...' * (len(left) > 5)}")
 

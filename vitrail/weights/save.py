@@ -19,9 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitrail.models import vit
 from vitrail.weights import folder, google, huggingface, timm, torchvision
-from vitrail.weights.load import Weights
+from vitrail.weights.load import Weights, read
 
+# Fields of the configuration that change answers and that no tensor shows.
+NUMERICS = ("activation", "norm_eps", "heads", "pool", "resample", "remainder")
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 Format = Literal["vitrail", "google", "timm", "huggingface", "torchvision"]
@@ -57,7 +60,14 @@ def save(weights: Weights, target: Path, to: Format) -> list[str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
-    return notes
+    return notes + _changed(weights.config, target)
+
+
+def _changed(config: vit.Config, target: Path) -> list[str]:
+    """What a reader of the target takes for another numerics than the model has: its tensors are whole all the same."""
+    again = read(target, config.image_size, config.heads).config
+    pairs = [(name, getattr(config, name), getattr(again, name)) for name in NUMERICS]
+    return [f"{name} {ours!r} (read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
 
 
 def _google(weights: Weights, path: Path) -> None:

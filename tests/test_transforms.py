@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
-from vitrail.data.order import sample_seeds
-from vitrail.data.transforms import Preprocessing, flip, normalise, prepare
+from vitrail.data.transforms import Preprocessing, normalise, prepare
 from vitrail.parse import parse
 
 STATISTICS = {
@@ -58,27 +57,6 @@ def test_normalise_leaves_its_input_alone():
     before = images.clone()
     normalise(images, Preprocessing((16, 16), *STATISTICS["paper"]), torch.float32)
     assert torch.equal(images, before)
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=12), st.integers(1, 5))
-def test_flip_mirrors_exactly_those_whose_key_is_odd(keys, width):
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (len(keys), 2, 3, width), np.uint8))
-    found = flip(images, np.array(keys, np.uint64)).numpy()
-    for image, original, key in zip(found, images.numpy(), keys, strict=True):
-        assert np.array_equal(image, original[:, :, ::-1] if key % 2 else original)
-
-
-def test_flip_depends_on_the_key_and_not_on_the_place():
-    images, keys = pixels(1).repeat(8, 1, 1, 1), sample_seeds(0, 16, 3)
-    order = np.random.default_rng(1).permutation(16)
-    found = flip(images[order], keys[order])
-    assert torch.equal(found, flip(images, keys)[order])
-
-
-@pytest.mark.parametrize("seed", [0, 1, 12345])
-def test_about_half_of_a_stream_is_flipped(seed):
-    flips = (sample_seeds(0, 10_000, seed) & np.uint64(1)).mean()
-    assert abs(flips - 0.5) < 5 * 0.5 / math.sqrt(10_000)
 
 
 @pytest.mark.parametrize(

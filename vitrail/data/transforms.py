@@ -3,7 +3,7 @@
     prepare(image, how)                     # any size, uint8 (H, W, C) -> uint8 (C, h, w): timm's evaluation transforms
     normalise(images, how, torch.float32)   # a batch on its device, uint8 -> float
 
-Every random choice is a function of a sample's 64-bit key (order.py), so that a batch depends on (seed, step) alone.
+What is random about training images is in augment.py.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -123,15 +123,9 @@ def _bordered(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]
     return canvas
 
 
-def normalise(images: UInt8[Tensor, "B C H W"], how: Preprocessing, dtype: torch.dtype) -> Float[Tensor, "B C H W"]:
+def normalise(images: Num[Tensor, "B C H W"], how: Preprocessing, dtype: torch.dtype) -> Float[Tensor, "B C H W"]:
     """(images / 255 - mean) / std, as one multiply and one add per pixel, on the images' device; a half-precision
-    `dtype` is rounded once, at the end."""
+    `dtype` is rounded once, at the end. images: bytes, or, where they were mixed, numbers from 0 to 255."""
     exact = torch.promote_types(dtype, torch.float32)
     mean, std = (torch.tensor(v, dtype=exact, device=images.device).view(-1, 1, 1) for v in (how.mean, how.std))
     return torch.addcmul(-mean / std, images.to(exact), 1 / (255 * std)).to(dtype)
-
-
-def flip(images: UInt8[Tensor, "B C H W"], keys: NDArray[np.uint64]) -> UInt8[Tensor, "B C H W"]:
-    """Mirrors left and right the images whose key has its lowest bit set: half of them."""
-    chosen = torch.from_numpy((keys & np.uint64(1)).astype(bool)).view(-1, 1, 1, 1)
-    return torch.where(chosen, images.flip(-1), images)

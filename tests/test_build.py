@@ -11,7 +11,8 @@ import torch
 import tyro
 from torch import nn
 
-from vitrail.optim.build import Config, build, clip, set_lr
+from vitrail.models import vit
+from vitrail.optim.build import Config, Joint, build, clip, set_lr
 from vitrail.optim.rules import Rule, freeze
 from vitrail.optim.schedule import Schedule, multiplier
 
@@ -77,6 +78,88 @@ def test_sgd_equals_numpy():
     assert_parameters(model, w)
 
 
+def tiny():
+    torch.manual_seed(0)
+    model = vit.ViT(vit.Config((8, 8), (4, 4), 1, width=16, depth=2, heads=2, mlp_dim=32, classes=3))
+    nn.init.normal_(model.head.weight)  # from 0, as it is, no gradient would pass it
+    return model
+
+
+MUON = Config(
+    "muon",
+    lr=0.01,
+    rules=(freeze("pos_embed"), Rule("blocks.0", lr=0.5), Rule("blocks.0.mlp.fc1.weight", decay=0.0)),
+    schedule=Schedule("cosine", warmup="2 steps"),
+)
+
+
+def muon_by_hand(model):
+    """torch's two optimisers, with a group for each parameter."""
+    model.pos_embed.requires_grad_(False)
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        kernel = name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight", "head.weight"))
+        decay = 0.3 if kernel and name != "blocks.0.mlp.fc1.weight" else 0.0
+        group = {"params": [parameter], "weight_decay": decay, "scale": 0.5 if "blocks.0" in name else 1.0}
+        if name != "pos_embed":
+            (matrices if kernel and "blocks" in name else rest).append(group)
+    muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
+    return muon, torch.optim.AdamW(rest, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def learn(model, step):
+    random = torch.Generator().manual_seed(step)
+    loss = model(torch.randn(6, 1, 8, 8, generator=random)).square().sum()
+    loss.backward()
+
+
+def test_muon_equals_torchs_muon_and_adamw_bit_for_bit():
+    model, twin = tiny(), tiny()
+    optimizer, by_hand = build(model, MUON), muon_by_hand(twin)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for step in range(5):
+        factor = multiplier(MUON.schedule, step, 5)
+        set_lr(optimizer, MUON, factor)
+        for group in (group for one in by_hand for group in one.param_groups):
+            group["lr"] = 0.01 * factor * group["scale"]
+        for owner, optimizers in ((model, [optimizer]), (twin, by_hand)):
+            learn(owner, step)
+            for one in optimizers:
+                one.step()
+                one.zero_grad()
+    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert torch.equal(a, start[name]) == (name == "pos_embed")
+
+
+def test_muon_and_adamw_share_their_groups_and_their_state_with_whoever_holds_both():
+    model = tiny()
+    optimizer = build(model, MUON)
+    assert isinstance(optimizer, Joint)
+    learn(model, 0)
+    optimizer.step()
+    state = {name: set(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
+    assert state["blocks.1.attn.qkv.weight"] == {"momentum_buffer"}
+    assert state["patch_embed.proj.weight"] == {"step", "exp_avg", "exp_avg_sq"}
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    assert sorted(names) == sorted(state) == sorted(name for name, _ in model.named_parameters() if name != "pos_embed")
+    assert optimizer.step(lambda: 1.5) == 1.5
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_muon_alone_is_torchs():
+    optimizer = build(tiny(), Config("muon", rules=(Rule(r"blocks\.\d+\.(attn|mlp)\..*weight", lr=1.0), freeze(".*"))))
+    assert isinstance(optimizer, torch.optim.Muon)
+
+
+def test_muon_without_matrices_is_refused():
+    with pytest.raises(ValueError, match=r"muon trains the matrices .*, and ModuleDict has none to train: use adamw"):
+        build(small(), Config("muon"))
+    with pytest.raises(ValueError, match="ViT has none to train"):
+        build(tiny(), Config("muon", rules=(freeze("blocks"),)))
+
+
 def test_decay_alone_touches_kernels_only():
     model = timm.models.VisionTransformer(img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3)
     for parameter in model.parameters():
@@ -131,15 +214,24 @@ def test_clip_is_by_the_global_norm():
     assert clip(parameters, 1.0).isnan()
 
 
-def test_state_survives_a_restart():
-    config = Config(lr=0.1, rules=RULES, schedule=Schedule())
-    model, twin = small(), small()
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("by", ["state_dict", "parameter"])
+def test_state_survives_a_restart(name, by):
+    config = MUON if name == "muon" else Config(lr=0.1, rules=RULES, schedule=Schedule())
+    model, twin = (tiny(), tiny()) if name == "muon" else (small(), small())
     first, second = build(model, config), build(twin, config)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     first.step()
     twin.load_state_dict(model.state_dict())
-    second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch would share the tensors
+    if by == "state_dict":
+        second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch would share the tensors
+    else:  # as a checkpoint does
+        for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+            if parameter.requires_grad:
+                second.state[other] = copy.deepcopy(first.state[parameter])
+    set_lr(second, config, 0.5)
+    set_lr(first, config, 0.5)
     for optimizer, owner in ((first, model), (second, twin)):
         for parameter in owner.parameters():
             parameter.grad = torch.full_like(parameter, 0.3) if parameter.requires_grad else None
@@ -165,7 +257,7 @@ def test_config_is_plain_and_reads_from_the_command_line():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "adam"}, "optimiser 'adam' is unknown: choose adamw or sgd"),
+        ({"name": "adam"}, "optimiser 'adam' is unknown: choose adamw, sgd or muon"),
         ({"lr": -1.0}, r"optimiser lr = -1.0 must be 0 or more"),
         ({"weight_decay": float("nan")}, "optimiser weight_decay = nan must be 0 or more"),
         ({"clip": 0.0}, "clip = 0.0 must be above 0: use None"),

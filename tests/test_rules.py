@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vitrail.optim.rules import Rule, freeze, groups, layer_decay
+from vitrail.optim.rules import Rule, freeze, groups, is_hidden_matrix, layer_decay
 
 
 class Owner(nn.Module):
@@ -61,6 +61,16 @@ def test_groups_are_for_torch():
     assert all(p is named[n] for g in (first, second) for p, n in zip(g["params"], g["names"], strict=True))
 
 
+def test_hidden_matrices_are_those_of_attention_and_mlp_in_the_blocks():
+    model = Owner(tiny(reg_tokens=2, init_values=1e-5, global_pool="map"))
+    model.decoder = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2)])})
+    model.stem = nn.ModuleDict({"blocks": nn.ModuleList([nn.Conv2d(2, 2, 1)])})
+    assert {name for name, parameter in model.named_parameters() if is_hidden_matrix(name, parameter)} == {
+        *(f"model.blocks.{i}.{kernel}" for i in (0, 1) for kernel in BLOCK),
+        "decoder.blocks.0.weight",
+    }
+
+
 patterns = [".*", "blocks", "blocks.0", "blocks.1.mlp", "norm", "head", "bias", "cls_token", "mlp.fc1.weight", "weight"]
 multipliers = st.sampled_from([None, 0.0, 0.5, 1.0, 10.0])
 rules = st.tuples(st.sampled_from(patterns), multipliers, multipliers).filter(lambda rule: rule[1:] != (None, None))
@@ -97,6 +107,39 @@ def test_patterns_cover_whole_parts():
     assert not Rule("^head", lr=1.0).matches("model.head.weight")
     assert not Rule("head$", lr=1.0).matches("head.weight")
     assert Rule(".*bias$", decay=1.0).matches("blocks.0.attn.qkv.bias")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("head:lr=10", Rule("head", lr=10.0)),
+        ("pos_embed:lr=0.1,decay=1", Rule("pos_embed", lr=0.1, decay=1.0)),
+        (" norm : decay = 1e-3 ", Rule("norm", decay=1e-3)),
+        ("^patch_embed:freeze", freeze("^patch_embed")),
+        (r"blocks\.(?:0|1):freeze,decay=0", Rule(r"blocks\.(?:0|1)", lr=0.0, decay=0.0)),
+        ("a,b=c:lr=1", Rule("a,b=c", lr=1.0)),
+    ],
+)
+def test_rules_are_read_from_text(text, rule):
+    assert Rule.parse(text) == rule
+
+
+@given(rules)
+def test_every_rule_can_be_written_as_text(rule):
+    pattern, lr, decay = rule
+    says = ",".join(f"{what}={value!r}" for what, value in (("lr", lr), ("decay", decay)) if value is not None)
+    assert Rule.parse(f"{pattern}:{says}") == Rule(*rule)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Python's, of "[[" in a pattern
+@given(st.text(max_size=20))
+def test_whatever_text_is_a_rule_or_an_error_in_one_sentence(text):
+    for said in (text, f"{text}:freeze"):
+        try:
+            rule = Rule.parse(said)
+        except ValueError as error:
+            rule = str(error)
+        assert isinstance(rule, Rule) or (rule.startswith("rule ") and "\n" not in rule)
 
 
 def test_linear_probe():
@@ -160,6 +203,9 @@ def test_errors_are_sentences():
         groups(tiny(), [freeze(".*")])
     with pytest.raises(ValueError, match=r"rule '\(' is not a regular expression"):
         Rule("(", lr=1.0)
+    for pattern in ("a)|(b", "a{99999999999}", "(" * 9999 + ")" * 9999):
+        with pytest.raises(ValueError, match="is not a regular expression"):
+            Rule(pattern, lr=1.0)
     with pytest.raises(ValueError, match="rule 'head' says nothing"):
         Rule("head")
     with pytest.raises(ValueError, match=r"rule 'head' has decay = -1.0"):
@@ -168,3 +214,27 @@ def test_errors_are_sentences():
         layer_decay(tiny(), 1.5)
     with pytest.raises(ValueError, match=r"needs patch_embed and blocks.*but Linear has weight, bias"):
         layer_decay(nn.Linear(2, 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("head", "rule 'head' is not a pattern, a colon and what holds for it, such as 'head:lr=10'"),
+        (":lr=1", "rule ':lr=1' is not a pattern, a colon"),
+        ("", "rule '' is not a pattern"),
+        ("head:", "rule 'head:' says '' of 'head': after the last colon stand lr=NUMBER, decay=NUMBER or freeze"),
+        ("head:lr", "says 'lr' of 'head'"),
+        ("head:lr=fast", "says 'lr=fast' of 'head'"),
+        ("head:frozen", "says 'frozen' of 'head'"),
+        ("head:lr=1,,decay=0", "says '' of 'head'"),
+        (r"(?:a|b)", "says 'a.b.' of '.*'"),
+        ("head:lr=1,lr=2", "rule 'head:lr=1,lr=2' says lr twice: leave one"),
+        ("head:lr=1,freeze", "says lr twice: leave one, and freeze is lr=0"),
+        ("head:lr=nan", "rule 'head' has lr = nan"),
+        ("head:decay=-1", "rule 'head' has decay = -1.0"),
+        ("(:lr=1", r"rule '\(' is not a regular expression"),
+    ],
+)
+def test_errors_of_rules_as_text_are_sentences(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Rule.parse(text)

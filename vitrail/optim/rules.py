@@ -7,6 +7,7 @@ that matches and speaks wins, as in Google's big_vision (`lr_mults` and `wd_mult
     groups(task, [Rule("head", lr=10.0), Rule("pos_embed", decay=1.0)])      a faster head, decayed positions
     groups(task, [Rule("head", lr=1.0), freeze(".*")])                       a linear probe
     groups(task, [freeze("patch_embed"), *layer_decay(task, 0.75)])          BEiT's fine-tuning, stem frozen
+    groups(task, [Rule.parse("head:lr=10"), Rule.parse("^patch_embed:freeze")])       as the command line writes them
 
 A parameter that no rule speaks of has learning rate 1, and weight decay 1 for kernels and 0 for the rest: the
 paper's mask (`is_kernel`).
@@ -43,14 +44,42 @@ class Rule:
 
     def __post_init__(self) -> None:
         try:
+            re.compile(self.pattern)  # by itself first: "a)|(b" would be one only between our brackets
             re.compile(self._whole_parts)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"rule {self.pattern!r} is not a regular expression: {error}") from error
         if self.lr is None and self.decay is None:
             raise ValueError(f"rule {self.pattern!r} says nothing: give it lr, decay or both")
         for what, value in (("lr", self.lr), ("decay", self.decay)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"rule {self.pattern!r} has {what} = {value}: a multiplier is 0 or more, and finite")
+
+    @classmethod
+    def parse(cls, text: str) -> "Rule":
+        """A rule from text: "head:lr=10", "pos_embed:lr=0.1,decay=1" or "^patch_embed:freeze".
+
+        The last colon ends the pattern, so that it may hold others. Raises ValueError for what cannot be read.
+        """
+        pattern, _, says = text.rpartition(":")
+        if not pattern.strip():
+            raise ValueError(f"rule {text!r} is not a pattern, a colon and what holds for it, such as 'head:lr=10'")
+        found: dict[str, float] = {}
+        for word in says.split(","):
+            what, _, number = ("lr=0" if word.strip() == "freeze" else word).partition("=")
+            what = what.strip()
+            try:
+                value = float(number) if what in ("lr", "decay") else None
+            except ValueError:
+                value = None
+            if value is None:
+                raise ValueError(
+                    f"rule {text!r} says {word!r} of {pattern!r}: after the last colon stand lr=NUMBER, decay=NUMBER "
+                    "or freeze, with a comma between"
+                )
+            if what in found:
+                raise ValueError(f"rule {text!r} says {what} twice: leave one, and freeze is lr=0")
+            found[what] = value
+        return cls(pattern.strip(), **found)
 
     @property
     def _whole_parts(self) -> str:
@@ -101,6 +130,15 @@ def is_kernel(name: str, parameter: Tensor) -> bool:
     attn_pool.latent. An nn.Embedding counts as a kernel by this test; give it a rule with decay = 0.
     """
     return name.endswith("weight") and parameter.ndim >= 2
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether it is a kernel with two dimensions inside a Transformer's blocks: what Muon is for.
+
+    Those are the matrices of attention and MLP, a decoder's among them; not the patch embedding, the head, a pooling
+    head, nor the convolutions in the blocks of a hybrid's stem.
+    """
+    return is_kernel(name, parameter) and parameter.ndim == 2 and re.search(r"(^|\.)blocks\.\d+\.", name) is not None
 
 
 def groups(module: nn.Module, rules: Sequence[Rule] = ()) -> list[dict[str, Any]]:

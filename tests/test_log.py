@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pytest
 from rich.console import Console
@@ -182,3 +183,58 @@ def test_say_leaves_standard_output_alone(capsys):
 )
 def test_the_clock_rounds_up_to_whole_seconds(seconds, text):
     assert logs._clock(seconds) == text
+
+
+def test_an_evaluation_is_logged_once_a_step_and_known_after_a_resume(tmp_path):
+    with Log(tmp_path, total=9, done=0) as log:
+        log.evaluation(4, {"accuracy": 0.5})
+        log.evaluation(4, {"accuracy": 0.6})
+        log.evaluation(8, {"accuracy": 0.7})
+    with Log(tmp_path, total=9, done=5) as log:
+        assert log.evaluations == {4: {"accuracy": 0.5}}
+    assert records(tmp_path) == [{"step": 4, "evaluation": {"accuracy": 0.5}}]
+
+
+def test_a_note_is_said_and_kept_once(tmp_path, capsys):
+    with Log(tmp_path, total=9, done=0) as log:
+        for step in (1, 2):
+            log.note(step, "skipped: a.jpg is cut short.")
+    with Log(tmp_path, total=9, done=3) as log:
+        log.note(3, "skipped: a.jpg is cut short.")
+        assert log.notes == ["skipped: a.jpg is cut short."]
+    assert records(tmp_path) == [{"step": 1, "note": "skipped: a.jpg is cut short."}]
+    assert capsys.readouterr().err.count("cut short") == 1
+
+
+def test_a_kill_while_the_file_is_shortened_costs_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(1) + line(2))
+
+    def killed(self, text):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "write_text", killed)
+        with pytest.raises(MemoryError):
+            Log(tmp_path, total=9, done=1)
+    assert path.read_text() == line(1) + line(2)
+
+
+def test_tensorboard_holds_the_same_numbers_and_forgets_what_is_run_again(tmp_path):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for done, last in ((0, 4), (2, 4)):
+        with Log(tmp_path, total=4, done=done, tensorboard=True) as log:
+            for step in range(done + 1, last + 1):
+                log.step(step, {**METRICS, "loss": float(step + done)})
+            log.evaluation(4, {"accuracy": 0.5})
+    board = tensorboard.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    found = {event.step: event.value for event in board.Scalars("training/loss")}
+    assert found == {1: 1.0, 2: 2.0, 3: 5.0, 4: 6.0}
+    assert [(e.step, e.value) for e in board.Scalars("held-back/accuracy")][-1] == (4, 0.5)
+
+
+def test_without_tensorboard_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="tensorboard is not installed; pip install tensorboard"):
+        Log(tmp_path, total=1, done=0, tensorboard=True)

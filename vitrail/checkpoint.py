@@ -1,47 +1,95 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped, written all or nothing.
 
-A checkpoint is a folder `step-N` with `tensors.safetensors` (parameters and the optimiser's state, by parameter name)
-and `state.json` (the step). Order, augmentation, dropout and schedule are functions of (seed, step), so there is no
-random state to keep. A folder appears under its name only when it is complete on the disk. Nothing is unpickled.
+A checkpoint is a folder `step-N` with `tensors.safetensors` (parameters, the optimiser's state and the average of the
+weights, by parameter name) and `state.json` (the step). Order, augmentation, dropout and schedule are functions of
+(seed, step), so there is no random state to keep. A folder appears under its name only when it is complete on the disk.
+Nothing is unpickled.
 
-    save(folder / "checkpoints", step, task, optimizer, keep=2)
-    step = restore(newest(folder / "checkpoints"), task, optimizer)
+    with Writer(folder / "checkpoints", keep=2) as writer:
+        writer.save(step, tensors(task, optimizer, ema))      # copied at once, written while training goes on
+    step = restore(newest(folder / "checkpoints"), task, optimizer, ema)
 """
 
 import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitrail.optim.ema import Ema
 
-def save(folder: Path, step: int, task: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Writes the checkpoint after `step` steps and deletes all but the newest `keep`; returns its folder.
+
+class Writer:
+    """Writes checkpoints in a thread, one after the other, and deletes all but the newest `keep` and the best.
+
+    Where the disk refuses one, the next call raises the ValueError; the earlier checkpoints are then untouched.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[Path] | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.pool.shutdown(wait=True)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], best: int | None = None) -> None:
+        """Starts to write the checkpoint after `step` steps, once the one before is done. best: a step to keep."""
+        self.wait()
+        copied = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self.pending = self.pool.submit(write, self.folder, step, copied, self.keep, best)
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk. ValueError where it refused."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
+
+
+def write(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int, best: int | None = None) -> Path:
+    """Writes the checkpoint after `step` steps and deletes all but the newest `keep` and the best; returns its folder.
 
     ValueError where the disk refuses it; the earlier checkpoints are then untouched.
     """
     final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob(".step-*"):  # of a process that was killed while it wrote or deleted
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(tensors(task, optimizer), partial / "tensors.safetensors")
+        save_file(dict(tensors), partial / "tensors.safetensors")
         (partial / "state.json").write_text(json.dumps({"step": step}))
         for path in (partial / "tensors.safetensors", partial / "state.json", partial):
             _flush(path)
         if final.exists():  # the same step again, after a resume: the new one is equal
-            shutil.rmtree(final)
+            _remove(final)
         partial.rename(final)
         _flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(f"the checkpoint {final} could not be written ({error}); earlier ones are intact.") from error
+        raise ValueError(
+            f"the checkpoint {final} could not be written ({error}); the earlier ones are intact, make room and "
+            f"continue from them with `vitrail resume {folder.parent}`."
+        ) from error
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old.name != f"step-{best}":
+            _remove(old)
     return final
 
 
@@ -56,8 +104,8 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
-def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Puts a checkpoint's tensors into the task and the optimiser, bit for bit; returns the number of steps done.
+def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> int:
+    """Puts a checkpoint's tensors into task, optimiser and average, bit for bit; returns the number of steps done.
 
     ValueError where a file is damaged, or was written for another model.
     """
@@ -72,20 +120,29 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> in
     with torch.no_grad():
         for name, parameter in task.state_dict().items():
             parameter.copy_(saved[f"task/{name}"])
+    fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for name, parameter in _named(task, optimizer):
         prefix = f"optimizer/{name}/"
         state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
-        # The optimiser's step count stays on the CPU, where torch.optim keeps it.
-        optimizer.state[parameter] = {k: v if v.ndim == 0 else v.to(parameter.device) for k, v in state.items()}
+        # torch.optim counts the steps on the CPU, and on the device where one kernel does the whole update.
+        near = id(parameter) in fused
+        optimizer.state[parameter] = {k: v.to(parameter.device) if near or v.ndim else v for k, v in state.items()}
+    if ema:
+        ema.load({name.removeprefix("ema/"): value for name, value in saved.items() if name.startswith("ema/")})
     return step
 
 
-def tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name: "task/<parameter>" and "optimizer/<parameter>/<state>"."""
+def tensors(task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name: "task/<parameter>", "optimizer/<parameter>/<state>", "ema/<parameter>"."""
     found = {f"task/{name}": tensor for name, tensor in task.state_dict().items()}
     for name, parameter in _named(task, optimizer):
         found |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    return found | ({f"ema/{name}": tensor for name, tensor in ema.tensors.items()} if ema else {})
+
+
+def _remove(path: Path) -> None:
+    """Deletes a checkpoint; a kill meanwhile leaves no half of it under its name."""
+    shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
 def _named(task: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

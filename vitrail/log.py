@@ -1,20 +1,26 @@
 """What a run says while it goes on: metrics.jsonl for programs, a progress line on standard error for people.
 
 with Log(folder, total=1710, done=0) as log:
-    log.step(step, {"loss": ..., "lr": ...}, images=64)
+    log.count(images=64, waited=0.01)
+    log.step(step, {"loss": ..., "lr": ...})
+    log.evaluation(step, {"accuracy": ..., "loss": ...})
+    log.note(step, "3 images could not be read.")
 """
 
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 T = TypeVar("T")
 
@@ -25,14 +31,20 @@ class Log:
     """Writes one JSON line per logged step and shows: what, how far, how fast, how long still.
 
     folder: gets metrics.jsonl; on resume, lines of steps that will be run again are taken out first.
-    total, done: steps of the run, and those that lie behind.
+    total, done: steps of the run, and those that lie behind. tensorboard: whether its files are written, too.
     """
 
-    def __init__(self, folder: Path, total: int, done: int, what: str = "training") -> None:
+    def __init__(
+        self, folder: Path, total: int, done: int, what: str = "training", *, tensorboard: bool = False
+    ) -> None:
         self.path, self.total, self.done = folder / "metrics.jsonl", total, done
         self.console = Console(stderr=True, highlight=False)
         kept = _truncate(self.path, done)
-        self.evaluated = {record["step"] for record in kept if "evaluation" in record}
+        self.evaluations: dict[int, Mapping[str, float]] = {
+            r["step"]: r["evaluation"] for r in kept if "evaluation" in r
+        }
+        self.notes = [record["note"] for record in kept if "note" in record]
+        self.board = _board(folder, done) if tensorboard else None
         self.file = self.path.open("a")
         columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -53,6 +65,8 @@ class Log:
     ) -> None:
         self.progress.stop()
         self.file.close()
+        if self.board:
+            self.board.close()
 
     def count(self, images: int, waited: float) -> None:
         """Notes one step: its images, and the seconds for which it waited for them."""
@@ -64,7 +78,9 @@ class Log:
         now = time.perf_counter()
         span = max(now - self.since, 1e-9)
         speed, waiting = self.images / span, self.waited / span
-        self.write({"step": step, **metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4)})
+        record = {**metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4)}
+        self.write({"step": step, **record})
+        self._draw("training", step, record)
         self.since, self.waited, self.images = now, 0.0, 0
         text = (
             f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.2e}  {speed:.0f} images/s  waiting for data {waiting:.1%}"
@@ -75,11 +91,23 @@ class Log:
             left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
             self.say(f"step {step}/{self.total}  {text}  left {_clock(left)}")
 
-    def evaluation(self, step: int, result: dict[str, float]) -> None:
+    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Logs what an evaluation after `step` steps found, once: a resumed run may come to the same step again."""
-        if step not in self.evaluated:
-            self.write({"step": step, "evaluation": result})
-            self.evaluated.add(step)
+        if step not in self.evaluations:
+            self.write({"step": step, "evaluation": dict(result)})
+            self._draw("held-back", step, result)
+            self.evaluations[step] = result
+
+    def note(self, step: int, text: str) -> None:
+        """Says a line that the run's page should repeat, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.write({"step": step, "note": text})
+            self.say(text)
+
+    def busy(self, text: str) -> None:
+        """Shows what else than training goes on."""
+        self.progress.update(self.bar, text=text)
 
     def write(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl, on the disk at once."""
@@ -89,6 +117,11 @@ class Log:
     def say(self, text: str) -> None:
         """A line for the person at the terminal."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def _draw(self, where: str, step: int, numbers: Mapping[str, float]) -> None:
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(f"{where}/{name}", value, step)
 
     def pause(self, seconds: float) -> None:
         """Leaves out of the speed what was not training: evaluation, checkpoints."""
@@ -118,6 +151,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _board(folder: Path, done: int) -> "SummaryWriter":
+    """TensorBoard's writer; steps after `done`, of a run that was killed, are taken out."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard is not installed; pip install tensorboard, or train without it.") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+
+
 def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
     """Keeps the lines up to step `done`: what a killed run wrote after its last checkpoint is written again.
 
@@ -133,7 +175,9 @@ def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
             continue
         if record["step"] <= done:
             kept.append(record)
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial = path.with_suffix(".partial")  # a kill at this moment must not cost the run its history
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.replace(path)
     return kept
 
 

@@ -47,12 +47,12 @@ def decode(source: bytes | Path, channels: int = 3, name: str = "the image") -> 
     if channels not in (1, 3):
         raise ValueError(f"images are decoded to 1 channel (grey) or 3 (RGB), not {channels}.")
     if isinstance(source, Path):
-        source, name = _read(source), str(source)
+        source, name = read(source), str(source)
     if not source:
         raise ValueError(f"{name} is empty; copy or download it again.")
     try:
         # A file that opens may still fail anywhere in its pixels, so the guard is around all of the decoding.
-        with _quiet(), Image.open(BytesIO(source), formats=FORMATS) as image:
+        with quiet(), Image.open(BytesIO(source), formats=FORMATS) as image:
             _bounded(image, name)
             image.load()
             return _pixels(_upright(image), channels, name)
@@ -65,6 +65,22 @@ def decode(source: bytes | Path, channels: int = 3, name: str = "the image") -> 
     except Exception as error:  # damaged bytes make Pillow's parsers raise anything
         reason = " ".join(str(error).split()).rstrip(".")[:120] or type(error).__name__
         raise ValueError(f"{name} is cut short or damaged ({reason}); copy or download it again.") from error
+
+
+def read(path: Path) -> bytes:
+    """The bytes of an image file. ValueError where it is missing, no regular file, too large or unreadable."""
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, not an image; name the files in it.")
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; check its name.")
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise ValueError(f"{path} is not a regular file; copy its content to one.")
+        if (size := path.stat().st_size) > BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, more than the {BYTES:,} that an image may have.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def find(path: Path) -> list[Path]:
@@ -83,21 +99,6 @@ def find(path: Path) -> list[Path]:
 
 class _Refused(ValueError):
     """A sentence of ours: it needs no other around it."""
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, not an image; name the files in it.")
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; check its name.")
-        if not path.is_file():  # reading a pipe or a device might never end
-            raise ValueError(f"{path} is not a regular file; copy its content to one.")
-        if (size := path.stat().st_size) > BYTES:
-            raise ValueError(f"{path} has {size:,} bytes, more than the {BYTES:,} that an image may have.")
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def _bounded(image: Image.Image, name: str) -> None:
@@ -167,7 +168,7 @@ class _Overlap:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Pillow's warnings, in threads, too: where `catch_warnings` overlap, each restores another's filters."""
     with _Overlap.lock:
         if _Overlap.threads == 0:

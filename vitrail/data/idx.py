@@ -4,8 +4,8 @@ The format is at the foot of http://yann.lecun.com/exdb/mnist: two zero bytes, a
 dimensions, each dimension as 4 bytes, the numbers; all big-endian. There is no pickle, and a damaged or hostile
 file raises ValueError without taking more memory than it has content.
 
-    source = Idx.open(Path("train-images-idx3-ubyte.gz"), Path("train-labels-idx1-ubyte.gz"), None)
-    image, target, name = source[17]      # uint8 (28, 28, 1), int, "train-images-idx3-ubyte.gz[17]"
+    train = splits(Path("mnist"))["train"]
+    image, target, name = train[17]       # uint8 (28, 28, 1), int, "train-images-idx3-ubyte.gz[17]"
     source = fashion("test")              # the part of Fashion-MNIST in the package, see fashion/README.md
     array = read_idx(Path("any-idx-file"))
 """
@@ -13,7 +13,6 @@ file raises ValueError without taking more memory than it has content.
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrail.data.source import Arrays, Source
+
+# The four files, gzipped (.gz) or not; Kaggle's copies have a dot for the second dash.
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MAX_RANK = 32  # what every NumPy from 1.26 on can hold
 DEFLATE_LIMIT = 1032  # no deflate stream grows by more than this, https://zlib.net/zlib_tech.html
@@ -44,54 +50,56 @@ LOOKS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Idx:
-    """Grey images and their labels in memory; a Source. Build it by `Idx.open`.
+def splits(path: Path) -> dict[str, Source]:
+    """MNIST's four files in the folder `path`: "train" and "test", or one of them.
 
-    `images`: uint8 (N, H, W), read-only; index it with an array or copy it before handing it to torch.
-    `labels`: int64 (N,), read-only; -1 everywhere when there is no labels file.
-    `class_names`: one name a class, in the order of the labels. `name`: the images file's name.
+    ValueError names the file that is missing or damaged, and what to do.
     """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    name: str
-
-    @classmethod
-    def open(cls, images: Path, labels: Path | None, class_names: tuple[str, ...] | None) -> "Idx":
-        """Reads an images file (N, H, W) and, if given, its labels file (N,), both uint8.
-
-        Without `class_names`, the classes are "0" to the highest label found.
-        Raises ValueError if a file cannot be read (see read_idx), has another shape or type (labels passed as images
-        and the reverse among them), if the two differ in length, or if a label has no class name.
-        """
-        pixels = _uint8(images, rank=3)
-        if not pixels.size:
-            raise ValueError(f"{images} holds no pixels: its shape is {pixels.shape}; pass a file with images.")
-        if labels is None:
-            targets = np.full(len(pixels), -1, np.int64)
-        else:
-            targets = _uint8(labels, rank=1).astype(np.int64)
-            _check_labels(images, len(pixels), labels, targets, class_names)
-        if class_names is None:
-            class_names = tuple(str(label) for label in range(int(targets.max()) + 1))
-        # A transform that writes into its input must not change the data set: see also __getitem__.
-        pixels.flags.writeable = False
-        targets.flags.writeable = False
-        return cls(pixels, targets, tuple(class_names), Path(images).name)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int, str]:
-        """(image uint8 (H, W, 1), a copy; target, -1 if unknown; name). IndexError outside 0 .. len - 1."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has images 0 to {len(self) - 1}, but {index} was asked for.")
-        return self.images[index, :, :, None].copy(), int(self.labels[index]), f"{self.name}[{index}]"
+    # Fashion-MNIST's files have MNIST's names; only what lies beside them, or the folder's name, tells them apart.
+    names = FASHION if "fashion" in path.resolve().name.lower() else None
+    found: dict[str, Source] = {}
+    for split, stems in FILES.items():
+        images, labels = (_find(path, stem) for stem in stems)
+        if images and labels:
+            found[split] = open_idx(images, labels, names)
+        elif images or labels or (split == "test" and not found):
+            missing = stems[1] if images else stems[0]
+            raise ValueError(f"{path} has neither {missing}.gz nor {missing}; put MNIST's four idx files there.")
+    return found
 
 
-def fashion(split: Literal["train", "test"]) -> Idx:
+def is_mnist(path: Path) -> bool:
+    """Whether any of MNIST's four files is in the folder."""
+    return any(_find(path, stem) for stems in FILES.values() for stem in stems)
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    dotted = stem.replace("-idx", ".idx")
+    files = (folder / name for name in (f"{stem}.gz", stem, f"{dotted}.gz", dotted))
+    return next((file for file in files if file.is_file()), None)
+
+
+def open_idx(images: Path, labels: Path | None, class_names: tuple[str, ...] | None) -> Arrays:
+    """An images file (N, H, W) and, if given, its labels file (N,), both uint8; labels are -1 without.
+
+    Without `class_names`, the classes are "0" to the highest label found.
+    Raises ValueError if a file cannot be read (see read_idx), has another shape or type (labels passed as images
+    and the reverse among them), if the two differ in length, or if a label has no class name.
+    """
+    pixels = _uint8(images, rank=3)
+    if not pixels.size:
+        raise ValueError(f"{images} holds no pixels: its shape is {pixels.shape}; pass a file with images.")
+    if labels is None:
+        targets = np.full(len(pixels), -1, np.int64)
+    else:
+        targets = _uint8(labels, rank=1).astype(np.int64)
+        _check_labels(images, len(pixels), labels, targets, class_names)
+    if class_names is None:
+        class_names = tuple(str(label) for label in range(int(targets.max()) + 1))
+    return Arrays(pixels[..., None], targets, class_names, images.name)
+
+
+def fashion(split: Literal["train", "test"]) -> Arrays:
     """The part of Fashion-MNIST that ships in the package (fashion/README.md says which): 28x28, ten classes.
 
     Raises ValueError for another split.
@@ -99,9 +107,8 @@ def fashion(split: Literal["train", "test"]) -> Idx:
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}, but Fashion-MNIST has 'train' and 'test' only; pass one of them.")
     folder = Path(__file__).parent / "fashion"
-    prefix = {"train": "train", "test": "t10k"}[split]
-    images, labels = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-    return Idx.open(folder / images, folder / labels, FASHION)
+    images, labels = (folder / f"{stem}.gz" for stem in FILES[split])
+    return open_idx(images, labels, FASHION)
 
 
 def read_idx(path: Path) -> NDArray[np.generic]:

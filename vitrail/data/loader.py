@@ -1,76 +1,243 @@
 """order + source + transforms -> batches. The batch of step t is a pure function of (seed, t).
 
-    for step, batch in training(source, batch=64, seed=0, start=1200, stop=2000): ...
-    for batch in evaluation(source, batch=500): ...
+    training = Training(source, preprocessing, Augment(flip=0.5), batch=64, seed=0)
+    for batch in stream(training, training.keys(start=1200, stop=2000), workers=2): ...
+    for batch in evaluation(source, how=preprocessing, batch=500): ...
 
-Threads prepare the batches ahead, each batch whole, in the order of the steps: how many there are cannot change one.
+Threads or processes prepare the batches ahead, each batch whole, in the order of the steps: how many there are cannot
+change one. Processes are for machines whose device is faster than Python's one lock lets threads be.
 """
 
+import os
+import signal
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from vitrail.batch import Batch
+from vitrail.data.augment import Augment, augment
 from vitrail.data.order import sample_seeds, samples
-from vitrail.data.source import Source
-from vitrail.data.transforms import Preprocessing, flip, prepare
+from vitrail.data.source import Source, Target, pixels
+from vitrail.data.transforms import Preprocessing, prepare
+from vitrail.tasks.mixup import draws
 
 K = TypeVar("K")
 T = TypeVar("T")
 
+Unreadable = Literal["refuse", "skip"]
+Record = tuple[NDArray[np.uint8], Target, str]
+TRIES = 100  # unreadable images in a row, after which something else must be wrong
+REMEMBERED = 2**30  # bytes of decoded images that are kept: all of CIFAR, none of what would fill the memory
 
-def collate(source: Source, indices: Iterable[int], how: Preprocessing | None = None) -> Batch:
-    """The records `indices` as one batch: images uint8 (B, C, H, W), targets int64 (B,).
 
-    how: brings every image to the model's size, exactly as `predict` does; without it, images stay as they are.
-    ValueError, naming the image, where it cannot be, or where two images differ in size.
+@dataclass(frozen=True)
+class Loaded:
+    """A batch, and what is wrong with the images that should have been in it."""
+
+    batch: Batch
+    problems: tuple[str, ...] = ()
+
+    def pin_memory(self) -> "Loaded":
+        """The same, in memory that the device can read by itself; the DataLoader's thread calls it."""
+        pinned = {name: tensor.pin_memory() for name, tensor in self.batch.items() if isinstance(tensor, torch.Tensor)}
+        return Loaded(Batch(**pinned), self.problems)  # type: ignore[typeddict-item]
+
+
+class Images:
+    """A source's images as pixels, of which the first that fit into `remember` bytes are decoded once only.
+
+    ValueError, naming the image, where it is damaged. Threads may share one.
     """
-    images: list[NDArray[np.uint8]] = []
-    targets: list[int] = []
-    first = ""
-    for index in indices:
-        image, target, name = source[index]
-        if how is not None and image.shape != (*how.image_size, len(how.mean)):
-            image = _prepared(image, how, name)
-        if images and image.shape != images[0].shape:
-            raise ValueError(f"{name} is {image.shape}, {first} is {images[0].shape}; one batch needs one size.")
-        first = first or name
-        images.append(image)
-        targets.append(target)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return {"images": pixels, "targets": torch.tensor(targets, dtype=torch.int64)}
+
+    def __init__(self, source: Source, channels: int, remember: int = 0) -> None:
+        self.source, self.channels, self.left = source, channels, remember
+        self.known: dict[int, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        """(uint8 (H, W, channels), not to be written to; target; name)."""
+        if index in self.known:
+            return self.known[index]
+        content, target, name = self.source[index]
+        record = pixels(content, self.channels, name), target, name
+        if isinstance(content, bytes) and record[0].nbytes <= self.left:
+            self.left -= record[0].nbytes
+            self.known[index] = record
+        return record
 
 
-def _prepared(image: NDArray[np.uint8], how: Preprocessing, name: str) -> NDArray[np.uint8]:
-    try:
-        return prepare(image, how).permute(1, 2, 0).numpy()
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+class Training(Dataset[Loaded]):
+    """The parts of the global batches by number: step t has `parts` of them, t * parts to (t + 1) * parts - 1.
+
+    part: images in one, the last of a step may be smaller; None is the whole batch. What a step sees does not depend on
+    it. ValueError where images are to be mixed in pairs and a part would tear one.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        how: Preprocessing,
+        augment: Augment,
+        *,
+        batch: int,
+        seed: int,
+        part: int | None = None,
+        unreadable: Unreadable = "refuse",
+        remember: int = 0,
+    ) -> None:
+        self.images = Images(source, len(how.mean), remember)
+        self.how, self.augment, self.batch, self.seed = how, augment, batch, seed
+        self.part, self.unreadable = min(part or batch, batch), unreadable
+        self.parts = -(-batch // self.part)
+        self.mixes = bool(augment.mixup or augment.cutmix)
+        if self.mixes and self.part % 2 and self.parts > 1:
+            raise ValueError(f"micro_batch is {self.part}, but images are mixed in pairs; choose an even number.")
+
+    def keys(self, start: int, stop: int) -> range:
+        """The numbers of the parts of the steps start .. stop - 1."""
+        return range(start * self.parts, stop * self.parts)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The samples of a step, int64 (batch,)."""
+        return samples(step, self.batch, len(self.images), self.seed)
+
+    def __getitem__(self, number: int) -> Loaded:
+        step, part = divmod(number, self.parts)
+        piece = slice(part * self.part, (part + 1) * self.part)
+        keys = sample_seeds(step, self.batch, self.seed)[piece]
+        records, problems = [], []
+        for index, key in zip(self.indices(step)[piece].tolist(), keys.tolist(), strict=True):
+            image, target, name = self._readable(index, problems)
+            records.append((_named(name, augment, image, self.augment, self.how, key), target, name))
+        batch = collate(records, self.images.source)
+        if self.mixes:
+            batch["lam"], batch["box"] = draws(keys, self.augment, batch["images"].shape[-2:])
+        return Loaded(batch, tuple(problems))
+
+    def _readable(self, index: int, problems: list[str]) -> Record:
+        """The image, or, where it cannot be read and may be skipped, the next one: the same at every time."""
+        for attempt in range(TRIES):
+            try:
+                return self.images[(index + attempt) % len(self.images)]
+            except ValueError as error:
+                if self.unreadable == "refuse":
+                    raise ValueError(f"{error} --data.unreadable skip trains without such images.") from None
+                problems.append(str(error))
+        raise ValueError(f"{TRIES} images in a row cannot be read, the last because {problems[-1]}")
 
 
-def training_batch(source: Source, step: int, batch: int, seed: int, how: Preprocessing | None = None) -> Batch:
-    """The augmented batch of one step: which samples, their order and their flips depend on (seed, step) alone."""
-    out = collate(source, samples(step, batch, len(source), seed).tolist(), how)
-    out["images"] = flip(out["images"], sample_seeds(step, batch, seed))
-    return out
+class Evaluation(Dataset[Loaded]):
+    """The batches of every sample once, in order; the last may be smaller, and images that are skipped are missing."""
+
+    def __init__(
+        self, source: Source, how: Preprocessing, *, batch: int, unreadable: Unreadable = "refuse", remember: int = 0
+    ) -> None:
+        self.images, self.how = Images(source, len(how.mean), remember), how
+        self.batch, self.unreadable = batch, unreadable
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch)
+
+    def __getitem__(self, number: int) -> Loaded:
+        first = number * self.batch
+        records, problems = [], []
+        for index in range(first, min(first + self.batch, len(self.images))):
+            try:
+                image, target, name = self.images[index]
+                records.append((_named(name, _prepared, image, self.how), target, name))
+            except ValueError as error:
+                if self.unreadable == "refuse":
+                    raise
+                problems.append(str(error))
+        return Loaded(collate(records, self.images.source, self.how), tuple(problems))
 
 
-def training(
-    source: Source, *, batch: int, seed: int, start: int, stop: int, how: Preprocessing | None = None, ahead: int = 2
-) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) for the steps start .. stop - 1, `ahead` of them prepared while the device works."""
-    return prefetch(lambda step: (step, training_batch(source, step, batch, seed, how)), range(start, stop), ahead)
+def collate(records: Sequence[Record], source: Source, how: Preprocessing | None = None) -> Batch:
+    """Records as one batch; without any, an empty one of the size that `how` says.
+
+    ValueError, naming both, where two images differ in size.
+    """
+    images = [image for image, _, _ in records]
+    for image, _, name in records:
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{name} is {image.shape}, {records[0][2]} is {images[0].shape}; one batch needs one size."
+            )
+    if images:
+        stacked = np.stack(images)
+    else:
+        assert how is not None
+        stacked = np.empty((0, *how.image_size, len(how.mean)), np.uint8)
+    out = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    numbers = [target for _, target, _ in records]
+    if not source.multi_label:
+        return {"images": out, "targets": torch.tensor(numbers, dtype=torch.int64)}
+    targets = torch.zeros(len(numbers), len(source.class_names))
+    for row, several in enumerate(numbers):
+        assert isinstance(several, tuple)
+        targets[row, list(several)] = 1
+    return {"images": out, "targets": targets}
 
 
-def evaluation(source: Source, *, batch: int, how: Preprocessing | None = None, ahead: int = 2) -> Iterator[Batch]:
-    """Every sample once, in order; the last batch may be smaller."""
-    starts = range(0, len(source), batch)
-    return prefetch(lambda i: collate(source, range(i, min(i + batch, len(source))), how), starts, ahead)
+def evaluation(
+    source: Source,
+    *,
+    how: Preprocessing,
+    batch: int = 500,
+    workers: int = 0,
+    skipped: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
+    """Every sample once, in order, as `predict` prepares it.
+
+    skipped: is told of each image that cannot be read and is left out; without it, such an image is a ValueError.
+    """
+    batches = Evaluation(source, how, batch=batch, unreadable="skip" if skipped else "refuse")
+    yield from stream(batches, range(len(batches)), workers, skipped=skipped)
+
+
+def stream(
+    made: Dataset[Loaded],
+    keys: Sequence[int],
+    workers: int,
+    *,
+    pin: bool = False,
+    skipped: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
+    """made[key] for each key in turn, prepared ahead by `workers` processes; 0 is two threads."""
+    if workers == 0:
+        results: Iterator[Loaded | ValueError] = prefetch(made.__getitem__, keys, 2)
+    else:
+        with warnings.catch_warnings():  # more processes than cores: whoever asks for them has a reason
+            warnings.simplefilter("ignore", UserWarning)
+            # A generator of its own: it would draw from the one that seeds the step's dropout.
+            options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _deaf}
+            options["generator"] = torch.Generator()
+            results = iter(DataLoader(_Carried(made), batch_size=None, sampler=keys, **options))
+    for loaded in results:
+        if isinstance(loaded, ValueError):
+            raise loaded
+        for problem in loaded.problems:
+            if skipped:
+                skipped(problem)
+        yield loaded.batch
+
+
+def workers_for(device: torch.device, asked: int | None) -> int:
+    """How many processes prepare batches: as asked, else one a core up to 16 beside a GPU, and threads beside a CPU,
+    which has the cores to itself."""
+    if asked is not None:
+        return asked
+    return min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
 def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int | None = None) -> Iterator[T]:
@@ -87,3 +254,35 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _named(name: str, make: Callable[..., NDArray[np.uint8]], *arguments: Any) -> NDArray[np.uint8]:
+    """make(*arguments), whose ValueError gets the image's name."""
+    try:
+        return make(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _prepared(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
+    if image.shape == (*how.image_size, len(how.mean)):
+        return image
+    return prepare(image, how).permute(1, 2, 0).numpy()
+
+
+class _Carried(Dataset["Loaded | ValueError"]):
+    """A ValueError as a value: one that is raised in a worker process comes with the worker's traceback as its text."""
+
+    def __init__(self, made: Dataset[Loaded]) -> None:
+        self.made = made
+
+    def __getitem__(self, key: int) -> Loaded | ValueError:
+        try:
+            return self.made[key]
+        except ValueError as error:
+            return ValueError(str(error))
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C is for the parent, which ends its workers when it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,73 @@
+"""A source that changed has another fingerprint, whatever changed; the same source has the same."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from vitrail.data.fingerprint import fingerprint
+
+
+@dataclass
+class Made:
+    """Records whose content, label and name follow from their number."""
+
+    length: int = 30
+    class_names: tuple = ("a", "b")
+    multi_label: bool = False
+    edited: int | None = None
+    relabelled: int | None = None
+    renamed: int | None = None
+    broken: int | None = None
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise ValueError(f"{self.name(index)} is damaged.")
+        return bytes([index % 256, index == self.edited]), self.target(index), self.name(index)
+
+    def target(self, index):
+        return (index + (index == self.relabelled)) % 2
+
+    def name(self, index):
+        return f"{index}{'x' if index == self.renamed else ''}.jpg"
+
+
+def differing(a, b):
+    return {name for name in a if a[name] != b[name]}
+
+
+def test_the_same_source_has_the_same_fingerprint():
+    assert fingerprint(Made()) == fingerprint(Made())
+    assert fingerprint(Made(broken=3)) == fingerprint(Made(broken=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"edited": 7}, {"pixels"}),
+        ({"broken": 7}, {"pixels"}),
+        ({"relabelled": 7}, {"names and labels"}),
+        ({"renamed": 7}, {"names and labels"}),
+        ({"class_names": ("a", "c")}, {"classes"}),
+        ({"length": 31}, {"images", "names and labels", "pixels"}),
+    ],
+)
+def test_what_changes_is_told_by_its_name(change, names):
+    assert differing(fingerprint(Made()), fingerprint(replace(Made(), **change))) == names
+
+
+def test_a_large_source_is_read_in_part():
+    read = []
+
+    class Counted(Made):
+        def __getitem__(self, index):
+            read.append(index)
+            return np.zeros((2, 2, 1), np.uint8), 0, self.name(index)
+
+    fingerprint(Counted(100_000))
+    assert len(read) == 256
+    assert read[0] == 0
+    assert read[-1] == 99_999

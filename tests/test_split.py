@@ -1,0 +1,125 @@
+"""Holding back and balancing: shares, stability, and every class on both sides."""
+
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_source import Tagged, arrays
+
+from vitrail.data.split import balanced, stratified
+
+labels = st.lists(st.integers(0, 2), min_size=2, max_size=60)
+shares = st.floats(0.01, 0.9)
+
+
+def targets(source):
+    return [source.target(index) for index in range(len(source))]
+
+
+@given(labels, shares, st.integers(0, 2**64 - 1))
+def test_every_image_is_on_one_side_in_the_sources_order(labels, share, seed):
+    source = arrays(labels)
+    if max(Counter(labels).values()) < 2:
+        return
+    train, val = stratified(source, share, seed)
+    for part in (train, val):
+        assert part.indices.tolist() == sorted(part.indices)
+    assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
+
+
+@given(labels, shares)
+def test_every_class_gives_its_share_and_stays_on_both_sides(labels, share):
+    if max(Counter(labels).values()) < 2:
+        return
+    held = Counter(targets(stratified(arrays(labels), share, 0)[1]))
+    for label, size in Counter(labels).items():
+        exact = share * size
+        fair = {min(max(n, 1), size - 1) for n in (int(exact), int(exact) + 1)} if size > 1 else {0}
+        assert held[label] in fair
+
+
+@given(st.lists(st.integers(20, 40), min_size=3, max_size=3), st.fractions(Fraction(1, 10), Fraction(1, 2)))
+def test_the_whole_is_right_where_no_class_is_tiny(sizes, share):
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    exact = Fraction(float(share)).limit_denominator(10**6) * len(labels)
+    assert len(stratified(arrays(labels), float(share), 0)[1]) == round(exact)
+
+
+def test_largest_remainders_by_hand():
+    # A quarter of 5, 6 and 7 is 1.25, 1.5 and 1.75: four and a half in all, which rounds to four.
+    held = stratified(arrays([0] * 5 + [1] * 6 + [2] * 7), 0.25, 0)[1]
+    assert Counter(targets(held)) == {0: 1, 1: 1, 2: 2}
+
+
+def test_a_class_of_one_image_is_trained_on():
+    train, val = stratified(arrays([0, 0, 1]), 0.9, 0)
+    assert targets(train) == [0, 1]
+    assert targets(val) == [0]
+
+
+def test_the_seed_alone_decides():
+    source = arrays([0, 1, 2] * 200)
+    first = stratified(source, 0.1, 7)[1].indices.tolist()
+    assert first == stratified(source, 0.1, 7)[1].indices.tolist()
+    assert first != stratified(source, 0.1, 8)[1].indices.tolist()
+    # Pinned: another choice would let a resumed run train on what it had held back.
+    assert first[:6] == [3, 8, 22, 36, 51, 68]
+
+
+def test_each_image_is_held_back_equally_often():
+    source, seen = arrays([0] * 10 + [1] * 10), np.zeros(20)
+    for seed in range(200):
+        seen[stratified(source, 0.3, seed)[1].indices] += 1
+    # 60 expected, standard deviation 6.5.
+    assert (np.abs(seen - 60) < 4.5 * 6.5).all()
+    assert seen.sum() == 200 * 6
+
+
+def test_an_image_with_several_labels_counts_for_the_rarest():
+    source = Tagged(*[(0, 1)] * 10, *[(0,)] * 80, *[(0, 2)] * 10)
+    held = Counter(targets(stratified(source, 0.1, 0)[1]))
+    assert held == {(0,): 8, (0, 1): 1, (0, 2): 1}
+
+
+def test_images_without_any_label_give_their_share():
+    held = Counter(targets(stratified(Tagged(*[()] * 20, *[(1,)] * 20), 0.25, 0)[1]))
+    assert held == {(): 5, (1,): 5}
+
+
+def test_nothing_to_hold_back_is_said():
+    with pytest.raises(ValueError, match="nothing can be held back: none of the 3 classes has two images"):
+        stratified(arrays([0, 1, 2]), 0.5, 0)
+
+
+@given(labels)
+def test_balance_shows_every_class_equally_often(labels):
+    source = arrays(labels)
+    even, sizes = balanced(source), Counter(labels)
+    assert len(even) == len(sizes) * max(sizes.values())
+    assert set(Counter(targets(even)).values()) == {max(sizes.values())}
+    # Within a class every image comes equally often, give or take one, and none is missing.
+    often = Counter(even.name(index) for index in range(len(even)))
+    for label in sizes:
+        times = [often[source.name(index)] for index, target in enumerate(labels) if target == label]
+        assert max(times) - min(times) <= 1
+        assert min(times) >= 1
+
+
+def test_balance_goes_through_the_classes_in_turn():
+    even = balanced(arrays([1, 0, 1, 1]))
+    assert targets(even) == [0, 1] * 3
+    assert [even[index][2] for index in range(6)] == [f"photos[{n}]" for n in (1, 0, 1, 2, 1, 3)]
+    with pytest.raises(IndexError, match="images 0 to 5, but 6"):
+        even[6]
+
+
+def test_balance_leaves_out_what_has_no_class():
+    assert set(targets(balanced(arrays([0, -1, 2, 2])))) == {0, 2}
+
+
+def test_balance_needs_one_label_an_image():
+    with pytest.raises(ValueError, match="balance needs one label an image, but these have several"):
+        balanced(Tagged((0, 1)))

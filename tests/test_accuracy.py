@@ -1,61 +1,186 @@
-"""Evaluation counts every sample once, as scikit-learn does, and leaves the task as it found it."""
+"""Evaluation counts every image once, as scikit-learn does, whatever its form, and leaves the task as it found it."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss
+from PIL import Image
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
 
 from vitrail.data.transforms import Preprocessing
 from vitrail.evaluate.accuracy import Accuracy
 from vitrail.models import vit
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify import Classify, Config
 
 HOW = Preprocessing((8, 8), (0.5,), (0.5,))
 
 
 @dataclass
 class Noise:
+    """length: images. kind: of content. gone: images that cannot be read. unlabelled: those without a label."""
+
     length: int = 53
-    class_names = ("a", "b", "c", "d")
+    classes: int = 4
+    multi_label: bool = False
+    encoded: bool = False
+    gone: tuple[int, ...] = ()
+    unlabelled: tuple[int, ...] = ()
+
+    @property
+    def class_names(self):
+        return tuple("abcdefgh"[: self.classes])
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
-        generator = np.random.default_rng(index)
-        return generator.integers(0, 256, (8, 8, 1), np.uint8), int(generator.integers(4)), f"noise[{index}]"
+        if index in self.gone:
+            raise ValueError(f"{self.name(index)} is cut short")
+        image = np.random.default_rng(index).integers(0, 256, (8, 8, 1), np.uint8)
+        if not self.encoded:
+            return image, self.target(index), self.name(index)
+        stream = BytesIO()
+        Image.fromarray(image[..., 0]).save(stream, "png")
+        return stream.getvalue(), self.target(index), self.name(index)
+
+    def target(self, index):
+        generator = np.random.default_rng([index, 1])
+        if self.multi_label:
+            return tuple(np.flatnonzero(generator.random(self.classes) < 0.4).tolist())
+        return -1 if index in self.unlabelled else int(generator.integers(self.classes))
+
+    def name(self, index):
+        return f"noise[{index}]"
 
 
-def task(dropout=0.0):
+def task(dropout=0.0, classes=4, **config):
     torch.manual_seed(0)
-    model = vit.ViT(vit.Config((8, 8), (4, 4), 1, 16, 1, 2, 32, 4, dropout=dropout))
+    model = vit.ViT(vit.Config((8, 8), (4, 4), 1, 16, 1, 2, 32, classes, dropout=dropout))
     torch.nn.init.normal_(model.head.weight)
-    return Classify(model, HOW)
+    return Classify(model, HOW, Config(**config))
 
 
-def reference(owner, source):
-    records = [source[index] for index in range(len(source))]
-    images = torch.from_numpy(np.stack([image for image, _, _ in records])).permute(0, 3, 1, 2).contiguous()
-    targets = np.array([target for _, target, _ in records])
-    training = owner.training
-    logits = owner.eval().predict({"images": images, "targets": torch.from_numpy(targets)})["logits"]
-    owner.train(training)
-    share = logits.double().softmax(-1).numpy()
-    return accuracy_score(targets, share.argmax(-1)), log_loss(targets, share, labels=range(4))
+def answers(owner, source, indices=None):
+    """(targets, logits float64) of all images at once."""
+    indices = range(len(source)) if indices is None else indices
+    images = np.stack([np.random.default_rng(i).integers(0, 256, (8, 8, 1), np.uint8) for i in indices])
+    modes = [module.training for module in owner.modules()]
+    logits = owner.eval().predict({"images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()})["logits"]
+    for module, mode in zip(owner.modules(), modes, strict=True):
+        module.training = mode
+    return [source.target(i) for i in indices], logits.double()
 
 
 @pytest.mark.parametrize("batch", [1, 7, 52, 53, 54, 500])
 def test_the_batch_size_does_not_change_the_result(batch):
     owner, source = task(), Noise()
     found = dict(Accuracy(source, batch).run(owner))
-    accuracy, loss = reference(owner, source)
+    targets, logits = answers(owner, source)
     assert list(found) == ["accuracy", "loss", "samples"]
     assert found["samples"] == 53
-    assert found["accuracy"] == accuracy
-    assert 0 < accuracy < 1
-    assert found["loss"] == pytest.approx(loss, rel=1e-6)
+    assert found["accuracy"] == accuracy_score(targets, logits.argmax(-1))
+    assert 0 < found["accuracy"] < 1
+    assert found["loss"] == pytest.approx(log_loss(targets, logits.softmax(-1), labels=range(4)), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [9, 500])
+def test_with_more_than_five_classes_the_best_five_count_too(batch):
+    owner, source = task(classes=8), Noise(200, 8)
+    targets, logits = answers(owner, source)
+    found = dict(Accuracy(source, batch).run(owner))
+    assert list(found) == ["accuracy", "top5", "loss", "samples"]
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5, labels=range(8)))
+
+
+@pytest.mark.parametrize("batch", [8, 500])
+def test_several_labels_are_scored_as_by_scikit_learn(batch):
+    owner, source = task(loss="sigmoid"), Noise(multi_label=True)
+    numbers, logits = answers(owner, source)
+    targets = np.array([[k in several for k in range(4)] for several in numbers])
+    found = dict(Accuracy(source, batch).run(owner))
+    assert list(found) == ["mAP", "f1", "loss", "samples"]
+    assert found["mAP"] == pytest.approx(average_precision_score(targets, logits, average="macro"))
+    assert found["f1"] == pytest.approx(f1_score(targets, logits >= 0, average="micro"))
+    losses = -(logits.sigmoid().log().numpy() * targets + (-logits).sigmoid().log().numpy() * ~targets).sum(1)
+    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_files_and_arrays_give_the_same_result():
+    owner = task()
+    assert dict(Accuracy(Noise(encoded=True)).run(owner)) == dict(Accuracy(Noise()).run(owner))
+
+
+@pytest.mark.parametrize("source", [Noise(), Noise(multi_label=True), Noise(classes=8), Noise(unlabelled=(0, 7))])
+def test_what_is_examined_is_what_is_scored(source):
+    owner = task(classes=source.classes)
+    examination = Accuracy(source, 10).examine(owner)
+    assert examination.metrics == dict(Accuracy(source, 10).run(owner))
+
+
+def test_every_image_is_told_of():
+    owner, source = task(), Noise()
+    examination = Accuracy(source, 10).examine(owner)
+    targets, logits = answers(owner, source)
+    shares = logits.softmax(-1)
+    assert examination.indices.tolist() == list(range(53))
+    assert examination.targets.tolist() == targets
+    assert examination.predicted.tolist() == logits.argmax(-1).tolist()
+    assert examination.confidence == pytest.approx(shares.max(-1).values.numpy(), rel=1e-5)
+    assert examination.truth == pytest.approx(shares[range(53), targets].numpy(), rel=1e-4)
+    assert examination.losses == pytest.approx(-np.log(examination.truth))
+
+
+def test_a_task_of_sigmoids_is_judged_by_them():
+    owner, source = task(loss="sigmoid"), Noise()
+    examination = Accuracy(source).examine(owner)
+    targets, logits = answers(owner, source)
+    truth = np.eye(4, dtype=bool)[targets]
+    losses = -(logits.sigmoid().log().numpy() * truth + (-logits).sigmoid().log().numpy() * ~truth).sum(1)
+    assert examination.losses == pytest.approx(losses, rel=1e-5)
+    assert examination.confidence == pytest.approx(logits.max(-1).values.sigmoid().numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("gone", [(3, 11, 12, 52), tuple(range(10, 20))])
+def test_images_that_cannot_be_read_are_counted_apart(gone, several):
+    owner, source, told = task(), Noise(gone=gone, multi_label=several), []
+    examination = Accuracy(source, 10, skipped=told.append).examine(owner)
+    left = [i for i in range(53) if i not in gone]
+    assert examination.indices.tolist() == left
+    assert examination.metrics["samples"] == len(left)
+    assert examination.metrics["unreadable"] == len(gone)
+    assert list(examination.problems) == told == [f"noise[{i}] is cut short" for i in gone]
+    if not several:
+        targets, logits = answers(owner, source, left)
+        assert examination.metrics["accuracy"] == accuracy_score(targets, logits.argmax(-1))
+
+
+def test_an_image_that_cannot_be_read_stops_where_nobody_is_told():
+    with pytest.raises(ValueError, match=r"noise\[11\] is cut short"):
+        list(Accuracy(Noise(gone=(11,))).run(task()))
+
+
+def test_images_without_a_label_are_not_judged():
+    unlabelled = (0, 1, 30)
+    found = Accuracy(Noise(unlabelled=unlabelled), 7).examine(task())
+    assert found.indices.tolist() == [i for i in range(53) if i not in unlabelled]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [Noise(2, unlabelled=(0, 1)), Noise(2, gone=(0, 1)), Noise(2, gone=(0,), unlabelled=(1,)), Noise(0)],
+)
+def test_where_no_image_can_be_judged_a_sentence_says_so(source):
+    with pytest.raises(ValueError, match="none of the images can be read and has a label"):
+        Accuracy(source, skipped=lambda problem: None).examine(task())
+
+
+def test_classes_must_agree():
+    with pytest.raises(ValueError, match="the data has 8 classes, but the model's head has 4"):
+        Accuracy(Noise(classes=8)).examine(task())
 
 
 def test_a_single_sample_is_evaluated():
@@ -66,15 +191,9 @@ def test_a_single_sample_is_evaluated():
 
 def test_dropout_is_off_while_evaluating():
     owner = task(dropout=0.5).train()
-    assert dict(Accuracy(Noise(), 9).run(owner)) == dict(Accuracy(Noise(), 9).run(owner))
-    assert dict(Accuracy(Noise(), 9).run(owner))["loss"] == pytest.approx(reference(owner, Noise())[1], rel=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_tasks_mode_is_restored(training):
-    owner = task().train(training)
-    list(Accuracy(Noise()).run(owner))
-    assert {module.training for module in owner.modules()} == {training}
+    targets, logits = answers(owner, Noise())
+    expected = log_loss(targets, logits.softmax(-1), labels=range(4))
+    assert dict(Accuracy(Noise(), 9).run(owner))["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 class Gone(Noise):
@@ -84,12 +203,15 @@ class Gone(Noise):
         return super().__getitem__(index)
 
 
+@pytest.mark.parametrize("ends", [nullcontext(), pytest.raises(OSError, match="the disk has gone")])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_tasks_mode_is_restored_after_an_exception(training):
+def test_every_modules_mode_is_restored_after_an_exception_too(training, ends):
     owner = task().train(training)
-    with pytest.raises(OSError, match="the disk has gone"):
-        list(Accuracy(Gone(), 8).run(owner))
-    assert {module.training for module in owner.modules()} == {training}
+    owner.model.blocks.train(not training)  # frozen in another mode than the rest
+    before = [module.training for module in owner.modules()]
+    with ends as failure:
+        list(Accuracy(Gone() if failure else Noise(), 8).run(owner))
+    assert [module.training for module in owner.modules()] == before
 
 
 def test_the_tasks_mode_is_restored_where_only_the_first_value_is_read():

@@ -1,41 +1,163 @@
-"""Top-1 accuracy and mean cross-entropy over a source, every sample counted once.
+"""How many images of a source are right, and how wrong the others: one pass, every image counted once.
 
-for name, value in Accuracy(source, batch=500).run(task): ...
+for name, value in Accuracy(source, batch=500).run(task): ...   # accuracy, top5, loss, samples; or mAP, f1, ...
+examination = Accuracy(source).examine(task)                    # the same figures, and what was said of each image
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float32, Float64, Int64
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from vitrail.data.loader import evaluation
-from vitrail.data.source import Source
+from vitrail.data.source import Content, Source
+from vitrail.evaluate.examination import Examination, MultiLabel, SingleLabel
 from vitrail.tasks.classify import Classify
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Evaluates in batches of `batch`, the last one smaller where it must be: no padding, nothing dropped."""
+    """Evaluates in batches of `batch`, the last one smaller where it must be: no padding, nothing dropped.
+
+    workers: processes that prepare them; 0 is threads. skipped: is told of each image that cannot be read, and it is
+    left out and counted; without it, the first of them is a ValueError.
+    """
 
     source: Source
     batch: int = 500
+    workers: int = 0
+    skipped: Callable[[str], None] | None = None
 
     def run(self, task: Classify) -> Iterator[tuple[str, float]]:
-        """Yields ("accuracy", share in [0, 1]), ("loss", mean) and ("samples", their number). Puts the task back into
-        the mode it was in."""
-        device, training = next(task.parameters()).device, task.training
-        task.eval()
-        right, loss, count = 0, 0.0, 0
-        try:
-            for batch in evaluation(self.source, batch=self.batch, how=task.preprocessing):
-                targets = batch["targets"].to(device)
-                logits = task.predict({"images": batch["images"].to(device), "targets": targets})["logits"]
-                right += int((logits.argmax(-1) == targets).sum())
-                loss += float(F.cross_entropy(logits.to(torch.float64), targets, reduction="sum"))
-                count += len(targets)
-        finally:
-            task.train(training)
-        yield "accuracy", right / count
-        yield "loss", loss / count
-        yield "samples", float(count)
+        """Yields, for images of one class each, ("accuracy", share in [0, 1]), and ("top5", the same) where there are
+        more than five classes; for several, ("mAP", mean average precision) and ("f1", of all decisions at 0.5). Then
+        ("loss", mean), ("samples", their number), and ("unreadable", number) where some were left out. Raises as
+        `examine` does."""
+        yield from self.examine(task).metrics.items()
+
+    def examine(self, task: Classify) -> Examination:
+        """What the model says of every image that has a label. All modules keep the mode that they are in.
+
+        ValueError where the data has not as many classes as the model, and where no image can be judged.
+        """
+        kind = MultiLabel if self.source.multi_label else SingleLabel
+        problems: list[str] = []
+        parts = []
+        with evaluating(task):
+            for indices, targets, logits in self._answers(task, problems):
+                sigmoid = task.config.loss == "sigmoid"
+                found = _several(logits, targets) if kind is MultiLabel else _single(logits, targets, sigmoid)
+                parts.append({"indices": indices} | {name: value.cpu().numpy() for name, value in found.items()})
+        if not parts:
+            raise ValueError("none of the images can be read and has a label, so there is nothing to evaluate.")
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return kind(class_names=self.source.class_names, problems=tuple(problems), **whole)
+
+    def _answers(self, task: Classify, problems: list[str]) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+        """(indices, targets, logits (B, K) float64) of one batch after the other, the tensors on the model's device."""
+
+        def skipped(problem: str) -> None:
+            assert self.skipped is not None
+            self.skipped(problem)
+            problems.append(problem)
+
+        device, classes = next(task.parameters()).device, len(self.source.class_names)
+        labelled = [i for i in range(len(self.source)) if self.source.target(i) != -1]
+        batches = evaluation(
+            Numbered(self.source, labelled),
+            how=task.preprocessing,
+            batch=self.batch,
+            workers=self.workers,
+            skipped=skipped if self.skipped else None,
+        )
+        for batch in batches:
+            indices = batch["targets"].numpy()
+            if not len(indices):  # none of its images can be read
+                continue
+            targets = torch.from_numpy(_targets(self.source, indices.tolist())).to(device)
+            logits = task.predict({"images": batch["images"].to(device), "targets": targets})["logits"]
+            if logits.shape[1] != classes:
+                raise ValueError(f"the data has {classes} classes, but the model's head has {logits.shape[1]}.")
+            yield indices, targets, logits.double()
+
+
+@dataclass(frozen=True, eq=False)
+class Numbered:
+    """The records `indices` of a source, each with its number there in place of its target: so a batch tells which
+    records are in it, though those that cannot be read are missing."""
+
+    source: Source
+    indices: Sequence[int]
+    multi_label = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Content, int, str]:
+        content, _, name = self.source[self.indices[index]]
+        return content, self.indices[index], name
+
+    def target(self, index: int) -> int:
+        return self.indices[index]
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode; then each in the mode that it was in, for parts may be frozen in that mode."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _targets(source: Source, indices: list[int]) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Class numbers, int64 (B,), or for several labels float32 (B, K), 1 for those that an image has."""
+    targets = [source.target(index) for index in indices]
+    if not source.multi_label:
+        return np.array(targets, np.int64)
+    rows = np.zeros((len(targets), len(source.class_names)), np.float32)
+    for row, numbers in zip(rows, targets, strict=True):
+        assert isinstance(numbers, tuple)
+        row[list(numbers)] = 1
+    return rows
+
+
+def _single(logits: Float64[Tensor, "B K"], targets: Int64[Tensor, "B"], sigmoid: bool) -> dict[str, Tensor]:
+    """SingleLabel's arrays; loss and probabilities are those of the task, without smoothing and weights."""
+    if sigmoid:
+        losses = _sigmoid_losses(logits, F.one_hot(targets, logits.shape[1]))
+        shares = logits.sigmoid()
+    else:
+        losses, shares = F.cross_entropy(logits, targets, reduction="none"), logits.softmax(-1)
+    predicted = logits.argmax(-1)
+    confidence, truth = (shares.gather(1, numbers[:, None])[:, 0] for numbers in (predicted, targets))
+    found = {"targets": targets, "predicted": predicted, "losses": losses, "confidence": confidence, "truth": truth}
+    if logits.shape[1] > 5:
+        found["top5"] = (logits.topk(5).indices == targets[:, None]).any(-1)
+    return found
+
+
+def _several(logits: Float64[Tensor, "B K"], targets: Float32[Tensor, "B K"]) -> dict[str, Tensor]:
+    """MultiLabel's arrays."""
+    return {"targets": targets.bool(), "losses": _sigmoid_losses(logits, targets), "logits": logits.float()}
+
+
+def _sigmoid_losses(logits: Float64[Tensor, "B K"], targets: Tensor) -> Float64[Tensor, "B"]:
+    """Binary cross-entropy, summed over the classes, as the task trains."""
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(-1)

@@ -3,7 +3,8 @@
 Fashion-MNIST's 28 x 28 photographs make 16 patches of 7 x 7: few tokens, which is where the time is.
 """
 
-from vitrail.data.source import PACKAGED, Data
+from vitrail.data.augment import Augment
+from vitrail.data.open import PACKAGED, Data
 from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
 from vitrail.optim import build as optim
@@ -25,6 +26,7 @@ def demo(data: str = PACKAGED, duration: str = "10 epochs", seed: int = 0) -> Ru
         model=model,
         preprocessing=Preprocessing(image_size=(28, 28), mean=(0.5,), std=(0.5,)),
         data=Data(data),
+        augment=Augment(flip=0.5),
         optim=optim.Config(lr=1.5e-3, weight_decay=0.1, schedule=Schedule("linear", warmup="5%")),
         duration=duration,
         seed=seed,

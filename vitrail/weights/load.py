@@ -218,10 +218,10 @@ def _state_dict(
     )
 
 
-def fit(weights: Weights, config: vit.Config, new_head: bool = False) -> tuple[vit.ViT, Report]:
+def fit(weights: Weights, config: vit.Config, new_head: bool = False, seed: int = 0) -> tuple[vit.ViT, Report]:
     """A model of `config` with the weights in it: positions resampled, the head new where it is asked for.
 
-    What the weights lack keeps its initial value ("reset"). ValueError where a tensor fits in no way.
+    What the weights lack gets the initial value that `seed` draws ("reset"). ValueError where a tensor fits in no way.
     """
     model = vit.ViT(config, torch.device("meta"))
     lines: list[Line] = []
@@ -245,7 +245,8 @@ def fit(weights: Weights, config: vit.Config, new_head: bool = False) -> tuple[v
     for name, tensor in {**dropped, **weights.extra}.items():
         lines.append(Line(name, "ignored", weights.origin.get(name, name), str(tuple(tensor.shape))))
     model.load_state_dict(state, assign=True)
-    model.init_weights(only={line.name for line in lines if line.status == "reset"})
+    reset = {line.name for line in lines if line.status == "reset"}
+    model.init_weights(torch.Generator().manual_seed(seed), only=reset)
     return model.eval(), Report(weights.format, tuple(lines))
 
 

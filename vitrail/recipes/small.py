@@ -1,0 +1,91 @@
+"""From scratch on thousands of small images, on a laptop: a folder of photographs, Fashion-MNIST, CIFAR-10.
+
+    vitrail train small --data photos
+    run = cifar10("cifar-10-batches-py")
+
+A Transformer knows nothing of images before it has seen many, so these models and their images are small, augmentation
+is strong and training long. Where weights fit your images, fine-tuning is far better (finetune.py).
+"""
+
+from vitrail.data.augment import Augment
+from vitrail.data.open import Data
+from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.models import vit
+from vitrail.optim import build as optim
+from vitrail.optim.schedule import Schedule
+from vitrail.run import Run
+from vitrail.tasks.classify import Config as TaskConfig
+
+# The training images' own.
+FASHION_MEAN, FASHION_STD = (0.286,), (0.353,)
+CIFAR_MEAN, CIFAR_STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+
+
+def small(data: str) -> Run:
+    """ViT, 96 px, patch 12, width 192, 6 blocks, 2.8 M parameters, for thousands of photographs and no weights.
+
+    Command: `vitrail train small --data DATA`. Cost: 2,000 images x 100 epochs, 0.22 petaFLOPs, about half an hour on
+    two cores.
+    Expected: not measured yet.
+    """
+    shape = {"width": 192, "depth": 6, "heads": 3, "mlp_dim": 768, "classes": 10, "drop_path": 0.1}
+    return Run(
+        recipe="small",
+        model=vit.Config((96, 96), (12, 12), class_token=False, pool="avg", positions="sincos", **shape),
+        preprocessing=Preprocessing((96, 96), IMAGENET_MEAN, IMAGENET_STD, resize="crop"),
+        data=Data(data),
+        augment=Augment(crop="inception", scale=(0.25, 1.0), randaugment=2, mixup=0.2, erase=0.25),
+        task=TaskConfig(smoothing=0.1),
+        optim=_adamw(),
+        duration="100 epochs",
+        evaluate_every="5 epochs",
+        ema=0.999,
+    )
+
+
+def fashion_mnist(data: str) -> Run:
+    """ViT, 28 px, patch 4, width 128, 6 blocks, 1.2 M parameters, on Fashion-MNIST.
+
+    Command: `vitrail train fashion_mnist --data FASHION-MNIST`. Cost: 60,000 images x 30 epochs, 0.68 petaFLOPs, about
+    two hours on two cores.
+    Expected: not measured yet.
+    """
+    shape = {"channels": 1, "width": 128, "depth": 6, "heads": 4, "mlp_dim": 512, "classes": 10, "drop_path": 0.1}
+    return Run(
+        recipe="fashion_mnist",
+        model=vit.Config((28, 28), (4, 4), **shape),
+        preprocessing=Preprocessing((28, 28), FASHION_MEAN, FASHION_STD),
+        data=Data(data),
+        augment=Augment(crop="shift", shift=2, flip=0.5, erase=0.1),
+        task=TaskConfig(smoothing=0.1),
+        optim=_adamw(),
+        batch=128,
+        duration="30 epochs",
+        ema=0.999,
+    )
+
+
+def cifar10(data: str) -> Run:
+    """ViT, 32 px, patch 4, width 192, 9 blocks, 4.0 M parameters, on CIFAR-10.
+
+    Command: `vitrail train cifar10 --data CIFAR10`. Cost: 50,000 images x 100 epochs, 8.2 petaFLOPs, about twenty hours
+    on two cores, minutes on a GPU.
+    Expected: not measured yet.
+    """
+    shape = {"width": 192, "depth": 9, "heads": 3, "mlp_dim": 768, "classes": 10, "drop_path": 0.1}
+    return Run(
+        recipe="cifar10",
+        model=vit.Config((32, 32), (4, 4), **shape),
+        preprocessing=Preprocessing((32, 32), CIFAR_MEAN, CIFAR_STD),
+        data=Data(data),
+        augment=Augment(crop="shift", shift=4, flip=0.5, randaugment=1),
+        task=TaskConfig(smoothing=0.1),
+        optim=_adamw(),
+        batch=128,
+        duration="100 epochs",
+        ema=0.999,
+    )
+
+
+def _adamw() -> optim.Config:
+    return optim.Config(lr=1e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%"))

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 
 import pytest
 from jaxtyping import install_import_hook
@@ -21,3 +22,18 @@ def unchecked(monkeypatch):
                 ours = inspect.isfunction(value) and value.__module__.startswith("vitrail.")
                 if ours and hasattr(value, "__wrapped__"):
                     monkeypatch.setattr(owner, attribute, inspect.unwrap(value))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Evaluation on the first 100 images: what is evaluated is not what is tested here."""
+    from vitrail import train
+    from vitrail.data.source import Subset
+
+    opened = train.open_parts
+
+    def shortened(data):
+        parts = opened(data)
+        return replace(parts, val=Subset(parts.val, range(100)))
+
+    monkeypatch.setattr(train, "open_parts", shortened)

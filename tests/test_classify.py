@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vitrail.data.transforms import Preprocessing, normalise
 from vitrail.models import resnet, vit
+from vitrail.tasks import classify
 from vitrail.tasks.classify import Classify
 
 HOW = Preprocessing((8, 8), (0.4,), (0.3,))
@@ -110,3 +112,119 @@ def test_predict_reads_the_model_in_the_mode_it_is_in():
     owner, given = Classify(vit.ViT(config), HOW), batch()
     assert not torch.equal(owner.train().predict(given)["features"], owner.predict(given)["features"])
     assert torch.equal(owner.eval().predict(given)["features"], owner.predict(given)["features"])
+
+
+def configured(counts=None, **fields):
+    owner = task()
+    return Classify(owner.model, HOW, classify.Config(**fields), counts)
+
+
+def logits_of(owner, given):
+    return owner.predict(given)["logits"]
+
+
+def soft(targets, smoothing=0.0):
+    return F.one_hot(targets, 5).float() * (1 - smoothing) + smoothing / 5
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_softmax_is_torchs(smoothing):
+    owner, given = configured(smoothing=smoothing), batch()
+    expected = F.cross_entropy(logits_of(owner, given), given["targets"], label_smoothing=smoothing)
+    assert float(owner(given)[0].detach()) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_sigmoid_sums_over_classes(smoothing):
+    owner, given = configured(loss="sigmoid", smoothing=smoothing), batch()
+    rows = soft(given["targets"], smoothing)
+    expected = F.binary_cross_entropy_with_logits(logits_of(owner, given), rows, reduction="sum") / 6
+    assert float(owner(given)[0].detach()) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_several_labels_are_rows():
+    owner, given = configured(loss="sigmoid"), batch()
+    given["targets"] = torch.tensor([[1.0, 0, 1, 0, 0], [0.0] * 5] * 3)
+    loss, metrics = owner(given)
+    expected = F.binary_cross_entropy_with_logits(logits_of(owner, given), given["targets"], reduction="sum") / 6
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
+    assert set(metrics) == {"loss"}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_mixing_with_nothing_changes_nothing(loss):
+    owner, given = configured(loss=loss, smoothing=0.1), batch()
+    plain = float(owner(given)[0].detach())
+    given |= {"lam": torch.ones(6), "box": torch.zeros(6, 4, dtype=torch.int64)}
+    assert float(owner(given)[0].detach()) == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_mixed_pair_has_the_loss_of_the_mixed_image_under_both_labels():
+    owner, given = configured(), batch(2)
+    given |= {"lam": torch.full((2,), 0.3), "box": torch.zeros(2, 4, dtype=torch.int64)}
+    images, targets = given["images"].float(), given["targets"]
+    mixed = 0.3 * images + 0.7 * images.flip(0)
+    logits = owner.model(normalise(mixed, HOW, torch.float32))
+    expected = 0.3 * F.cross_entropy(logits, targets) + 0.7 * F.cross_entropy(logits, targets.flip(0))
+    assert float(owner(given)[0].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+COUNTS = np.array([10, 10, 20, 40, 120])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_class_weights_are_one_on_average_and_split_with_the_batch(loss):
+    weights = classify.class_weights(COUNTS)
+    assert float((weights * torch.from_numpy(COUNTS)).sum() / COUNTS.sum()) == pytest.approx(1)
+    assert weights.tolist() == pytest.approx([4.0, 4.0, 2.0, 1.0, 1 / 3])
+    owner, given = configured(COUNTS, loss=loss, class_weights=True), batch(7)
+    whole = float(owner(given)[0].detach())
+    first, last = ({name: t[piece] for name, t in given.items()} for piece in (slice(0, 4), slice(4, 7)))
+    parts = [float(owner(part)[0].detach()) for part in (first, last)]
+    assert whole == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7, rel=1e-5)
+    one = {name: t[:1] for name, t in given.items()}
+    plain = configured(loss=loss)(one)[0]
+    ratio = float((owner(one)[0] / plain).detach())
+    assert ratio == pytest.approx(float(weights[one["targets"][0]]), rel=1e-5)
+
+
+def test_weights_are_no_part_of_the_state():
+    assert configured(COUNTS, class_weights=True).state_dict().keys() == configured().state_dict().keys()
+
+
+def test_the_head_starts_with_its_bias():
+    owner = configured(head_bias=-2.0)
+    owner.init_head()
+    assert owner.model.head.bias.eq(-2).all()
+    plain = configured()
+    before = plain.model.head.bias.clone()
+    plain.init_head()
+    assert torch.equal(plain.model.head.bias, before)
+
+
+def test_the_loss_of_a_bfloat16_model_is_computed_in_float32():
+    loss, _ = task(dtype=torch.bfloat16)(batch())
+    assert loss.dtype == torch.float32
+    assert task(dtype=torch.float64)(batch())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"smoothing": 1.0}, "smoothing is 1.0; it must be 0 or more, and below 1"), ({"smoothing": -0.1}, "smoothing")],
+)
+def test_a_loss_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        classify.Config(**fields)
+
+
+def test_an_unknown_loss_is_refused(unchecked):
+    with pytest.raises(ValueError, match="loss is 'hinge'; choose softmax or sigmoid"):
+        classify.Config(loss="hinge")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"), [(None, "the counts are missing"), (np.array([1, 0, 3, 1, 1]), "class 1 has no images")]
+)
+def test_classes_that_cannot_be_weighed_are_named(counts, message):
+    with pytest.raises(ValueError, match=message):
+        configured(counts, class_weights=True)

@@ -1,190 +1,166 @@
-"""The Trainer: a run that was stopped, killed or crashed and then resumed is the same run, bit for bit."""
+"""The Trainer: what a Run says is what happens."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from small_runs import assert_same_run, history, small, start, weights
 
-from vitrail import run as runs
-from vitrail import train
+from vitrail import checkpoint, train
+from vitrail.data.open import Data
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.recipes.demo import demo
-from vitrail.train import Interrupted, Trainer
+from vitrail.train import Trainer
 
 
-def small(**changes):
-    """Twelve steps of a tiny model with dropout and stochastic depth, so that their draws are tested, too."""
-    model = replace(demo().model, width=16, depth=2, heads=2, mlp_dim=16, dropout=0.1, drop_path=0.1)
-    tiny = {"model": model, "batch": 8}
-    often = {"duration": "12 steps", "log_every": 1, "checkpoint_every": "4 steps", "evaluate_every": "6 steps"}
-    return replace(demo(), **{**tiny, **often, **changes})
+@pytest.mark.parametrize("micro", [3, 4, 7])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, quick, micro):
+    still = replace(small().model, dropout=0.0, drop_path=0.0)  # whose draws depend on how the batch is split
+    finals = []
+    for name, size in (("whole", None), ("parts", micro)):
+        run = small(model=still, precision="fp64", micro_batch=size, duration="5 steps", batch=7)
+        trainer = start(run, tmp_path / name)
+        trainer.fit()
+        finals.append(trainer.task.state_dict())
+        assert trainer.batches.parts == (1 if size is None else -(-7 // size))
+    worst = max(float((a - b).abs().max()) for a, b in zip(finals[0].values(), finals[1].values(), strict=True))
+    assert worst < 1e-12
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Evaluation on the first 100 images: what is evaluated is not what is tested here."""
-    opened = train.open_source
-
-    def shortened(data, split):
-        source = opened(data, split)
-        return source if split == "train" else replace(source, images=source.images[:100], labels=source.labels[:100])
-
-    monkeypatch.setattr(train, "open_source", shortened)
+def test_what_is_evaluated_and_saved_is_the_average(tmp_path, quick):
+    trainer = start(small(ema=0.5), tmp_path / "run")
+    trainer.fit()
+    saved = weights(tmp_path / "run")
+    for name, value in trainer.ema.tensors.items():
+        assert torch.equal(saved[name.removeprefix("model.")], value)
+    assert not torch.equal(saved["head.weight"], trainer.task.model.head.weight)
 
 
-def start(run, folder):
-    runs.write(run, folder)
-    return Trainer(run, folder)
+def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, quick, monkeypatch):
+    scores = iter([0.1, 0.9, 0.3, 0.4])
+    run = small(evaluate_every="3 steps", checkpoint_every="2 steps", keep=1)
+    trainer = start(run, tmp_path / "run")
+    real = train.Accuracy.run
+
+    def scored(self, task):
+        yield from {**dict(real(self, task)), "accuracy": next(scores)}.items()
+
+    monkeypatch.setattr(train.Accuracy, "run", scored)
+    trainer.fit()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")] == ["step-6", "step-12"]
 
 
-def history(folder):
-    """What was logged, without what depends on the clock."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("images_per_second", "data_wait")} for r in records]
+def test_a_run_starts_from_weights_with_a_new_head(tmp_path, quick):
+    first = small(preprocessing=replace(small().preprocessing, image_size=(14, 14)))
+    first = replace(first, model=replace(first.model, image_size=(14, 14)))
+    start(first, tmp_path / "small").fit()
+    run = small(start=str(tmp_path / "small"), duration="1 steps", evaluate_every="1 steps")
+    trainer = start(run, tmp_path / "large")
+    before = weights(tmp_path / "small")
+    assert torch.equal(trainer.task.model.blocks[0].mlp.fc1.weight, before["blocks.0.mlp.fc1.weight"])
+    assert trainer.task.model.pos_embed.shape == (1, 17, 16)
+    assert not trainer.task.model.head.weight.any()
+    trainer.fit()
+    notes = [r["note"] for r in history(tmp_path / "large") if "note" in r]
+    assert any("pos_embed: resized (1, 5, 16) -> (1, 17, 16)" in note for note in notes)
+    (tmp_path / "small" / "model" / "model.safetensors").unlink()
+    assert Trainer(run, tmp_path / "large").done == 1  # its own checkpoint is enough
 
 
-def weights(folder):
-    return load_file(folder / "model" / "model.safetensors")
+def test_bfloat16_products_train_and_weights_stay_float32(tmp_path, quick):
+    trainer = start(small(precision="bf16", duration="2 steps", evaluate_every="2 steps"), tmp_path / "run")
+    result = trainer.fit()
+    assert 0 <= result["accuracy"] <= 1
+    assert {p.dtype for p in trainer.task.parameters()} == {torch.float32}
 
 
-def assert_same_run(a, b):
-    assert history(a) == history(b)
-    for name, tensor in weights(a).items():
-        assert torch.equal(tensor, weights(b)[name]), name
+def test_checkpointing_changes_no_bit(tmp_path, quick):
+    for name in (False, True):
+        start(small(checkpointing=name, duration="3 steps"), tmp_path / str(name)).fit()
+    assert_same_run(tmp_path / "False", tmp_path / "True")
 
 
-def crash_at(trainer, step):
-    """Lets the trainer die before `step`, as if the process had been killed."""
-    inner = trainer._step
+def test_the_run_ends_with_its_model_its_report_and_no_half_files(tmp_path, quick):
+    start(small(), tmp_path / "run").fit()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"run.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
 
-    def dies(number, batch):
-        if number == step:
-            raise MemoryError
-        return inner(number, batch)
 
-    trainer._step = dies
-    with pytest.raises(MemoryError):
+def test_a_disk_that_is_full_is_said_and_the_checkpoint_stays(tmp_path, quick, monkeypatch):
+    trainer = start(small(), tmp_path / "run")
+    real = checkpoint.save_file
+
+    def full(tensors, path):
+        if "step-8" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(ValueError, match=r"step-8 could not be written .*No space left.*vitrail resume"):
+        trainer.fit()
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == "step-6"
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path, quick, monkeypatch):
+    trainer = start(small(), tmp_path / "run")
+
+    def full(self, record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.Log, "write", full)
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\); make room"):
         trainer.fit()
 
 
-@pytest.mark.parametrize("step", [3, 4, 7, 11])
-def test_a_crashed_run_resumes_bit_for_bit(tmp_path, quick, step):
-    start(small(), tmp_path / "whole").fit()
-    crash_at(start(small(), tmp_path / "cut"), step)
-    again = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
-    assert again.done == step - step % 4
-    again.fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+class Damaged:
+    """The images of a source, of which every fortieth cannot be read."""
+
+    multi_label = False
+
+    def __init__(self, source):
+        self.source = source
+        self.class_names = source.class_names
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index % 40 == 0:
+            raise ValueError(f"{self.name(index)} is cut short.")
+        return self.source[index]
+
+    def target(self, index):
+        return self.source.target(index)
+
+    def name(self, index):
+        return self.source.name(index)
 
 
-def test_two_crashes_are_like_none(tmp_path, quick):
-    start(small(), tmp_path / "whole").fit()
-    crash_at(start(small(), tmp_path / "cut"), 5)
-    crash_at(Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut"), 9)
-    Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut").fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+def test_unreadable_images_are_refused_or_skipped_by_choice(tmp_path, quick, monkeypatch):
+    opened = train.open_parts
+
+    def damaged(data):
+        parts = opened(data)
+        return replace(parts, train=Damaged(parts.train), val=Damaged(parts.val))
+
+    monkeypatch.setattr(train, "open_parts", damaged)
+    with pytest.raises(ValueError, match=r"is cut short\. --data.unreadable skip trains without such images"):
+        start(small(), tmp_path / "refused").fit()
+    result = start(small(data=Data(unreadable="skip")), tmp_path / "skipped").fit()
+    assert (result["samples"], result["unreadable"]) == (97, 3)
+    notes = [record["note"] for record in history(tmp_path / "skipped") if "note" in record]
+    assert sum(note.startswith("skipped: train") for note in notes) >= 1
+    assert sum(note.startswith("left out: t10k") for note in notes) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_and_resumes_bit_for_bit(tmp_path, quick, number):
-    start(small(), tmp_path / "whole").fit()
-    trainer = start(small(), tmp_path / "cut")
-    inner = trainer._step
-
-    def interrupted(step, batch):
-        if step == 5:
-            os.kill(os.getpid(), number)
-        return inner(step, batch)
-
-    trainer._step = interrupted
-    with pytest.raises(Interrupted, match="stopped after step 6 of 12"):
-        trainer.fit()
-    again = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
-    assert again.done == 6  # between two regular checkpoints
-    again.fit()
-    ours, theirs = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_second_ctrl_c_stops_at_once():
-    def press_twice():
-        with train.stoppable() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.wait(5)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
-
-    with pytest.raises(KeyboardInterrupt):
-        press_twice()
-
-
-def test_outside_the_main_thread_signals_are_left_alone():
-    found = []
-
-    def ask():
-        with train.stoppable() as stop:
-            found.append((stop.is_set(), signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    assert found == [(False, signal.default_int_handler)]
-
-
-@pytest.mark.slow
-def test_a_killed_demo_resumes_with_the_same_losses(tmp_path):
-    """The command itself, killed with SIGKILL after its first checkpoint."""
-    command = [sys.executable, "-m", "vitrail"]
-    options = ["--duration", "230 steps", "--seed", "1", "--out"]
-    subprocess.run([*command, "demo", *options, tmp_path / "whole"], check=True, capture_output=True)
-    with subprocess.Popen([*command, "demo", *options, tmp_path / "cut"], stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "cut" / "checkpoints" / "step-200").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.kill()
-    assert not (tmp_path / "cut" / "model").exists(), "the run ended before it could be killed"
-    subprocess.run([*command, "resume", tmp_path / "cut"], check=True, capture_output=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_a_finished_run_resumes_to_the_same_result(tmp_path, quick):
-    result = start(small(), tmp_path / "run").fit()
-    before = history(tmp_path / "run")
-    assert Trainer(runs.read(tmp_path / "run"), tmp_path / "run").fit() == result
-    assert history(tmp_path / "run") == before
-
-
-@pytest.mark.parametrize("call", [1, 2])
-def test_a_crash_between_checkpoint_and_evaluation_loses_neither(tmp_path, quick, monkeypatch, call):
-    often = {"checkpoint_every": "6 steps", "evaluate_every": "6 steps"}
-    start(small(**often), tmp_path / "whole").fit()
-    trainer, calls = start(small(**often), tmp_path / "cut"), []
-    inner = trainer._evaluate
-
-    def dies(log):
-        calls.append(1)
-        if len(calls) == call:
-            raise MemoryError
-        return inner(log)
-
-    monkeypatch.setattr(trainer, "_evaluate", dies)
-    with pytest.raises(MemoryError):
-        trainer.fit()
-    again = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
-    assert again.done == 6 * call
-    again.fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+def test_little_data_without_a_start_is_warned_of(tmp_path, quick):
+    run = small(preprocessing=replace(small().preprocessing, image_size=(64, 64)), duration="1 steps")
+    trainer = start(replace(run, model=replace(run.model, image_size=(64, 64), patch_size=(32, 32))), tmp_path / "run")
+    assert "from scratch on 11,000 images" in trainer.notes[0]
+    assert "vitrail finetune DATA --weights hf-hub:" in trainer.notes[0]
+    assert start(small(), tmp_path / "other").notes == []
 
 
 def test_the_seed_decides_the_run(tmp_path, quick):
@@ -220,9 +196,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick
         return inner(step, batch)
 
     trainer._step = spoilt
-    with pytest.raises(ValueError, match=r"the loss is nan .* at step 7; the last good checkpoint is .*step-4"):
+    with pytest.raises(ValueError, match=r"the loss is nan .* at step 7, on train-images.*step-6\. A lower"):
         trainer.fit()
-    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-4"]
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-4", "step-6"]
 
 
 @pytest.mark.parametrize(

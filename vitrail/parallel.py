@@ -1,6 +1,8 @@
-"""How a model is spread over memory and machines: so far, activation checkpointing.
+"""How a model is computed: precision, compilation, activation checkpointing.
 
     checkpoint_blocks(model)        # before torch.compile and fully_shard
+    compile_blocks(model)
+    with autocast("auto", device): ...
 
 Checkpointing (Chen et al., 2016, "Training deep nets with sublinear memory cost") keeps only the input of each block
 and computes the rest again in the backward pass: one more forward pass of time, the activations of one block of memory.
@@ -8,7 +10,9 @@ The loss and the gradients are the same bit for bit, dropout included.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -46,3 +50,21 @@ def checkpoint_blocks(model: nn.Module) -> None:
             module.__class__ = CheckpointedBlock
         elif type(module) is resnet.Bottleneck:
             module.__class__ = CheckpointedBottleneck
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile for every `Block` and `Bottleneck` of `model`, in place: names and weights stay as they are, and
+    blocks of one shape share what is compiled."""
+    for module in model.modules():
+        if isinstance(module, vit.Block | resnet.Bottleneck):
+            module.compile()
+
+
+def autocast(precision: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device) -> torch.autocast:
+    """Matrix products in bf16 where `precision` says so; auto does on a GPU that has bf16, not on a CPU, where it may be
+    ten times slower. ValueError where the device has none."""
+    able = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if precision == "bf16" and not able:
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp32.")
+    half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and able)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)

@@ -1,56 +1,94 @@
 """A Run: everything about a run in one frozen value, written into the run folder and read back.
 
 run = recipes.demo.demo()
-write(run, folder)          # run.json: the run, versions, machine
-run = read(folder)          # equal to what was written
+write(run, folder, {"train": fingerprint(source)})      # run.json: the run, versions, machine, what the data was
+run = read(folder)                                      # equal to what was written
+changes(folder, {"train": fingerprint(source)})         # what is not as it was, in words
 """
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
-from vitrail.data.source import Data
+from vitrail.data.augment import Augment
+from vitrail.data.open import Data
 from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration
 from vitrail.parse import parse
+from vitrail.tasks.classify import Config as TaskConfig
+
+PACKAGES = ("torch", "numpy", "pillow", "vitrail")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, on what, how and for how long. Recipes are functions that return one.
-
-    batch: images per step. duration: of the training. evaluate_every, checkpoint_every: how often, on the held-back
-    images and to the disk; the end is always evaluated and kept. keep: checkpoints on the disk.
-    """
+    """What is trained, on what, how and for how long. Recipes are functions that return one."""
 
     recipe: str
     model: vit.Config
     preprocessing: Preprocessing
     data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    start: str | None = None
+    """Weights to start from: any file or folder that `vitrail predict` reads; None is from scratch."""
     batch: int = 64
+    """Images in a step."""
+    micro_batch: int | None = None
+    """Images that go through the model together; the gradient is that of the batch. None: all of them."""
     duration: Duration = "10 epochs"
+    """Of the training: "10 epochs", "5000 steps", "1_000_000 examples"."""
     seed: int = 0
+    """Decides the initial values, the order of the images, their augmentation and dropout."""
+    ema: float = 0.0
+    """The decay of a moving average of the weights, which is then what is evaluated and saved; 0 is none."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """Of the products; weights stay in fp32. auto: bf16 on a GPU that has it, fp32 otherwise. fp64: all of it."""
+    compile: bool = False
+    """Whether torch.compile makes the blocks faster, for a minute of compiling."""
+    checkpointing: bool = False
+    """Activation checkpointing: a third more time for a fraction of the memory."""
+    workers: int | None = None
+    """Processes that prepare images; 0 is threads. None: threads on a CPU, up to 16 processes beside a GPU."""
     log_every: int = 10
+    """Steps."""
     evaluate_every: Duration = "1 epoch"
+    """On the held-back images; the end is always evaluated."""
     checkpoint_every: Duration = "200 steps"
+    """To the disk; the end is always kept."""
     keep: int = 2
+    """Newest checkpoints that stay on the disk, besides the best."""
+    tensorboard: bool = False
+    """Whether TensorBoard's files are written, too (pip install tensorboard)."""
     device: str = "auto"
+    """auto is the GPU where there is one."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be from 1 to the batch of {self.batch}.")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more, and below 2**64.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be 0 (none) or more, and below 1, such as 0.9999.")
         channels = len(self.preprocessing.mean)
         if channels != self.model.channels:
             raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}.")
+        if self.task.loss == "softmax" and self.augment.mixup + self.augment.cutmix and self.batch == 1:
+            raise ValueError("images are mixed in pairs, but the batch is 1; give a batch of 2 or more.")
 
 
 def vacant(folder: Path) -> None:
@@ -60,22 +98,62 @@ def vacant(folder: Path) -> None:
         raise ValueError(f"{folder} exists already; {hint}name another folder with --out.")
 
 
-def write(run: Run, folder: Path) -> None:
-    """Makes the run folder with run.json in it. ValueError where it exists."""
+def write(run: Run, folder: Path, data: Mapping[str, Any] | None = None) -> None:
+    """Makes the run folder with run.json in it. data: fingerprints by split. ValueError where the folder exists."""
     vacant(folder)
     folder.mkdir(parents=True)
-    packages = {name: version(name) for name in ("torch", "numpy", "vitrail")}
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
-    text = json.dumps({"run": asdict(run), "versions": packages, "machine": machine}, indent=2)
-    (folder / "run.json").write_text(text + "\n")
+    record = {"run": asdict(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine}
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def read(folder: Path) -> Run:
     """The Run of a run folder. ValueError where there is none, or run.json is damaged."""
+    return _read(folder)[0]
+
+
+def changes(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What is not as it was when the run began, in words: (of the data, of the code and the packages)."""
+    record = _read(folder)[1]
+    found = []
+    for split, before in record.get("data", {}).items():
+        after = data.get(split, {})
+        for name, old in before.items():
+            new = after.get(name)
+            if old != new and isinstance(old, list) and isinstance(new, list):
+                gone, come = [v for v in old if v not in new], [v for v in new if v not in old]
+                found.append(f"the {split} {name} (gone: {_few(gone)}; new: {_few(come)})")
+            elif old != new:
+                words = f"{old:,} before, {new:,} now" if isinstance(old, int) and isinstance(new, int) else "differ"
+                found.append(f"the {split} {name} ({words})")
+    then, now = record.get("versions", {}), versions()
+    others = [f"{name} ({then[name]} before, {now.get(name)} now)" for name in then if then[name] != now.get(name)]
+    return found, others + (["the code of vitrail"] if record.get("code", code()) != code() else [])
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run's numbers depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def code() -> str:
+    """A digest of the package's own source files."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
     path = folder / "run.json"
     try:
-        return parse(Run, json.loads(path.read_text())["run"])
+        record = json.loads(path.read_text())
+        return parse(Run, record["run"]), record
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a run folder: it has no run.json.") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); a run cannot be resumed without it.") from error
+
+
+def _few(names: list[str]) -> str:
+    return (", ".join(map(str, names[:5])) + (" ..." if len(names) > 5 else "")) or "none"

@@ -6,11 +6,13 @@ A step depends on the Run and its own number alone (law 2), so a run that was ki
 """
 
 import math
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 
@@ -19,17 +21,29 @@ from torch import Tensor
 
 from vitrail import checkpoint
 from vitrail.batch import Batch
-from vitrail.data.loader import training
+from vitrail.data.loader import REMEMBERED, Training, stream, workers_for
+from vitrail.data.open import open_parts
 from vitrail.data.order import step_seed
-from vitrail.data.source import open_source
+from vitrail.data.source import counts
 from vitrail.evaluate.accuracy import Accuracy
 from vitrail.log import Log
+from vitrail.memory import refuse
 from vitrail.models.vit import ViT
 from vitrail.optim import build as optim
+from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import multiplier, steps_of
-from vitrail.pipeline import Pipeline
+from vitrail.parallel import autocast, checkpoint_blocks, compile_blocks
+from vitrail.pipeline import Pipeline, locate
+from vitrail.report import write_report
 from vitrail.run import Run
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.task import Metrics, Task
+from vitrail.weights.hub import resolve
+from vitrail.weights.load import fit, read
+
+LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
+PHOTO = 64  # pixels a side, from which weights that others trained on photographs are of use
+STARTS = "vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
 
 
 class Interrupted(Exception):
@@ -42,55 +56,43 @@ class Trainer:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         self.device = torch.device(pick_device(run.device))
-        self.train_source = open_source(run.data, "train")
-        self.test_source = open_source(run.data, "test")
-        found = len(self.train_source.class_names)
-        if found != run.model.classes:
-            raise ValueError(f"{run.data.path} has {found} classes, but the model's head has {run.model.classes}.")
-        model = ViT(run.model)
-        model.init_weights(torch.Generator().manual_seed(run.seed))
-        self.task = Classify(model, run.preprocessing).to(self.device)
-        self.optimizer = optim.build(self.task, run.optim)
+        self.autocast = autocast(run.precision, self.device)
+        self.parts = open_parts(run.data)
+        self.train_source, self.val_source = self.parts.train, self.parts.val
         self.per_epoch = {"batch": run.batch, "examples": len(self.train_source)}
         self.total = steps_of(run.duration, **self.per_epoch)
         if self.total < 1:
             raise ValueError(f"the duration {run.duration!r} is no training; give it one step or more.")
         multiplier(run.optim.schedule, 0, self.total, **self.per_epoch)  # refuses a schedule that does not fit, now
+        self.workers = workers_for(self.device, run.workers)
+        self.batches = self._loader()
+        self.notes: list[str] = []
+        self.task = self._task()
+        self.optimizer = optim.build(self.task, run.optim)
+        self.ema = Ema(self.task, run.ema) if run.ema else None
+        self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
         newest = checkpoint.newest(folder / "checkpoints")
-        self.done = checkpoint.restore(newest, self.task, self.optimizer) if newest else 0
+        self.done = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
+        if run.compile:
+            compile_blocks(self.task)
 
     def fit(self) -> dict[str, float]:
-        """Trains what is left, evaluates on the held-back images, writes the model folder; returns the metrics.
+        """Trains what is left, evaluates on the held-back images, writes model folder and report; returns the metrics.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, and ValueError where the loss is no longer a number; both leave a
-        checkpoint to go on from.
+        Raises Interrupted after Ctrl-C or SIGTERM, and ValueError where the loss is no longer a number, or the disk is
+        full; all leave a checkpoint to go on from.
         """
-        run = self.run
-        evaluate, save = (
-            steps_of(often, total=self.total, **self.per_epoch) for often in (run.evaluate_every, run.checkpoint_every)
-        )
-        self.task.train()
-        with Log(self.folder, self.total, self.done) as log, stoppable() as stop:
-            if self.done and self.done % evaluate == 0 and self.done not in log.evaluated:
-                self._evaluate(log)  # it stopped between a checkpoint and the evaluation that was due
-            for step, batch, waited in self._batches():
-                metrics = self._step(step, batch)
-                self.done = step + 1
-                log.count(run.batch, waited)
-                last = self.done == self.total
-                if self.done % run.log_every == 0 or last or stop.is_set():
-                    log.step(self.done, self._finite(metrics))
-                paused = time.perf_counter()
-                if last or stop.is_set() or self.done % save == 0:
-                    self._finite(metrics)
-                    checkpoint.save(self.folder / "checkpoints", self.done, self.task, self.optimizer, run.keep)
-                if stop.is_set() and not last:
-                    raise Interrupted(f"stopped after step {self.done} of {self.total}")
-                if self.done % evaluate == 0 and not last:
-                    self._evaluate(log)
-                log.pause(time.perf_counter() - paused)
-            result = self._evaluate(log)
-        self.pipeline().save(self.folder / "model")
+        try:
+            with Log(self.folder, self.total, self.done, tensorboard=self.run.tensorboard) as log, stoppable() as stop:
+                for note in self.notes:
+                    log.note(self.done, note)
+                self._train(log, stop)
+                result = self._finish(log)
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder} cannot be written ({error.strerror or error}); make room, then go on with "
+                f"`vitrail resume {self.folder}`: its last checkpoint is {self._newest()}."
+            ) from error
         return result
 
     def pipeline(self) -> Pipeline:
@@ -99,52 +101,203 @@ class Trainer:
         assert isinstance(model, ViT)
         return Pipeline(model, self.run.preprocessing, self.train_source.class_names)
 
-    def _batches(self) -> Iterator[tuple[int, Batch, float]]:
-        """(step, batch on the device, seconds waited for it) for the steps that are left."""
-        steps = {"start": self.done, "stop": self.total}
+    def _loader(self) -> Training:
         run = self.run
-        batches = training(self.train_source, batch=run.batch, seed=run.seed, how=run.preprocessing, **steps)
-        since = time.perf_counter()
-        for step, batch in batches:
-            moved: Batch = {
-                "images": batch["images"].to(self.device, non_blocking=True),
-                "targets": batch["targets"].to(self.device, non_blocking=True),
-            }
-            yield step, moved, time.perf_counter() - since
+        return Training(
+            self.train_source,
+            run.preprocessing,
+            run.augment,
+            batch=run.batch,
+            seed=run.seed,
+            part=run.micro_batch,
+            unreadable=run.data.unreadable,
+            remember=0 if self.workers else REMEMBERED,  # each process would remember for itself
+        )
+
+    def _task(self) -> Classify:
+        """The model and its loss. Where the run has a checkpoint already, weights to start from are not needed."""
+        run, found = self.run, len(self.train_source.class_names)
+        if found != run.model.classes:
+            raise ValueError(f"{run.data.path} has {found} classes, but the model's head has {run.model.classes}.")
+        if self.train_source.multi_label and run.task.loss == "softmax":
+            raise ValueError(f"the images of {run.data.path} have several labels; train with --task.loss sigmoid.")
+        refuse(run, self.device)
+        if run.start and not checkpoint.newest(self.folder / "checkpoints"):
+            model, report = fit(read(locate(resolve(run.start))), run.model, new_head=True, seed=run.seed)
+            self.notes.append(f"started from {run.start}, {report}")
+        else:
+            model = ViT(run.model)
+            model.init_weights(torch.Generator().manual_seed(run.seed))
+        if not run.start and len(self.train_source) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
+            self.notes.append(
+                f"training from scratch on {len(self.train_source):,} images: Transformers need more, or a start from "
+                f"weights that saw more, which takes minutes and is far better: {STARTS}"
+            )
+        task = Classify(
+            model, run.preprocessing, run.task, counts(self.train_source) if run.task.class_weights else None
+        )
+        task.init_head()
+        if run.checkpointing:
+            checkpoint_blocks(task)
+        return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
+
+    def _train(self, log: Log, stop: threading.Event) -> None:
+        """The loop."""
+        run = self.run
+        evaluate, save = (
+            steps_of(often, total=self.total, **self.per_epoch) for often in (run.evaluate_every, run.checkpoint_every)
+        )
+        self.task.train()
+        recent: list[tuple[int, Metrics]] = []
+        with self.writer, closing(self._batches(log)) as batches:
+            if self.done and self.done < self.total and self.done % evaluate == 0:
+                self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
+            for step in range(self.done, self.total):
+                metrics = self._step(step, islice(batches, self.batches.parts))
+                self.done = step + 1
+                recent.append((step, metrics))
+                last = self.done == self.total
+                if self.done % run.log_every == 0 or last or stop.is_set():
+                    log.step(self.done, self._finite(recent))
+                    recent = recent[-1:]
+                paused = time.perf_counter()
+                due = last or stop.is_set() or self.done % save == 0
+                if due:
+                    self._save(recent, log)
+                if stop.is_set() and not last:
+                    self.writer.wait()
+                    raise Interrupted(f"stopped after step {self.done} of {self.total}")
+                if self.done % evaluate == 0 and not last:
+                    self._finite(recent)
+                    if self._evaluate(log) and not due:
+                        self._save(recent, log)
+                log.pause(time.perf_counter() - paused)
+
+    def _batches(self, log: Log) -> Iterator[Batch]:
+        """The parts of the batches of the steps that are left, on the device; the log learns how long they took."""
+        keys, since = self.batches.keys(self.done, self.total), time.perf_counter()
+
+        def skipped(problem: str) -> None:
+            log.note(self.done, f"skipped: {problem}")
+
+        for batch in stream(self.batches, keys, self.workers, pin=self.device.type == "cuda", skipped=skipped):
+            moved = _moved(batch, self.device)
+            log.count(len(batch["images"]), time.perf_counter() - since)
+            yield moved
             since = time.perf_counter()
 
-    def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, step: int, parts: Iterable[Batch]) -> Metrics:
         """One update of the weights; returns the metrics, still on the device."""
         torch.manual_seed(step_seed(step, self.run.seed))  # dropout's draws, too, follow from (seed, step)
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
         optim.set_lr(self.optimizer, self.run.optim, factor)
-        loss, metrics = self.task(batch)
-        loss.backward()
+        metrics = accumulate(self.task, parts, self.run.batch, self.autocast)
         norm = optim.clip(self.task.parameters(), self.run.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(step)
         self.task.after_step(step)
         return {**metrics, "lr": torch.tensor(self.run.optim.lr * factor), "gradient_norm": norm.detach()}
 
-    def _finite(self, metrics: dict[str, Tensor]) -> dict[str, float]:
-        """The metrics as numbers. ValueError where the loss is not one: such weights are never saved."""
-        numbers = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(numbers["loss"] + numbers["gradient_norm"]):
-            newest = checkpoint.newest(self.folder / "checkpoints")
-            raise ValueError(
-                f"the loss is {numbers['loss']} and the gradient's norm {numbers['gradient_norm']} at step "
-                f"{self.done}; the last good checkpoint is {newest or 'none'}. A lower learning rate usually helps."
-            )
-        return numbers
+    def _finite(self, recent: Sequence[tuple[int, Metrics]]) -> dict[str, float]:
+        """The last metrics as numbers. ValueError where any of them is none: such weights are never saved."""
+        for step, metrics in recent:
+            loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+            if not math.isfinite(loss + norm):
+                names = [self.train_source.name(int(index)) for index in self.batches.indices(step)]
+                (self.folder / "bad-batch.txt").write_text("\n".join(names) + "\n")
+                raise ValueError(
+                    f"the loss is {loss} and the gradient's norm {norm} at step {step + 1}, on {', '.join(names[:3])} "
+                    f"and others ({self.folder / 'bad-batch.txt'} lists all); the last good checkpoint is {self._newest()}."
+                    f" A lower learning rate than {float(metrics['lr']):.2g} usually helps: --optim.lr."
+                )
+        return {name: float(value) for name, value in recent[-1][1].items()}
 
-    def _evaluate(self, log: Log) -> dict[str, float]:
-        result = dict(Accuracy(self.test_source).run(self.task))
-        log.evaluation(self.done, result)
-        log.say(
-            f"step {self.done}/{self.total}: {result['accuracy']:.1%} of {result['samples']:.0f} held-back images "
-            f"right, loss {result['loss']:.3f}"
-        )
+    def _save(self, recent: Sequence[tuple[int, Metrics]], log: Log) -> None:
+        self._finite(recent)
+        self.writer.save(self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), _best(log.evaluations))
+
+    def _evaluate(self, log: Log) -> bool:
+        """Judges the model on the held-back images, once a step; returns whether it is the best so far."""
+        if self.done in log.evaluations:
+            return False
+        log.busy("evaluating")
+        with self._averaged():
+            result = dict(self._judge(log).run(self.task))
+        self._tell(log, result)
+        return _best(log.evaluations) == self.done
+
+    def _finish(self, log: Log) -> dict[str, float]:
+        """The model folder and the page of the run; returns what the last evaluation found."""
+        log.busy("evaluating")
+        with self._averaged():
+            examination = self._judge(log).examine(self.task)
+            self._save_model()
+        result = dict(examination.metrics)
+        self._tell(log, result)
+        write_report(self.folder, self.run, self.val_source, examination, result, log.notes)
         return result
+
+    def _judge(self, log: Log) -> Accuracy:
+        skip = self.run.data.unreadable == "skip"
+        return Accuracy(
+            self.val_source,
+            workers=self.workers,
+            skipped=(lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None,
+        )
+
+    def _tell(self, log: Log, result: Mapping[str, float]) -> None:
+        log.evaluation(self.done, result)
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.items() if name != "samples")
+        log.say(f"step {self.done}/{self.total}: {numbers} on {result['samples']:.0f} held-back images")
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The task with the averaged weights, where there are some."""
+        return self.ema.swapped() if self.ema else nullcontext()
+
+    def _save_model(self) -> None:
+        """The model folder, all or nothing."""
+        final, partial = self.folder / "model", self.folder / ".model.partial"
+        for left in (partial, final):
+            shutil.rmtree(left, ignore_errors=True)
+        self.pipeline().save(partial)
+        partial.rename(final)
+
+    def _newest(self) -> str:
+        self.writer.wait()
+        return str(checkpoint.newest(self.folder / "checkpoints") or "none")
+
+
+def accumulate(task: Task, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+    """Adds up the gradient of the mean loss over `total` images from the parts of their batch; returns its metrics.
+
+    Each part weighs as many images as it has, so that uneven parts change nothing but rounding.
+    """
+    sums: dict[str, Tensor] = {}
+    for batch in parts:
+        share = len(batch["images"]) / total
+        with autocast:
+            loss, metrics = task(batch)
+        (loss if share == 1 else loss * share).backward()
+        for name, value in metrics.items():
+            sums[name] = sums[name] + value * share if name in sums else value * share
+    return sums
+
+
+def _best(evaluations: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step with the highest accuracy, or mean average precision; the first of equals."""
+    return max(evaluations, key=lambda s: (score(evaluations[s]), -s), default=None)
+
+
+def score(result: Mapping[str, float]) -> float:
+    """What an evaluation is judged by: more is better."""
+    return result["accuracy"] if "accuracy" in result else result["mAP"]
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if isinstance(tensor, Tensor)}
+    return Batch(**moved)  # type: ignore[typeddict-item]
 
 
 def pick_device(name: str) -> str:

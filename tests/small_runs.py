@@ -1,0 +1,64 @@
+"""Runs of seconds on the packaged images, for the tests of the Trainer."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vitrail import run as runs
+from vitrail.data.augment import Augment
+from vitrail.recipes.demo import demo
+from vitrail.tasks import classify
+from vitrail.train import Trainer
+
+EVERYTHING = {
+    "ema": 0.9,
+    "micro_batch": 4,
+    "augment": Augment(crop="shift", shift=1, randaugment=1, erase=0.2, mixup=0.2, cutmix=0.5),
+    "task": classify.Config(smoothing=0.1),
+}
+
+
+def small(**changes):
+    """Twelve steps of a tiny model with dropout and stochastic depth, so that their draws are tested, too."""
+    model = replace(demo().model, width=16, depth=2, heads=2, mlp_dim=16, dropout=0.1, drop_path=0.1)
+    tiny = {"model": model, "batch": 8}
+    often = {"duration": "12 steps", "log_every": 1, "checkpoint_every": "4 steps", "evaluate_every": "6 steps"}
+    return replace(demo(), **{**tiny, **often, **changes})
+
+
+def start(run, folder):
+    runs.write(run, folder)
+    return Trainer(run, folder)
+
+
+def history(folder):
+    """What was logged, without what depends on the clock."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("images_per_second", "data_wait")} for r in records]
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_run(a, b):
+    assert history(a) == history(b)
+    for name, tensor in weights(a).items():
+        assert torch.equal(tensor, weights(b)[name]), name
+
+
+def crash_at(trainer, step):
+    """Lets the trainer die before `step`, as if the process had been killed."""
+    inner = trainer._step
+
+    def dies(number, parts):
+        if number == step:
+            raise MemoryError
+        return inner(number, parts)
+
+    trainer._step = dies
+    with pytest.raises(MemoryError):
+        trainer.fit()

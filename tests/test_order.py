@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from vitrail.data.order import _mix, permute, sample_seeds, samples, step_seed
+from vitrail.data.order import WINDOW, _mix, permute, sample_seeds, samples, step_seed
 
 seeds = st.integers(0, 2**64 - 1)
 epochs = st.integers(0, 2**63 - 1)
@@ -269,3 +269,39 @@ def test_a_bad_place_in_the_stream_is_refused(arguments, message):
 def test_samples_refuses_an_empty_data_set():
     with pytest.raises(ValueError, match="length is 0"):
         samples(0, 8, 0, 0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100, 1000, 1601])
+@pytest.mark.parametrize("block", [1, 3, 10, 50, 999, 5000])
+def test_in_blocks_every_epoch_has_every_sample_once(length, block):
+    # One batch that holds three epochs, and the same stream in pieces.
+    whole = samples(0, 3 * length, length, seed=7, block=block)
+    for epoch in range(3):
+        assert sorted(whole[epoch * length : (epoch + 1) * length]) == list(range(length))
+    pieces = [samples(step, 5, length, seed=7, block=block) for step in range(min(40, 3 * length // 5))]
+    assert all(np.array_equal(piece, whole[5 * i : 5 * i + 5]) for i, piece in enumerate(pieces))
+
+
+def test_in_blocks_few_places_are_read_at_a_time():
+    length, block = 100_000, 100
+    stream = samples(0, length, length, seed=0, block=block)
+    for start in range(0, length, WINDOW * block):
+        window = np.unique(stream[start : start + WINDOW * block] // block)
+        assert len(window) <= 2 * WINDOW  # each block may lie across two, for all are moved on
+    assert len(np.unique(samples(0, WINDOW * block, length, seed=0) // block)) > 700
+
+
+def test_in_blocks_epochs_and_seeds_differ_and_neighbours_are_mixed():
+    length, block = 6400, 20
+    first, second = (samples(step, length, length, seed=0, block=block) for step in (0, 1))
+    assert (first != second).mean() > 0.99
+    assert (first != samples(0, length, length, seed=1, block=block)).mean() > 0.99
+    assert (np.abs(np.diff(first)) == 1).mean() < 0.02
+    # The window in which a sample comes is as good as independent of where it lies.
+    place = np.argsort(first) // (WINDOW * block)
+    assert abs(np.corrcoef(place, np.arange(length))[0, 1]) < 0.2
+
+
+def test_a_negative_block_is_refused():
+    with pytest.raises(ValueError, match="block is -1"):
+        samples(0, 4, 10, seed=0, block=-1)

@@ -189,7 +189,8 @@ def test_without_a_terminal_there_is_no_bar_but_a_line_now_and_then(capsys, mode
     assert status(model, photos, "--json") == 0
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 5
-    assert err.splitlines() == [f"predicting {n}/5" for n in range(1, 6)]
+    assert [line.rpartition("  ")[0] for line in err.splitlines()] == [f"predicting {n}/5" for n in range(1, 6)]
+    assert all(line.endswith("/s") for line in err.splitlines())
 
 
 def test_a_reader_that_leaves_is_no_error(model, photos):

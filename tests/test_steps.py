@@ -3,12 +3,14 @@ momentum, bias correction, the average of the weights, accumulated gradients. `p
 
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vitrail import train as trainer
 from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config, build, clip, set_lr
@@ -215,18 +217,19 @@ def test_clipping_is_one_factor_for_all_gradients(limit):
 
 
 def accumulate(task, given, micro):
-    """Adds up the gradients of parts of the batch, each weighted by its share of the images."""
+    """The Trainer's own accumulation over parts of the batch."""
     size = len(given["targets"])
-    for start in range(0, size, micro):
-        part = {name: tensor[start : start + micro] for name, tensor in given.items()}
-        (task(part)[0] * (len(part["targets"]) / size)).backward()
+    starts = range(0, size, micro)
+    parts = [{name: tensor[start : start + micro] for name, tensor in given.items()} for start in starts]
+    return trainer.accumulate(task, parts, size, nullcontext())
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 6, 7, 8])
 def test_gradients_accumulated_over_uneven_parts_are_those_of_the_whole_batch(micro):
     whole, parts, given = tiny(), tiny(), batch(7)
     whole(given)[0].backward()
-    accumulate(parts, given, micro)
+    metrics = accumulate(parts, given, micro)
+    assert float(metrics["loss"]) == pytest.approx(float(whole(given)[1]["loss"]), rel=1e-12)
     found, expected = ({name: p.grad for name, p in task.named_parameters()} for task in (parts, whole))
     assert largest_difference(f"7 images in parts of {micro}", found, expected) < TOLERANCE
 

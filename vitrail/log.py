@@ -131,19 +131,19 @@ class Log:
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items as they come, with a bar on standard error where that is a terminal, else a line now and then."""
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, redirect_stdout=False
-    )
-    spoke = time.perf_counter()
+    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    bar = Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
+    started = spoke = time.perf_counter()
     with bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(what, total=total, speed="")
         for done, item in enumerate(items, 1):
             yield item
-            bar.update(task, completed=done)
+            speed = f"{done / max(time.perf_counter() - started, 1e-9):.0f}/s"
+            bar.update(task, completed=done, speed=speed)
             if not console.is_terminal and time.perf_counter() - spoke > QUIET_SECONDS:
                 spoke = time.perf_counter()
-                say(f"{what} {done}/{total}")
+                say(f"{what} {done}/{total}  {speed}")
 
 
 def say(text: str) -> None:

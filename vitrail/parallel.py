@@ -61,8 +61,8 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def autocast(precision: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device) -> torch.autocast:
-    """Matrix products in bf16 where `precision` says so; auto does on a GPU that has bf16, not on a CPU, where it may be
-    ten times slower. ValueError where the device has none."""
+    """Matrix products in bf16 where `precision` says so; auto does on a GPU that has it, and not on a CPU, where it may
+    be ten times slower. ValueError where the device has none."""
     able = device.type != "cuda" or torch.cuda.is_bf16_supported()
     if precision == "bf16" and not able:
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp32.")

@@ -111,6 +111,7 @@ class Trainer:
             seed=run.seed,
             part=run.micro_batch,
             unreadable=run.data.unreadable,
+            block=run.data.block,
             remember=0 if self.workers else REMEMBERED,  # each process would remember for itself
         )
 
@@ -206,10 +207,11 @@ class Trainer:
             loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
             if not math.isfinite(loss + norm):
                 names = [self.train_source.name(int(index)) for index in self.batches.indices(step)]
-                (self.folder / "bad-batch.txt").write_text("\n".join(names) + "\n")
+                bad = self.folder / "bad-batch.txt"
+                bad.write_text("\n".join(names) + "\n")
                 raise ValueError(
                     f"the loss is {loss} and the gradient's norm {norm} at step {step + 1}, on {', '.join(names[:3])} "
-                    f"and others ({self.folder / 'bad-batch.txt'} lists all); the last good checkpoint is {self._newest()}."
+                    f"and others ({bad} lists all); the last good checkpoint is {self._newest()}."
                     f" A lower learning rate than {float(metrics['lr']):.2g} usually helps: --optim.lr."
                 )
         return {name: float(value) for name, value in recent[-1][1].items()}

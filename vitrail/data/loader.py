@@ -80,7 +80,8 @@ class Training(Dataset[Loaded]):
     """The parts of the global batches by number: step t has `parts` of them, t * parts to (t + 1) * parts - 1.
 
     part: images in one, the last of a step may be smaller; None is the whole batch. What a step sees does not depend on
-    it. ValueError where images are to be mixed in pairs and a part would tear one.
+    it. remember: as Images has it. block: as order.samples has it.
+    ValueError where images are to be mixed in pairs and a part would tear one.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class Training(Dataset[Loaded]):
         part: int | None = None,
         unreadable: Unreadable = "refuse",
         remember: int = 0,
+        block: int = 0,
     ) -> None:
         self.images = Images(source, len(how.mean), remember)
-        self.how, self.augment, self.batch, self.seed = how, augment, batch, seed
+        self.how, self.augment, self.batch, self.seed, self.block = how, augment, batch, seed, block
         self.part, self.unreadable = min(part or batch, batch), unreadable
         self.parts = -(-batch // self.part)
         self.mixes = bool(augment.mixup or augment.cutmix)
@@ -109,7 +111,7 @@ class Training(Dataset[Loaded]):
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The samples of a step, int64 (batch,)."""
-        return samples(step, self.batch, len(self.images), self.seed)
+        return samples(step, self.batch, len(self.images), self.seed, self.block)
 
     def __getitem__(self, number: int) -> Loaded:
         step, part = divmod(number, self.parts)

@@ -49,7 +49,13 @@ class Data:
     balance: bool = False
     """Whether every class is seen equally often in training."""
 
+    block: int = 0
+    """Images that lie next to each other and are read together, such as 1000: for tars on slow disks, of which few are
+    then read at a time; sixteen blocks are mixed. 0 mixes all images."""
+
     def __post_init__(self) -> None:
+        if self.block < 0:
+            raise ValueError(f"block is {self.block}; it is a number of images, or 0.")
         if self.hold_back is not None and not 0 < self.hold_back <= 0.9:
             raise ValueError(f"hold_back is {self.hold_back}; it is a share above 0 and up to 0.9.")
         if self.hold_back is not None and self.val is not None:

@@ -6,6 +6,7 @@ epoch in its own order. Step t takes positions [t * batch, (t + 1) * batch), so 
 
     permute(3, length=60_000, seed=0, epoch=2)             the 4th sample of the third epoch
     samples(step=100, batch=4096, length=60_000, seed=0)   (4096,) sample indices of the global batch
+    samples(..., block=1000)                               the same, but neighbours stay near each other: for tars
     sample_seeds(step=100, batch=4096, seed=0)             (4096,) a 64-bit key each, for the augmentations
     step_seed(step=100, seed=0)                            a 64-bit key for what the step itself draws: dropout
 
@@ -34,6 +35,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDER_SALT = 0x243F6A8885A308D3
 SAMPLE_SALT = 0x13198A2E03707344
 STEP_SALT = 0xA4093822299F31D0
+WINDOW = 16  # blocks that are mixed with each other, where not all samples are
 
 
 @overload
@@ -62,19 +64,24 @@ def permute(index: int | NDArray[np.integer], length: int, seed: int, epoch: int
     return found.astype(np.int64).reshape(places.shape)[()]
 
 
-def samples(step: int, batch: int, length: int, seed: int) -> NDArray[np.int64]:
+def samples(step: int, batch: int, length: int, seed: int, block: int = 0) -> NDArray[np.int64]:
     """The sample indices of the global batch of one step, int64 (batch,).
 
     A batch may straddle epochs, and holds several when it is larger than the data set; nothing is dropped.
+    block: 0 mixes all samples. Otherwise blocks of so many neighbours come in random order, and only WINDOW of them are
+    mixed at a time: what lies together in a tar is read together, and few tars are read at once.
     Raises ValueError if batch or length is below 1, step is negative, or the stream would pass 2**63 positions.
     """
     _check("length", length, 1, LIMIT)
+    _check("block", block, 0, LIMIT)
     epoch, place = divmod(_start(step, batch), length)
     run = np.uint64(place) + np.arange(batch, dtype=np.uint64)
     epochs = np.uint64(epoch) + run // np.uint64(length)
     if epochs[0] == epochs[-1]:
         epochs = epochs[:1]  # one key for all: nearly every batch, and half the time
-    found = _walk(run % np.uint64(length), length, _keys(seed, ORDER_SALT, epochs))
+    keys = _keys(seed, ORDER_SALT, epochs)
+    places = run % np.uint64(length)
+    found = _near(places, length, keys, block) if 0 < block < length else _walk(places, length, keys)
     return found.astype(np.int64)
 
 
@@ -126,6 +133,29 @@ def _keys(seed: int, salt: int, counters: Words) -> Words:
     # The seed is mixed before the counter is added; otherwise seed s + GOLDEN would be seed s, one epoch later.
     base = _mix(np.array([as_int(seed) ^ salt], np.uint64) + GOLDEN)
     return _mix(base + (counters + np.uint64(1)) * GOLDEN)
+
+
+def _near(places: Words, length: int, keys: Words, block: int) -> Words:
+    """Permutes places (n,) of range(length) under keys (n,) or (1,), WINDOW blocks of neighbours at a time.
+
+    First within windows of places, then whole blocks; what is no whole block stays at the end. Last all are moved on by
+    a number that differs from epoch to epoch, so that the samples at the end differ, too.
+    """
+    window = block * WINDOW
+    number, inside = places // np.uint64(window), places % np.uint64(window)
+    inner = _mix(keys + (number + np.uint64(1)) * GOLDEN)
+    last = number == np.uint64(length // window)
+    mixed = inside.copy()
+    for chosen, size in ((~last, window), (last, length % window)):
+        if chosen.any():
+            mixed[chosen] = _walk(inside[chosen], size, inner[chosen])
+    mixed += number * np.uint64(window)
+    blocks = length // block
+    whole = mixed < np.uint64(blocks * block)
+    each = np.broadcast_to(keys, places.shape)
+    moved = _walk(mixed[whole] // np.uint64(block), blocks, each[whole]) * np.uint64(block)
+    mixed[whole] = moved + mixed[whole] % np.uint64(block)
+    return (mixed + _mix(_mix(each) + GOLDEN) % np.uint64(length)) % np.uint64(length)
 
 
 def _walk(places: Words, length: int, keys: Words) -> Words:

@@ -89,8 +89,8 @@ class Classify(Task):
             nn.init.constant_(self.model.head.bias, self.config.head_bias)
 
     def _loss(self, logits: Float[Tensor, "B K"], targets: Tensor, soft: Tensor | None) -> Tensor:
-        """A mean over images, so that a batch's loss is that of its parts, weighted by their sizes: F.cross_entropy with
-        weights would divide by the weights that happen to be in the batch."""
+        """A mean over images, so that a batch's loss is that of its parts, weighted by their sizes: with weights,
+        F.cross_entropy would divide by those that happen to be in the batch."""
         if self.config.loss == "softmax" and soft is None and not targets.is_floating_point():
             losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.config.smoothing)
             return (losses if self.weights is None else losses * self.weights[targets]).mean()

@@ -1,0 +1,153 @@
+"""The benchmarks of training: timm's script is given the same model, and its log is read rightly. Nothing is timed."""
+
+import ast
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+
+from vitrail.data import idx
+from vitrail.models import vit
+from vitrail.optim.build import Config, build
+from vitrail.optim.schedule import multiplier
+
+sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the package
+
+from benchmarks import accuracy, timm_script, trainee, training
+
+LOG = """Training with a single process on 1 device (cpu).
+Train: 0 [   0/40 (  2%)]  Loss: 2.34 (2.34)  Time: 1.000s,   16.00/s  (1.000s,   16.00/s)  LR: 1.0e-03  Data: 0.0 (0.1)
+Train: 0 [  10/40 ( 28%)]  Loss: 2.33 (2.33)  Time: 0.492s,   32.63/s  (0.500s,   32.00/s)  LR: 1.0e-04  Data: 0.0 (0.1)
+Train: 0 [  20/40 ( 52%)]  Loss: 2.33 (2.33)  Time: 0.492s,   32.63/s  (0.500s,   32.00/s)  LR: 1.0e-04  Data: 0.0 (0.1)
+Train: 0 [  39/40 (100%)]  Loss: 2.31 (2.32)  Time: 0.359s,  139.22/s  (0.400s,   40.00/s)  LR: 2.0e-04  Data: 0.0 (0.1)
+*** Best metric: 2.32 (epoch 0)
+"""
+SETTING = accuracy.cifar10(epochs=20, seed=0, mix=0.0)
+SHAPES = {name: trainee.CASES[name].shape for name in ("Ti/16@224", "demo")} | {"cifar10": SETTING.shape}
+
+
+def timm_model(shape):
+    """What train.py makes of our arguments."""
+    words = timm_script.model(shape)
+    pairs = (word.split("=") for word in words[words.index("--model-kwargs") + 1 :])
+    kwargs: Any = {name: ast.literal_eval(value) for name, value in pairs}
+    name, classes, pool, channels = (
+        words[words.index(flag) + 1] for flag in ("--model", "--num-classes", "--gp", "--in-chans")
+    )
+    return timm.create_model(name, num_classes=int(classes), global_pool=pool, in_chans=int(channels), **kwargs)
+
+
+def test_the_clock_begins_after_the_warm_up_and_takes_every_later_step():
+    # 11 steps took 5.5 s and 40 took 16 s, 16 images each.
+    assert timm_script.seconds_per_image(LOG, batch=16, warm=10) == pytest.approx((16 - 5.5) / (29 * 16))
+    assert timm_script.seconds_per_image(LOG, batch=16, warm=15) == pytest.approx((16 - 10.5) / (19 * 16))
+
+
+def test_a_log_without_enough_steps_is_refused():
+    with pytest.raises(ValueError, match="1 steps after the first 30, but 2 are needed"):
+        timm_script.seconds_per_image(LOG, batch=16, warm=30)
+
+
+def test_a_line_that_is_being_written_is_left_for_later():
+    summary = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n0,2.3,2.2,15.5,62.5,0.001\n1,2.2,2.1,20"
+    assert timm_script.accuracies(summary) == [(1, 0.155)]
+    lines = '{"step": 4, "loss": 2.0}\n{"step": 5, "evaluation": {"accuracy": 0.25}}\n{"step": 10, "evalu'
+    assert accuracy.our_accuracies(lines, per_epoch=5) == [(1, 0.25)]
+    assert timm_script.accuracies("") == accuracy.our_accuracies("", per_epoch=5) == []
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_train_the_same_model(name):
+    shape = SHAPES[name]
+    ours, theirs = vit.ViT(shape.vitrail()), timm_model(shape)
+    with torch.no_grad():
+        for parameter in ours.head.parameters():  # which begin as zeros
+            parameter.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, shape.channels, shape.size, shape.size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.train()(images), theirs.train()(images), rtol=0, atol=1e-5)
+
+
+def test_both_decay_the_same_parameters():
+    shape = SETTING.shape
+    ours, theirs = vit.ViT(shape.vitrail()), timm_model(shape)
+    optimizers = build(ours, Config(weight_decay=0.1)), create_optimizer_v2(theirs, "adamw", 1e-3, 0.1)
+    decayed = [{id(p) for g in o.param_groups if g["weight_decay"] for p in g["params"]} for o in optimizers]
+    names = [{n for n, p in m.named_parameters() if id(p) in d} for m, d in zip((ours, theirs), decayed, strict=True)]
+    assert names[0] == names[1]
+    assert names[0] > {"patch_embed.proj.weight", "head.weight"}
+
+
+def test_both_follow_the_same_schedule():
+    words = accuracy.timm_arguments(SETTING, Path("data"), Path("out/timm"), 2)
+    epochs, warmup, first, lr = (
+        float(words[words.index(flag) + 1]) for flag in ("--epochs", "--warmup-epochs", "--warmup-lr", "--lr")
+    )
+    assert {"--sched-on-updates", "--warmup-prefix"} < set(words)
+    steps = 7  # in an epoch
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=int(epochs) * steps,
+        warmup_t=int(warmup) * steps,
+        warmup_lr_init=first,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    run = accuracy.our_run(SETTING, Path("data"), per_epoch=steps)
+    for step in range(20 * steps):
+        theirs.step_update(step)
+        ours = run.optim.lr * multiplier(run.optim.schedule, step, 20 * steps)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(ours, abs=1e-12)
+
+
+def test_photographs_are_repeated_until_there_are_enough(tmp_path):
+    drawn = training.draw_photographs(tmp_path / "drawn", 3)
+    data = training.photographs(tmp_path, tmp_path / "drawn", 25)
+    found = sorted((data / "train").rglob("*.jpg"))
+    assert len(found) == 25
+    assert len({path.parent for path in found}) == training.CLASSES
+    assert {path.read_bytes() for path in found} == {path.read_bytes() for path in drawn}
+
+
+def test_a_folder_without_photographs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no photographs"):
+        training.photographs(tmp_path, tmp_path, 5)
+
+
+def test_fashion_files_are_what_torchvision_and_we_read(tmp_path):
+    from torchvision.datasets import FashionMNIST
+
+    data = training.fashion_files(tmp_path, 12_000)
+    ours, theirs = idx.splits(data)["train"], FashionMNIST(str(tmp_path))
+    assert len(ours) == len(theirs) == 12_000
+    image, target, _ = ours[11_999]
+    assert target == int(theirs.targets[11_999])
+    assert isinstance(image, np.ndarray)
+    assert (image[..., 0] == theirs.data[11_999].numpy()).all()
+
+
+@pytest.mark.parametrize("words", [["--cases", "B/16"], ["--steps", "5"], ["--rounds", "0"], ["--timm-script", "none"]])
+def test_a_command_line_that_makes_no_sense_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        training.main(words)
+    assert end.value.code == 2
+
+
+def test_the_archive_and_its_folder_are_found_alike(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "given" / "cifar10" / split / "cat").mkdir(parents=True)
+    with tarfile.open(tmp_path / "given.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "given" / "cifar10", "cifar10")
+    assert accuracy.unpacked(tmp_path / "given", tmp_path / "out") == tmp_path / "given" / "cifar10"
+    assert accuracy.unpacked(tmp_path / "given.tar.gz", tmp_path / "out") == tmp_path / "out" / "cifar10"
+    with pytest.raises(ValueError, match="has no folders train and test"):
+        accuracy.unpacked(tmp_path / "given" / "cifar10" / "test", tmp_path)

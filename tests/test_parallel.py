@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same training step, bit for bit, in less memory."""
+"""Precision, compilation, activation checkpointing: the same training step, in less time or memory."""
 
 import copy
 
@@ -6,10 +6,11 @@ import pytest
 import torch
 from reference import perturb
 
+from vitrail import parallel
 from vitrail.models import resnet
 from vitrail.models.resnet import Bottleneck, ResNet
 from vitrail.models.vit import Block, Config, ViT
-from vitrail.parallel import checkpoint_blocks
+from vitrail.parallel import autocast, checkpoint_blocks
 
 SMALL = {"image_size": (32, 32), "patch_size": (8, 8), "width": 32, "depth": 3, "heads": 2, "mlp_dim": 64, "classes": 5}
 NOISE = {"dropout": 0.2, "attention_dropout": 0.2, "drop_path": 0.2}
@@ -108,3 +109,39 @@ def test_it_compiles_to_one_graph_with_the_same_step(name):
     torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-6)
     for key, gradient in gradients.items():
         torch.testing.assert_close(others[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp64"])
+def test_on_a_cpu_products_stay_as_they_are_unless_bf16_is_asked_for(precision):
+    a = torch.randn(4, 4)
+    with autocast(precision, torch.device("cpu")):
+        assert (a @ a).dtype == torch.float32
+    with autocast("bf16", torch.device("cpu")):
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_a_gpu_without_bf16_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+    with pytest.raises(ValueError, match="an old one has no bf16; use --precision fp32"):
+        autocast("bf16", torch.device("cuda"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces a block
+def test_compiled_blocks_train_as_eager_ones_under_the_same_names(unchecked):
+    torch.compiler.reset()
+    model, compiled = pair("plain")[0], pair("plain")[0]
+    parallel.compile_blocks(compiled)
+    assert list(model.state_dict()) == list(compiled.state_dict())
+    losses = []
+    for each in (model, compiled):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.01)
+        for _ in range(3):
+            loss = each(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-4)
+    assert losses[0] > losses[2]

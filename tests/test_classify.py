@@ -210,7 +210,11 @@ def test_the_loss_of_a_bfloat16_model_is_computed_in_float32():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"smoothing": 1.0}, "smoothing is 1.0; it must be 0 or more, and below 1"), ({"smoothing": -0.1}, "smoothing")],
+    [
+        ({"smoothing": 1.0}, "smoothing is 1.0; it must be 0 or more, and below 1"),
+        ({"smoothing": -0.1}, "smoothing is -0.1"),
+        ({"head_bias": 1e308}, "head_bias is 1e[+]308; it must be from -100 to 100"),
+    ],
 )
 def test_a_loss_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -4,14 +4,12 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from command_line import refused, status
 
 import vitrail
-from vitrail import cli, train
-from vitrail import run as runs
+from vitrail import cli
 from vitrail.cli import main
-from vitrail.recipes.demo import demo
 
 MODULE = [sys.executable, "-m", "vitrail"]
 
@@ -20,58 +18,55 @@ def call(*command):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def refused(capsys, *arguments):
-    """The sentence with which the command refuses its input."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2
-    assert out == ""
-    assert err.startswith("vitrail: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert len(err) < 400
-    return err.removeprefix("vitrail: ").strip()
-
-
 PROBE = """
-import sys
-from vitrail.cli import main
-try:
-    main(sys.argv[1:])
-finally:
-    heavy = {"torch", "numpy", "jaxtyping", "safetensors"} & set(sys.modules)
-    assert not heavy, heavy
+import contextlib, io, sys
+from vitrail.cli import COMMANDS, main
+for words in (["--help"], ["--version"], ["demo", "--sed", "1"], *([*name.split(), "--help"] for name in COMMANDS)):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        main(words)
+    assert said.getvalue()
+    heavy = {"torch", "numpy", "jaxtyping", "safetensors", "PIL"} & set(sys.modules)
+    assert not heavy, (words, heavy)
 """
 
 
+def test_help_and_refusals_do_not_wait_for_torch():
+    done = call(sys.executable, "-c", PROBE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+EVERY = ["demo", "train", "finetune", "resume", "evaluate", "predict", "info", "convert"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["demo", "resume", "info", "predict", "vitrail COMMAND --help", "The Vision Transformer"]),
-        (["-h"], ["demo", "resume", "info"]),
-        (
-            ["demo", "--help"],
-            ["--out FOLDER", "--data FOLDER", "--duration TIME", "--seed N", "--json", "three minutes"],
-        ),
-        (["info", "--help"], ["MODEL", "--image-size H [W]", "--json", "--classes 10", "docs/zoo.md", "FLOPs"]),
-        (["predict", "--help"], ["MODEL", "IMAGE...", "(one or more)", "--top N", "--json", "1 where some could not"]),
-        (["resume", "--help"], ["FOLDER", "--json", "exactly as if it had not been"]),
-        (["--version"], [vitrail.__version__]),
+        ("--help", [*EVERY, "data check", "vitrail COMMAND --help", "The Vision Transformer"]),
+        ("-h", EVERY),
+        ("data --help", ["data check"]),
+        ("demo --help", ["--out FOLDER", "--data FOLDER", "--duration TIME", "--seed N", "--json", "three minutes"]),
+        ("train --help", ["RECIPE", "--data PATH", "--out FOLDER", "--json", "--optim.lr 3e-4", "vit_b16_imagenet21k"]),
+        ("finetune --help", ["DATA", "--weights W", "--rates R...", "--recipe {auto,paper,small}", "the same command"]),
+        ("resume --help", ["FOLDER", "--anyway", "--json", "exactly as if it had not been"]),
+        ("evaluate --help", ["MODEL", "[DATA]", "--split {val,test,train}", "--skip-unreadable", "by name", "--json"]),
+        ("predict --help", ["MODEL", "IMAGE...", "(one or more)", "--top N", "--json", "1 where some could not"]),
+        ("info --help", ["MODEL", "--image-size H [W]", "--json", "--classes 10", "docs/zoo.md", "FLOPs"]),
+        ("convert --help", ["SOURCE", "TARGET", "--heads N", "bit for bit"]),
+        ("data check --help", ["DATA", "--val PATH", "--page FILE", "--json", "copies across splits"]),
+        ("--version", [vitrail.__version__]),
     ],
-    ids=" ".join,
 )
-def test_help_says_what_there_is_without_importing_torch(arguments, words):
-    done = call(sys.executable, "-c", PROBE, *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    text = " ".join(done.stdout.replace("│", " ").split())
+def test_help_says_what_there_is_at_any_width(capsys, monkeypatch, arguments, words, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert status(*arguments.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    text = " ".join(out.replace("│", " ").split())
     assert [word for word in words if word not in text] == []
-
-
-def test_bad_words_are_refused_without_importing_torch():
-    done = call(sys.executable, "-c", PROBE, "demo", "--sed", "1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "vitrail: vitrail demo has no option --sed; did you mean --seed?\n"
+    usage = [line for line in out.splitlines() if line.startswith("usage: ")]
+    assert all(len(line) <= columns for line in out.splitlines() if line not in usage)
 
 
 def test_info_as_a_process_of_its_own():
@@ -142,10 +137,18 @@ def test_a_flag_may_stand_anywhere(capsys, given):
     [
         ("", "name a command; vitrail --help lists them."),
         ("inof", "there is no command 'inof'; did you mean info?"),
-        ("xyz", "there is no command 'xyz'; the commands are demo, info, predict, convert, resume."),
+        ("xyz", "there is no command 'xyz'; the commands are demo, train, finetune, resume, evaluate, predict, info, "),
+        ("data", "say what to do with the data: vitrail data check DATA"),
+        ("data chek x", "say what to do with the data: vitrail data check DATA"),
+        ("data check", "vitrail data check needs data; name it before the options."),
         ("info", "vitrail info needs a model; name it before the options."),
         ("info --classes 10 ViT-B/16", "vitrail info needs a model; name it before the options."),
         ("predict", "vitrail predict needs a model; name it before the options."),
+        ("evaluate", "vitrail evaluate needs a model; name it before the options."),
+        ("train", "vitrail train needs a recipe; name it before the options."),
+        ("train demo", "vitrail train needs --data PATH; see vitrail train --help."),
+        ("finetune", "vitrail finetune needs data; name it before the options."),
+        ("finetune x", "vitrail finetune needs --weights W; see vitrail finetune --help."),
         ("resume", "vitrail resume needs a folder; name it before the options."),
         ("resume a b", "vitrail resume has no place for b; see vitrail resume --help."),
         ("demo extra", "vitrail demo has no place for extra; see vitrail demo --help."),
@@ -158,11 +161,12 @@ def test_a_flag_may_stand_anywhere(capsys, given):
         ("demo --duration 5", "duration '5' has no unit: did you mean '5 steps'?"),
         ("demo --duration 5epocs", "duration '5epocs' has an unknown unit 'epocs': did you mean '5 epochs'?"),
         ("demo --duration 0steps", "the duration '0steps' is no training; give it one step or more."),
-        ("demo --data nowhere", "the data folder nowhere does not exist; name a folder with MNIST's four idx files."),
+        ("demo --data nowhere", "nowhere does not exist; name a folder or file of images."),
         ("resume nowhere", "nowhere is not a run folder: it has no run.json."),
         ("info ViT-B/17", "no model is called 'ViT-B/17'; did you mean ViT-B/16"),
         ("info vit_bas_patch16_224", "no model is called 'vit_bas_patch16_224'; did you mean vit_base_patch16_224"),
         ("info B/16 L/16", "'L/16' belongs to no option; vitrail info takes one model."),
+        ("info B/16 --classes 10 --classes 20", "--classes is given twice; leave one."),
         ("info B/16 --clases 10", "B/16 has no field 'clases'; did you mean classes?"),
         ("info B/16 --imagesize 384", "B/16 has no field 'imagesize'; did you mean image_size?"),
         ("info B/16 --classes", "--classes needs a value."),
@@ -208,134 +212,6 @@ def test_the_sentence_is_the_same_in_every_terminal(monkeypatch, arguments, sent
     monkeypatch.setenv("PYTHONIOENCODING", encoding)  # tyro draws other frames where there are no box characters
     done = call(*MODULE, *arguments.split())
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"vitrail: {sentence}")
-
-
-def idx(*shape, top=255):
-    array = np.random.default_rng(0).integers(0, top + 1, shape, np.uint8)
-    return bytes([0, 0, 8, array.ndim]) + np.array(shape, ">u4").tobytes() + array.tobytes()
-
-
-@pytest.fixture
-def mnist(tmp_path):
-    folder = tmp_path / "mnist"
-    folder.mkdir()
-    for split, length in (("train", 64), ("t10k", 16)):
-        (folder / f"{split}-images-idx3-ubyte").write_bytes(idx(length, 28, 28))
-        labels = bytes([0, 0, 8, 1, 0, 0, 0, length]) + bytes(n % 10 for n in range(length))
-        (folder / f"{split}-labels-idx1-ubyte").write_bytes(labels)
-    return folder
-
-
-@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (None, "has neither"),
-        (lambda data: data[:-5], "is cut short"),
-        (lambda data: data + b"\0", "is too long"),
-        (lambda data: b"", "it is empty"),
-        (lambda data: b"\x89PNG\r\n\x1a\n" + data, "looks like a PNG image"),
-        (lambda data: b"<!DOCTYPE html><html>", "looks like an HTML page"),
-        (lambda data: b"\x1f\x8b\x08\x00" + data, "corrupt or incomplete gzip"),
-        (lambda data: b"\x80\x04\x95" + data, "looks like a Python pickle"),
-        (lambda data: idx(64, 2), "holds 2 dimensions"),
-    ],
-    ids=["missing", "cut short", "too long", "empty", "png", "html", "gzip", "pickle", "rank"],
-)
-def test_a_data_file_that_is_missing_or_damaged_is_named(capsys, mnist, tmp_path, name, damage, words):
-    path = mnist / name
-    data = path.read_bytes()
-    path.unlink()
-    if damage:
-        path.write_bytes(damage(data))
-    sentence = refused(capsys, "demo", "--data", str(mnist), "--out", str(tmp_path / "run"))
-    assert name in sentence
-    assert words in sentence
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_folder_that_exists_is_left_alone(capsys, tmp_path):
-    (tmp_path / "other").mkdir()
-    assert "other exists already; name another folder with --out." in refused(
-        capsys, "demo", "--out", str(tmp_path / "other")
-    )
-    runs.write(demo(), tmp_path / "run")
-    sentence = refused(capsys, "demo", "--out", str(tmp_path / "run"))
-    assert f"run exists already; continue it with `vitrail resume {tmp_path / 'run'}`, or name another" in sentence
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"run": {"recipe"', "is damaged (Expecting ':'"),
-        ("<html>", "is damaged (Expecting value"),
-        ('{"run": {"recipe": "demo", "colour": 1}}', "Run has no field colour"),
-        ('{"run": {"recipe": "demo"}}', "Run needs the field model, preprocessing"),
-        ("[]", "is damaged"),
-    ],
-)
-def test_a_damaged_run_json_is_named(capsys, tmp_path, text, words):
-    (tmp_path / "run.json").write_text(text)
-    sentence = refused(capsys, "resume", str(tmp_path))
-    assert f"{tmp_path / 'run.json'} is damaged" in sentence
-    assert words in sentence
-
-
-def test_a_run_json_with_values_that_cannot_be_is_named(capsys, tmp_path):
-    runs.write(demo(), tmp_path / "run")
-    path = tmp_path / "run" / "run.json"
-    for old, new, words in (('"batch": 64', '"batch": 0', "batch is 0"), ('"batch": 0', '"batch": "8"', "batch: '8'")):
-        path.write_text(path.read_text().replace(old, new))
-        assert f"run.json is damaged ({words}" in refused(capsys, "resume", str(tmp_path / "run"))
-
-
-def test_a_demo_trains_and_resume_gives_the_same_result(capsys, mnist, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main(["demo", "--data", "mnist", "--duration", "3 steps", "--out", "runs/tiny", "--json"])
-    out, err = capsys.readouterr()
-    result = json.loads(out)
-    assert result.keys() == {"run", "seconds", "metrics", "predictions"}
-    assert result["run"] == "runs/tiny"
-    assert result["metrics"].keys() == {"accuracy", "loss", "samples"}
-    assert result["metrics"]["samples"] == 16
-    assert len(result["predictions"]) == 5
-    assert all(p.keys() == {"file", "truth", "label", "probability"} for p in result["predictions"])
-    assert "demo: 803,338 parameters, 64 images, 3 steps = 3 steps of 64, on" in err
-    inside = {path.name for path in (tmp_path / "runs" / "tiny").iterdir()}
-    assert inside == {"run.json", "metrics.jsonl", "checkpoints", "model"}
-    main(["resume", "runs/tiny", "--json"])
-    out, err = capsys.readouterr()
-    assert json.loads(out)["metrics"] == result["metrics"]
-    assert "going on after step 3" in err
-    assert card(capsys, "runs/tiny")["class_names"] == [str(n) for n in range(10)]
-
-
-def test_a_demo_of_its_own_process_speaks_to_people(mnist, tmp_path):
-    out = tmp_path / "run"
-    done = call(*MODULE, "demo", "--data", str(mnist), "--duration", "2 steps", "--out", str(out))
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
-    assert len(lines) == 7
-    assert lines[0].startswith("accuracy ")
-    assert "on 16 held-back images" in lines[0]
-    assert all(": right" in line or ": wrong" in line for line in lines[1:6])
-    assert lines[6] == f"the model is in {out / 'model'}; look at it with: vitrail info {out}"
-    assert "step 2/2" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_an_interrupted_run_says_how_to_go_on_and_has_status_130(capsys, mnist, tmp_path, monkeypatch):
-    def stop(trainer):
-        raise train.Interrupted("stopped after step 1 of 3")
-
-    monkeypatch.setattr(train.Trainer, "fit", stop)
-    with pytest.raises(SystemExit) as left:
-        main(["demo", "--data", str(mnist), "--duration", "3 steps", "--out", str(tmp_path / "run")])
-    assert left.value.code == 130
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.endswith(f"stopped after step 1 of 3; go on with: vitrail resume {tmp_path / 'run'}\n")
 
 
 def test_ctrl_c_elsewhere_has_status_130_and_no_traceback(capsys, monkeypatch):

@@ -205,6 +205,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick
     ("changes", "message"),
     [
         ({"model": vit.Config(channels=1, classes=12)}, "fashion has 10 classes, but the model's head has 12"),
+        ({"evaluate_every": "0 steps"}, "evaluate_every is '0 steps'; it must be a step or more"),
+        ({"checkpoint_every": "0 epochs"}, "checkpoint_every is '0 epochs'"),
+        ({"duration": "0 steps"}, "the duration '0 steps' is no training"),
+        ({"model": vit.Config(channels=1, classes=10, width=10**12, heads=1)}, "too large to exist"),
         ({"device": "tpu"}, "the device 'tpu' is not available"),
         ({"optim": optim.Config(schedule=Schedule(warmup="50 steps"))}, "longer than the run of 12 steps"),
     ],

@@ -86,7 +86,11 @@ def refuse(run: Run, device: torch.device) -> None:
     batch = run.micro_batch or run.batch
     half = run.precision == "bf16" or (run.precision == "auto" and device.type == "cuda")
     width = {"fp64": 8}.get(run.precision, 2 if half else 4)
-    need = needed(run.model, batch, optimizer=run.optim.name, ema=bool(run.ema), width=width, again=run.checkpointing)
+    ways = {"optimizer": run.optim.name, "ema": bool(run.ema), "width": width, "again": run.checkpointing}
+    try:
+        need = needed(run.model, batch, **ways)
+    except RuntimeError as error:  # torch counts the bytes of a tensor even where it allocates none
+        raise ValueError(f"a model with these fields is too large to exist ({error}).") from error
     left = free(device)
     if left is None or need.total <= left:
         return

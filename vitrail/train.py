@@ -22,7 +22,7 @@ from torch import Tensor
 from vitrail import checkpoint
 from vitrail.batch import Batch
 from vitrail.data.loader import REMEMBERED, Training, stream, workers_for
-from vitrail.data.open import open_parts
+from vitrail.data.open import Parts, open_parts
 from vitrail.data.order import step_seed
 from vitrail.data.source import counts
 from vitrail.evaluate.accuracy import Accuracy
@@ -51,19 +51,24 @@ class Interrupted(Exception):
 
 
 class Trainer:
-    """Builds everything that a Run describes, and trains. ValueError where run, data and checkpoint do not agree."""
+    """Builds everything that a Run describes, and trains. ValueError where run, data and checkpoint do not agree.
 
-    def __init__(self, run: Run, folder: Path) -> None:
+    parts: the run's data, where it has been opened already.
+    """
+
+    def __init__(self, run: Run, folder: Path, parts: Parts | None = None) -> None:
         self.run, self.folder = run, folder
         self.device = torch.device(pick_device(run.device))
         self.autocast = autocast(run.precision, self.device)
-        self.parts = open_parts(run.data)
-        self.train_source, self.val_source = self.parts.train, self.parts.val
+        parts = parts or open_parts(run.data)
+        self.train_source, self.val_source = parts.train, parts.val
         self.per_epoch = {"batch": run.batch, "examples": len(self.train_source)}
         self.total = steps_of(run.duration, **self.per_epoch)
         if self.total < 1:
             raise ValueError(f"the duration {run.duration!r} is no training; give it one step or more.")
-        multiplier(run.optim.schedule, 0, self.total, **self.per_epoch)  # refuses a schedule that does not fit, now
+        # What does not fit is refused now, not when it is due.
+        multiplier(run.optim.schedule, 0, self.total, **self.per_epoch)
+        self.evaluate, self.save = self._steps("evaluate_every"), self._steps("checkpoint_every")
         self.workers = workers_for(self.device, run.workers)
         self.batches = self._loader()
         self.notes: list[str] = []
@@ -100,6 +105,13 @@ class Trainer:
         model = self.task.model
         assert isinstance(model, ViT)
         return Pipeline(model, self.run.preprocessing, self.train_source.class_names)
+
+    def _steps(self, field: str) -> int:
+        """How often something is done, in steps."""
+        often = steps_of(getattr(self.run, field), total=self.total, **self.per_epoch)
+        if often < 1:
+            raise ValueError(f"{field} is {getattr(self.run, field)!r}; it must be a step or more, such as '1 epoch'.")
+        return often
 
     def _loader(self) -> Training:
         run = self.run
@@ -145,13 +157,10 @@ class Trainer:
     def _train(self, log: Log, stop: threading.Event) -> None:
         """The loop."""
         run = self.run
-        evaluate, save = (
-            steps_of(often, total=self.total, **self.per_epoch) for often in (run.evaluate_every, run.checkpoint_every)
-        )
         self.task.train()
         recent: list[tuple[int, Metrics]] = []
         with self.writer, closing(self._batches(log)) as batches:
-            if self.done and self.done < self.total and self.done % evaluate == 0:
+            if self.done and self.done < self.total and self.done % self.evaluate == 0:
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
             for step in range(self.done, self.total):
                 metrics = self._step(step, islice(batches, self.batches.parts))
@@ -162,13 +171,13 @@ class Trainer:
                     log.step(self.done, self._finite(recent))
                     recent = recent[-1:]
                 paused = time.perf_counter()
-                due = last or stop.is_set() or self.done % save == 0
+                due = last or stop.is_set() or self.done % self.save == 0
                 if due:
                     self._save(recent, log)
                 if stop.is_set() and not last:
                     self.writer.wait()
                     raise Interrupted(f"stopped after step {self.done} of {self.total}")
-                if self.done % evaluate == 0 and not last:
+                if self.done % self.evaluate == 0 and not last:
                     self._finite(recent)
                     if self._evaluate(log) and not due:
                         self._save(recent, log)

@@ -225,13 +225,16 @@ def stream(
             options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _deaf}
             options["generator"] = torch.Generator()
             results = iter(DataLoader(_Carried(made), batch_size=None, sampler=keys, **options))
-    for loaded in results:
-        if isinstance(loaded, ValueError):
-            raise loaded
-        for problem in loaded.problems:
-            if skipped:
-                skipped(problem)
-        yield loaded.batch
+    try:
+        for loaded in results:
+            if isinstance(loaded, ValueError):
+                raise loaded
+            for problem in loaded.problems:
+                if skipped:
+                    skipped(problem)
+            yield loaded.batch
+    finally:
+        del results  # which ends its threads or processes now, though a traceback may keep this frame
 
 
 def workers_for(device: torch.device, asked: int | None) -> int:

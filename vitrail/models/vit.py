@@ -86,8 +86,8 @@ class Config:
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"{field} is {size}; it must be (height, width), each 1 pixel or more.")
         counts = {"channels": 1, "width": 1, "depth": 1, "heads": 1, "mlp_dim": 1, "classes": 0, "registers": 0}
-        for field, least in counts.items():
-            if getattr(self, field) < least:
+        for field, least in {**counts, "representation": 1, "norm_eps": 0.0}.items():
+            if getattr(self, field) is not None and getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be {least} or more.")
         for field in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:

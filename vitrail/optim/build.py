@@ -32,7 +32,7 @@ from vitrail.optim.schedule import Schedule
 class Config:
     """Everything about the optimiser, in plain values.
 
-    Raises ValueError for an lr, a weight decay or a clip out of range, and for SGD with weight decay.
+    Raises ValueError for a number out of range, and for SGD with weight decay.
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -61,6 +61,11 @@ class Config:
         for what, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"optimiser {what} = {value} must be 0 or more, and finite")
+        if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)) or not self.eps > 0:
+            raise ValueError(
+                f"optimiser betas = {self.betas} and momentum = {self.momentum} must be 0 or more, and below 1, "
+                f"eps = {self.eps} above 0"
+            )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"optimiser clip = {self.clip} must be above 0: use None for no clipping")
         # torch.optim.SGD adds decay to the gradient, so momentum and clipping would work on it: another thing.

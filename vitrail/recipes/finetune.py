@@ -56,7 +56,7 @@ def size_of(images: int) -> Size:
 def finetune(data: str, weights: str, images: int | None = None, image_size: int = 384) -> Run:
     """The paper's fine-tuning: SGD, momentum .9, no decay, batch 512, cosine to 0, clip 1, 384 px.
 
-    Command: `vitrail finetune DATA --weights W --recipe finetune`. Cost: below 20,000 images 500 steps, below 500,000
+    Command: `vitrail finetune DATA --weights W --recipe paper`. Cost: below 20,000 images 500 steps, below 500,000
     10,000, else 20,000, of 512 images each; ViT-B/16 takes 85 petaFLOPs for 500 of them.
     Expected: with Google's ViT-B/16 from ImageNet-21k 99.0 % on CIFAR-10, 92.1 % on CIFAR-100 (README of Google's
     vision_transformer), 83.97 % on ImageNet (Table 5).

@@ -24,7 +24,7 @@ from vitrail.tasks.task import Metrics, Task
 
 @dataclass(frozen=True)
 class Config:
-    """The loss. ValueError for a smoothing outside [0, 1)."""
+    """The loss. ValueError for a number out of range."""
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: one class an image. sigmoid: each class by itself, summed, as multi-label data needs and "Are we done
@@ -40,6 +40,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.loss not in ("softmax", "sigmoid"):
             raise ValueError(f"loss is {self.loss!r}; choose softmax or sigmoid.")
+        if not abs(self.head_bias) <= 100:
+            raise ValueError(f"head_bias is {self.head_bias}; it must be from -100 to 100, such as -6.9.")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing is {self.smoothing}; it must be 0 or more, and below 1.")
 

@@ -1,0 +1,248 @@
+"""`vitrail demo`, `train` and `resume`: what they write, print and refuse, and how they end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from command_line import TINY, photos, printed, refused, status, write_mnist
+
+from vitrail import run as runs
+from vitrail import train
+from vitrail.cli.training import recipe, recipes
+from vitrail.recipes import RECIPES
+from vitrail.recipes.demo import demo
+
+RESULT = {"run", "seconds", "metrics", "interval", "report", "model"}
+INSIDE = {"run.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    return write_mnist(tmp_path / "mnist")
+
+
+def started(*words, steps=3):
+    return ["train", "demo", "--data", "mnist", *TINY, "--duration", f"{steps} steps", *words]
+
+
+def test_a_demo_trains_and_shows_what_it_predicts(capsys, mnist):
+    result, err = printed(capsys, "demo", "--data", "mnist", "--duration", "3 steps", "--out", "runs/tiny")
+    assert result.keys() == RESULT | {"predictions"}
+    assert result["run"] == "runs/tiny"
+    assert result["metrics"].keys() == {"accuracy", "top5", "loss", "samples"}
+    assert result["metrics"]["samples"] == 16
+    assert len(result["predictions"]) == 5
+    assert all(p.keys() == {"file", "truth", "label", "probability"} for p in result["predictions"])
+    assert "demo: 803,338 parameters; 64 images to train on, 16 held back: the test images of mnist; 3 steps" in err
+    assert {path.name for path in (mnist.parent / "runs" / "tiny").iterdir()} == INSIDE
+
+
+def test_a_demo_of_its_own_process_speaks_to_people(mnist):
+    command = [sys.executable, "-m", "vitrail", "demo", "--data", "mnist", "--duration", "2 steps", "--out", "my run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    *examples, score, report, model, following = done.stdout.splitlines()
+    assert len(examples) == 5
+    assert all(": right" in line or ": wrong" in line for line in examples)
+    assert re.fullmatch(r"accuracy \d+\.\d% \(\d+\.\d% to \d+\.\d%\) on 16 held-back images, after \d+ s", score)
+    assert (report, model) == ("report: my run/report.html", "model: my run/model")
+    assert following == "next: vitrail predict 'my run' IMAGE"
+    assert "step 2/2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_is_trained_with_its_overrides(capsys, mnist):
+    words = ["--optim.lr", "3e-4", "--optim.schedule.warmup=5%", "--seed", "7", "--augment.mixup", "0.2"]
+    result, err = printed(capsys, *started(*words, "--compile=False"))
+    assert result.keys() == RESULT
+    assert result["run"] == "runs/demo"
+    assert result["interval"][0] < result["metrics"]["accuracy"] < result["interval"][1]
+    run = runs.read(mnist.parent / "runs" / "demo")
+    assert (run.optim.lr, run.optim.schedule.warmup, run.seed, run.augment.mixup) == (3e-4, "5%", 7, 0.2)
+    assert (run.batch, run.model.width, run.duration, run.data.path) == (8, 16, "3 steps", "mnist")
+    assert err.splitlines()[0].endswith("3 steps = 3 steps of 8; on cpu; into runs/demo")
+    record = json.loads((mnist.parent / "runs" / "demo" / "run.json").read_text())
+    assert record["data"]["train"]["images"] == 64
+    assert record["data"]["val"]["images"] == 16
+
+
+def test_the_head_fits_the_data_unless_it_is_said_otherwise(capsys, tmp_path):
+    photos(tmp_path / "photos", ["ash", "beech"])
+    words = ["train", "small", "--data", "photos", *TINY, "--duration", "2 steps", "--image-size", "24"]
+    printed(capsys, *words, "--data.hold-back", "0.34", "--out", "a")
+    run = runs.read(tmp_path / "a")
+    assert (run.model.classes, run.model.image_size, run.preprocessing.image_size) == (2, (24, 24), (24, 24))
+    sentence = refused(capsys, *words, "--model.classes", "5", "--out", "b")
+    assert sentence == "photos has 2 classes, but the model's head has 5."
+    assert not (tmp_path / "b").exists()
+
+
+def test_runs_of_one_recipe_do_not_overwrite_one_another(capsys, mnist):
+    names = [printed(capsys, *started(steps=1))[0]["run"] for _ in range(3)]
+    assert names == ["runs/demo", "runs/demo-2", "runs/demo-3"]
+
+
+def test_a_run_folder_that_exists_is_left_alone(capsys, tmp_path, mnist):
+    (tmp_path / "other").mkdir()
+    for command in (["demo"], started()):
+        assert refused(capsys, *command, "--out", "other") == "other exists already; name another folder with --out."
+    runs.write(demo(), tmp_path / "run")
+    sentence = refused(capsys, *started("--out", "run"))
+    assert sentence.startswith("run exists already; continue it with `vitrail resume run`, or name another folder")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("vit_b16_imagnet", "there is no recipe 'vit_b16_imagnet'; did you mean vit_b16_imagenet?"),
+        ("zzzzz", "there is no recipe 'zzzzz'; vitrail train --help lists them."),
+        ("finetune", "finetune starts from weights: vitrail finetune mnist --weights WEIGHTS"),
+        ("demo extra --seed 1", "'extra' belongs to no option; vitrail train takes one recipe."),
+        ("demo --optim.learning-rate 1", "there is no --optim.learning-rate; did you mean --optim.lr?"),
+        ("demo --ouy x", "there is no --ouy; did you mean --out?"),
+        ("demo --optim.lr x", "--optim.lr is 'x'; it must be a number."),
+        ("demo --optim.schedule.warmup 50", "duration '50' has no unit: did you mean '50 steps'?"),
+        ("demo --duration 1 step --optim.schedule.warmup 9 steps", "warm-up '9 steps' (9 steps) and cool-down"),
+        ("demo --start gone.npz", "gone.npz does not exist; name a file with weights, or a model folder."),
+        ("demo --out mnist/train-images-idx3-ubyte/x", "mnist/train-images-idx3-ubyte/x: Not a directory"),
+        ("demo --device tpu", "the device 'tpu' is not available here; use auto or cpu."),
+        ("demo --model.channels 3", "the preprocessing has 1 channels, the model reads 3."),
+    ],
+)
+def test_bad_words_are_one_sentence_and_leave_nothing_behind(capsys, tmp_path, mnist, arguments, sentence):
+    name, *rest = arguments.split()
+    assert refused(capsys, "train", name, *rest, "--data", "mnist").startswith(sentence)
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
+
+
+def test_every_recipe_that_needs_only_data_is_listed_with_its_docstring(capsys):
+    assert set(RECIPES) - set(recipes()) == {"finetune", "finetune_small"}
+    assert all(recipes()[name].split() == RECIPES[name].__doc__.split() for name in recipes())
+    assert status("train", "--help") == 0
+    out = capsys.readouterr().out
+    for name, text in recipes().items():
+        assert re.search(rf"^  {name} +{re.escape(text.split()[0])}", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("arguments", ["train small --help", "train -h --data x small"])
+def test_a_recipes_help_has_its_docstring_and_every_option(capsys, monkeypatch, arguments, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert status(*arguments.split()) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    text = " ".join(out.split())
+    for words in (*RECIPES["small"].__doc__.split("\n\n"), "--image-size H [W] is both sizes at once."):
+        assert " ".join(words.split()) in text
+    assert f"\n--optim.lr NUMBER = {recipe('small', 'x').optim.lr}\n" in out
+
+
+def test_a_run_that_has_ended_says_so_and_does_not_train(capsys, mnist, monkeypatch):
+    result, _ = printed(capsys, *started())
+    monkeypatch.setattr(train.Trainer, "__init__", lambda *_: pytest.fail("it trains"))
+    again, err = printed(capsys, "resume", "runs/demo")
+    assert again == {**result, "seconds": None}
+    assert err == "runs/demo has ended; there is nothing left to train.\n"
+
+
+@pytest.fixture
+def stopped(capsys, mnist, monkeypatch):
+    """A run of six steps that was interrupted after the second, with what standard error said."""
+    inner = train.Trainer._step
+
+    def interrupted(trainer, step, parts):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(trainer, step, parts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Trainer, "_step", interrupted)
+        assert status(*started("--out", "runs/cut", steps=6)) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_the_whole_one(capsys, stopped):
+    assert stopped.endswith("stopped after step 2 of 6; go on with: vitrail resume runs/cut\n")
+    again, err = printed(capsys, "resume", "runs/cut")
+    assert "; going on after step 2\n" in err
+    assert again["metrics"] == printed(capsys, *started(steps=6))[0]["metrics"]
+
+
+def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped, tmp_path):
+    path = tmp_path / "mnist" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    sentence = refused(capsys, "resume", "runs/cut")
+    assert sentence.startswith("since runs/cut began there have changed the train pixels (differ): it would be another")
+    assert sentence.endswith("go on all the same with: vitrail resume runs/cut --anyway")
+    _, err = printed(capsys, "resume", "runs/cut", "--anyway")
+    assert err.startswith("since runs/cut began there have changed the train pixels (differ): it goes on, but may")
+
+
+def test_other_code_is_said_and_goes_on(capsys, stopped, monkeypatch):
+    monkeypatch.setattr(runs, "code", lambda: "other")
+    _, err = printed(capsys, "resume", "runs/cut")
+    assert err.startswith("since runs/cut began there have changed the code of vitrail: it goes on, but may end")
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (ValueError("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r"),
+        (ValueError("full; go on with `vitrail resume r`."), "full; go on with `vitrail resume r`."),
+        (train.torch.OutOfMemoryError(), "cpu has no memory for steps of 8 images; train with a smaller --micro-batch"),
+    ],
+)
+def test_what_goes_wrong_after_a_checkpoint_says_how_to_go_on(capsys, mnist, monkeypatch, fault, sentence):
+    def fails(trainer, log):
+        raise fault
+
+    monkeypatch.setattr(train.Trainer, "_finish", fails)
+    assert status(*started("--out", "r")) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"vitrail: {sentence}")
+
+
+def test_a_loss_that_is_no_number_is_not_to_be_resumed(capsys, mnist):
+    words = ["--optim.lr", "1e30", "--optim.clip", "None", "--checkpoint-every", "1 step", "--log-every", "1"]
+    assert status(*started(*words, steps=9)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vitrail: the loss is")
+    assert said.endswith(" usually helps: --optim.lr.")
+    assert "vitrail resume" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is not a run folder: it has no run.json."),
+        ('{"run": {"recipe"', "run.json is damaged (Expecting ':'"),
+        ("<html>", "run.json is damaged (Expecting value"),
+        ('{"run": {"recipe": "demo", "colour": 1}}', "Run has no field colour"),
+        ('{"run": {"recipe": "demo"}}', "Run needs the field model, preprocessing"),
+        ("[]", "run.json is damaged"),
+    ],
+)
+def test_a_damaged_run_json_is_named(capsys, tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    assert words in refused(capsys, "resume", str(tmp_path))
+
+
+def test_a_run_json_with_values_that_cannot_be_is_named(capsys, tmp_path):
+    runs.write(replace(demo(), batch=64), tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    for old, new, words in (('"batch": 64', '"batch": 0', "batch is 0"), ('"batch": 0', '"batch": "8"', "batch: '8'")):
+        path.write_text(path.read_text().replace(old, new))
+        assert f"run.json is damaged ({words}" in refused(capsys, "resume", "run")

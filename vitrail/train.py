@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -183,7 +183,7 @@ class Trainer:
                         self._save(recent, log)
                 log.pause(time.perf_counter() - paused)
 
-    def _batches(self, log: Log) -> Iterator[Batch]:
+    def _batches(self, log: Log) -> Generator[Batch, None, None]:
         """The parts of the batches of the steps that are left, on the device; the log learns how long they took."""
         keys, since = self.batches.keys(self.done, self.total), time.perf_counter()
 

@@ -123,7 +123,8 @@ class Training(Dataset[Loaded]):
             records.append((_named(name, augment, image, self.augment, self.how, key), target, name))
         batch = collate(records, self.images.source)
         if self.mixes:
-            batch["lam"], batch["box"] = draws(keys, self.augment, batch["images"].shape[-2:])
+            height, width = batch["images"].shape[-2:]
+            batch["lam"], batch["box"] = draws(keys, self.augment, (height, width))
         return Loaded(batch, tuple(problems))
 
     def _readable(self, index: int, problems: list[str]) -> Record:

@@ -69,7 +69,7 @@ class Classify(Task):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         images, targets, soft = batch["images"], batch["targets"], None
-        if "lam" in batch:
+        if "lam" in batch and "box" in batch:
             images, soft = mix(images, self._soft(targets), batch["lam"], batch["box"])
         logits = self.model(self._input(images))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

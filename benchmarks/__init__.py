@@ -3,6 +3,10 @@
     python -m benchmarks                 everything, with modest defaults
     python -m benchmarks.throughput      images per second and peak memory beside timm, transformers, torchvision
     python -m benchmarks.startup         seconds until the command, the import and the model are there
+    python -m benchmarks.weights         loading, predicting, converting
+    python -m benchmarks.training        a training step beside timm's training script and a bare loop
+    python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
+    python -m benchmarks.transfer        fine-tuning beside training from scratch
 
 Run from the repository's root, with the `dev` extra installed. Nothing is downloaded.
 """

@@ -14,6 +14,8 @@ from vitrail.data.transforms import Preprocessing, normalise, prepare
 from vitrail.models import vit
 from vitrail.recipes.demo import demo
 from vitrail.run import write
+from vitrail.weights.load import read
+from vitrail.weights.save import save
 
 NAMES = ("ash", "beech", "cedar", "date", "elm", "fir", "gum")
 
@@ -164,6 +166,20 @@ def test_a_file_with_weights_is_loaded_and_numbers_its_classes(tmp_path):
     for found, expected in zip(predict(pixels), Pipeline(before, predict.preprocessing, NAMES)(pixels), strict=True):
         assert (found.label, found.index) == (str(expected.index), expected.index)
         assert found.probability == pytest.approx(expected.probability, rel=1e-4)
+
+
+def test_after_a_sigmoid_each_class_has_its_own_probability_wherever_the_model_goes(tmp_path):
+    plain = pipeline()
+    several, pixels = replace(plain, loss="sigmoid"), image(8, 8, len(plain.preprocessing.mean))
+    several.save(tmp_path / "a")
+    save(read(tmp_path / "a"), tmp_path / "b", "vitrail")
+    logits = {p.index: np.log(p.probability) for p in plain(pixels, top=9)}
+    for predict in (several, Pipeline.load(tmp_path / "a"), Pipeline.load(tmp_path / "b")):
+        answers = predict(pixels, top=9)
+        odds = {p.index: np.log(p.probability / (1 - p.probability)) for p in answers}
+        assert [p.index for p in answers] == list(logits)
+        differences = [odds[index] - logits[index] for index in logits]
+        assert differences == pytest.approx([differences[0]] * len(differences), abs=1e-4)  # softmax's normaliser
 
 
 def same(found, expected):

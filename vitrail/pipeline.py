@@ -45,11 +45,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Call it with images: paths, or uint8 arrays (H, W, C), of any sizes."""
+    """Call it with images: paths, or uint8 arrays (H, W, C), of any sizes.
+
+    loss: what the model was trained with. After softmax the probabilities of an image sum to 1; after sigmoid each
+    class has its own, for an image may show several.
+    """
 
     model: ViT
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    loss: model_folder.Loss = "softmax"
 
     @classmethod
     def load(cls, path: Path | str) -> "Pipeline":
@@ -63,11 +68,12 @@ class Pipeline:
             model = fit(weights, weights.config)[0]
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        return cls(model, weights.preprocessing, weights.class_names or tuple(map(str, range(weights.config.classes))))
+        names = weights.class_names or tuple(map(str, range(weights.config.classes)))
+        return cls(model, weights.preprocessing, names, weights.loss)
 
     def save(self, path: Path) -> None:
         """Writes the model folder."""
-        model_folder.save(path, self.model, self.preprocessing, self.class_names)
+        model_folder.save(path, self.model, self.preprocessing, self.class_names, self.loss)
 
     @overload
     def __call__(self, images: Image, top: int = 5) -> list[Prediction]: ...
@@ -144,7 +150,9 @@ class Pipeline:
             logits = self.model(normalise(images.to(weight.device), self.preprocessing, weight.dtype))
         finally:
             self.model.train(training)
-        best = logits.float().softmax(-1).topk(min(top, len(self.class_names)))
+        logits = logits.float()
+        shares = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
+        best = shares.topk(min(top, len(self.class_names)))
         rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [
             [Prediction(self.class_names[index], index, value) for value, index in zip(*row, strict=True)]

@@ -104,7 +104,7 @@ class Trainer:
         """The model as it is now, with all that it needs to predict."""
         model = self.task.model
         assert isinstance(model, ViT)
-        return Pipeline(model, self.run.preprocessing, self.train_source.class_names)
+        return Pipeline(model, self.run.preprocessing, self.train_source.class_names, self.run.task.loss)
 
     def _steps(self, field: str) -> int:
         """How often something is done, in steps."""

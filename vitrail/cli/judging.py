@@ -53,7 +53,7 @@ class Evaluate:
         run = runs.read(Path(self.model)) if (Path(self.model) / "run.json").is_file() else None
         pipeline = Pipeline.load(self.model)
         source = matched(self._source(run), pipeline.class_names, self.data or self.model)
-        loss = run.task.loss if run else "sigmoid" if source.multi_label else "softmax"
+        loss = "sigmoid" if source.multi_label else pipeline.loss
         device = torch.device(pick_device("cpu" if run and run.device == "cpu" else "auto"))
         task = Classify(pipeline.model, pipeline.preprocessing, Config(loss)).to(device)
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")

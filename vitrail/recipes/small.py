@@ -44,23 +44,28 @@ def small(data: str) -> Run:
 
 
 def fashion_mnist(data: str) -> Run:
-    """ViT, 28 px, patch 4, width 128, 6 blocks, 1.2 M parameters, on Fashion-MNIST.
+    """ViT, 28 px, patch 7, width 128, 4 blocks, 0.8 M parameters, on Fashion-MNIST.
 
-    Command: `vitrail train fashion_mnist --data FASHION-MNIST`. Cost: 60,000 images x 30 epochs, 0.68 petaFLOPs, about
-    two hours on two cores.
+    Command: `vitrail train fashion_mnist --data FASHION-MNIST`. Cost: 60,000 images x 28 epochs, 0.14 petaFLOPs, half
+    an hour on two cores.
     Expected: not measured yet.
+
+    Few tokens and a small model: in equal time on two cores it beat one half as wide again, which saw fewer images.
     """
-    shape = {"channels": 1, "width": 128, "depth": 6, "heads": 4, "mlp_dim": 512, "classes": 10, "drop_path": 0.1}
+    shape = {"channels": 1, "width": 128, "depth": 4, "heads": 4, "mlp_dim": 512, "classes": 10}
     return Run(
         recipe="fashion_mnist",
-        model=vit.Config((28, 28), (4, 4), **shape),
+        model=vit.Config((28, 28), (7, 7), **shape),
         preprocessing=Preprocessing((28, 28), FASHION_MEAN, FASHION_STD),
         data=Data(data),
-        augment=Augment(crop="shift", shift=2, flip=0.5, erase=0.1),
+        augment=Augment(crop="shift", shift=1, flip=0.5),
         task=TaskConfig(smoothing=0.1),
-        optim=_adamw(),
-        batch=128,
-        duration="30 epochs",
+        optim=_adamw(1.5e-3),
+        batch=64,
+        duration="28 epochs",
+        evaluate_every="4 epochs",
+        checkpoint_every="1000 steps",
+        log_every=50,
         ema=0.999,
     )
 
@@ -87,5 +92,5 @@ def cifar10(data: str) -> Run:
     )
 
 
-def _adamw() -> optim.Config:
-    return optim.Config(lr=1e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%"))
+def _adamw(rate: float = 1e-3) -> optim.Config:
+    return optim.Config(lr=rate, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%"))

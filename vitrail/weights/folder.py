@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,14 +24,20 @@ from vitrail.models.zoo import build
 from vitrail.parse import parse
 from vitrail.weights import timm
 
+Loss = Literal["softmax", "sigmoid"]
+
 
 @dataclass(frozen=True)
 class Card:
-    """Our section of config.json. ValueError where its parts do not agree."""
+    """Our section of config.json. ValueError where its parts do not agree.
+
+    loss: by which logits become probabilities.
+    """
 
     model: vit.Config
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    loss: Loss = "softmax"
 
     def __post_init__(self) -> None:
         if len(self.class_names) != self.model.classes:
@@ -39,9 +46,15 @@ class Card:
             raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}")
 
 
-def save(folder: Path, model: vit.ViT, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> list[str]:
+def save(
+    folder: Path,
+    model: vit.ViT,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...],
+    loss: Loss = "softmax",
+) -> list[str]:
     """Writes the folder; see `write`. ValueError where class names or preprocessing do not fit the model, too."""
-    return write(folder, model.state_dict(), Card(model.config, preprocessing, class_names))
+    return write(folder, model.state_dict(), Card(model.config, preprocessing, class_names, loss))
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> list[str]:
@@ -59,7 +72,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> list[str]:
 
 def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
     """(model in evaluation mode, preprocessing, class names). ValueError names the file that is missing or damaged."""
-    card = _card(folder / "config.json")
+    card = describe(folder)
     weights = folder / "model.safetensors"
     try:
         tensors = load_file(weights)
@@ -78,7 +91,9 @@ def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
     return model.eval(), card.preprocessing, card.class_names
 
 
-def _card(path: Path) -> Card:
+def describe(folder: Path) -> Card:
+    """Our section of the folder's config.json. ValueError where it is missing or damaged."""
+    path = folder / "config.json"
     try:
         text = json.loads(path.read_text())
         if not isinstance(text, dict) or "vitrail" not in text:

@@ -36,6 +36,7 @@ class Weights:
     origin: our name -> the file's own names. preprocessing: the file's own, or its family's. class_names: None where
     the format does not carry them. The rest is for writing it back as it was: Google's layout, tensors that are not the
     model's, those that are only in sums of ours, the types that they had (here all are float32), and config.json.
+    loss: by which logits become probabilities; only our own format tells.
     """
 
     format: str
@@ -49,6 +50,7 @@ class Weights:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    loss: folder.Loss = "softmax"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def _folder(path: Path, size: tuple[int, int] | None, heads: int | None) -> Weig
     if "vitrail" in settings:
         model, how, names = folder.load(path)
         tensors = model.state_dict()
-        return Weights("vitrail", model.config, tensors, {name: name for name in tensors}, how, names)
+        loss = folder.describe(path).loss
+        return Weights("vitrail", model.config, tensors, {name: name for name in tensors}, how, names, loss=loss)
     beside = path / "preprocessor_config.json"
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     files = [path / name for name in names if (path / name).is_file()]

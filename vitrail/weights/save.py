@@ -99,7 +99,7 @@ def _timm(weights: Weights, path: Path, suffix: str) -> None:
 
 def _ours(weights: Weights, path: Path) -> list[str]:
     names = weights.class_names or tuple(str(i) for i in range(weights.config.classes))
-    return folder.write(path, weights.tensors, folder.Card(weights.config, weights.preprocessing, names))
+    return folder.write(path, weights.tensors, folder.Card(weights.config, weights.preprocessing, names, weights.loss))
 
 
 def _file(tensors: dict[str, Tensor], path: Path, suffix: str) -> None:

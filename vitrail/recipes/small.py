@@ -48,7 +48,7 @@ def fashion_mnist(data: str) -> Run:
 
     Command: `vitrail train fashion_mnist --data FASHION-MNIST`. Cost: 60,000 images x 28 epochs, 0.14 petaFLOPs, half
     an hour on two cores.
-    Expected: not measured yet.
+    Expected: 90.5 % of the 10,000 test images (2026-11-23, two cores, 27 minutes).
 
     Few tokens and a small model: in equal time on two cores it beat one half as wide again, which saw fewer images.
     """

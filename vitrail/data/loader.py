@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ T = TypeVar("T")
 Unreadable = Literal["refuse", "skip"]
 Record = tuple[NDArray[np.uint8], Target, str]
 TRIES = 100  # unreadable images in a row, after which something else must be wrong
+DRAWN = 4096  # samples whose order is worked out at once
 REMEMBERED = 2**30  # bytes of decoded images that are kept: all of CIFAR, none of what would fill the memory
 
 
@@ -111,14 +113,23 @@ class Training(Dataset[Loaded]):
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The samples of a step, int64 (batch,)."""
-        return samples(step, self.batch, len(self.images), self.seed, self.block)
+        return self._drawn(step)[0]
+
+    def _drawn(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """The samples of a step, and their keys."""
+        steps = max(1, DRAWN // self.batch)
+        group, place = divmod(step, steps)
+        drawn = _draw(group, self.batch * steps, len(self.images), self.seed, self.block)
+        piece = slice(place * self.batch, (place + 1) * self.batch)
+        return drawn[0][piece], drawn[1][piece]
 
     def __getitem__(self, number: int) -> Loaded:
         step, part = divmod(number, self.parts)
         piece = slice(part * self.part, (part + 1) * self.part)
-        keys = sample_seeds(step, self.batch, self.seed)[piece]
+        indices, keys = self._drawn(step)
+        keys = keys[piece]
         records, problems = [], []
-        for index, key in zip(self.indices(step)[piece].tolist(), keys.tolist(), strict=True):
+        for index, key in zip(indices[piece].tolist(), keys.tolist(), strict=True):
             image, target, name = self._readable(index, problems)
             records.append((_named(name, augment, image, self.augment, self.how, key), target, name))
         batch = collate(records, self.images.source)
@@ -260,6 +271,12 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@lru_cache(maxsize=4)
+def _draw(step: int, batch: int, length: int, seed: int, block: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Samples and keys of many small batches as one large one, which they only split: it costs little more than one."""
+    return samples(step, batch, length, seed, block), sample_seeds(step, batch, seed)
 
 
 def _named(name: str, make: Callable[..., NDArray[np.uint8]], *arguments: Any) -> NDArray[np.uint8]:

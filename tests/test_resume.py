@@ -109,7 +109,8 @@ def test_a_finished_run_resumes_to_the_same_result(tmp_path, quick):
     assert history(tmp_path / "run") == before
 
 
-def test_a_crash_between_checkpoint_and_evaluation_loses_neither(tmp_path, quick, monkeypatch):
+@pytest.mark.parametrize(("method", "done"), [("_evaluate", 6), ("_finish", 12)])
+def test_a_crash_between_checkpoint_and_evaluation_loses_neither(tmp_path, quick, monkeypatch, method, done):
     often = {"checkpoint_every": "6 steps", "evaluate_every": "6 steps"}
     start(small(**often), tmp_path / "whole").fit()
     trainer = start(small(**often), tmp_path / "cut")
@@ -117,27 +118,11 @@ def test_a_crash_between_checkpoint_and_evaluation_loses_neither(tmp_path, quick
     def dies(log):
         raise MemoryError
 
-    monkeypatch.setattr(trainer, "_evaluate", dies)
+    monkeypatch.setattr(trainer, method, dies)
     with pytest.raises(MemoryError):
         trainer.fit()
     again = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
-    assert again.done == 6
-    again.fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_a_crash_in_the_last_evaluation_loses_nothing(tmp_path, quick, monkeypatch):
-    start(small(), tmp_path / "whole").fit()
-    trainer = start(small(), tmp_path / "cut")
-
-    def dies(log):
-        raise MemoryError
-
-    monkeypatch.setattr(trainer, "_finish", dies)
-    with pytest.raises(MemoryError):
-        trainer.fit()
-    again = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
-    assert again.done == 12
+    assert again.done == done
     again.fit()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 

@@ -144,7 +144,7 @@ class Trainer:
         if not run.start and len(self.train_source) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
             self.notes.append(
                 f"training from scratch on {len(self.train_source):,} images: Transformers need more, or a start from "
-                f"weights that saw more, which takes minutes and is far better: {STARTS}"
+                f"weights that saw more: {STARTS}"
             )
         task = Classify(
             model, run.preprocessing, run.task, counts(self.train_source) if run.task.class_weights else None

@@ -207,9 +207,19 @@ def measure(name: str, options: Options) -> Record:
 
 
 def prepare(bench: Bench, library: str) -> Record:
-    """The first round: the number of worker processes that is quicker, where there is a choice."""
+    """The first round: the number of worker processes that is quicker, where there is a choice.
+
+    WorkerError where none of them works: some versions of timm's script cannot do without worker processes.
+    """
     choices = WORKERS if library in ("timm", "loader") else WORKERS[:1]
-    seconds = {workers: bench.run(library, workers)["seconds_per_image"] for workers in choices}
+    seconds, errors = {}, []
+    for workers in choices:
+        try:
+            seconds[workers] = bench.run(library, workers)["seconds_per_image"]
+        except WorkerError as error:
+            errors.append(error)
+    if not seconds:
+        raise errors[0]
     return {"workers": min(seconds, key=lambda workers: seconds[workers]), "first": seconds}
 
 

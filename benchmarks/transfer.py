@@ -1,11 +1,13 @@
 """Does what a model learned on one data set help on another? The paper's transfer, at a size of minutes.
 
     python -m benchmarks.transfer --source CIFAR10.tar.gz --target imagenette224-part --runs /tmp/transfer
+    python -m benchmarks.transfer --source RUN --target imagenette224-part --runs /tmp/transfer
 
 A small ViT is trained on the source at 32 px, then fine-tuned on the target at 64 px (positions resampled, a zero
 head). For comparison the same model is trained on the target from scratch: as long, with the same augmentation, each
 with a learning rate of its own. Three seeds of each, in turn. A run that is there is not done again, so that an
-interruption loses little.
+interruption loses little. A source that is a run, such as the one that `benchmarks.accuracy --keep` leaves, is taken as it
+is, with its shape.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +56,13 @@ def pretraining(data: str, epochs: int) -> Run:
     )
 
 
-def on_target(data: str, epochs: int, seed: int, start: str | None) -> Run:
+def on_target(data: str, epochs: int, seed: int, shape: vit.Config, start: str | None) -> Run:
     """On the target, at 64 px: 64 patches; from weights or from scratch."""
     # Weights that know something want a lower rate; neither has been tuned.
     rate = 1e-3 if start is None else 5e-4
     return Run(
         recipe="scratch" if start is None else "finetuned",
-        model=vit.Config((64, 64), **SHAPE),
+        model=replace(shape, image_size=(64, 64)),
         preprocessing=Preprocessing((64, 64), HALF, HALF),
         data=Data(data),
         augment=Augment(crop="inception", scale=(0.35, 1.0), flip=0.5),
@@ -89,14 +92,28 @@ def finished(run: Run, folder: Path) -> dict[str, Any]:
     return json.loads(result.read_text())
 
 
+def is_run(path: str) -> bool:
+    """Whether it is a run's folder, and not data."""
+    return (Path(path) / "run.json").is_file()
+
+
+def accuracy(folder: Path) -> float:
+    """What the run's last evaluation said."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["evaluation"]["accuracy"] for line in lines if "evaluation" in line][-1]
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All runs, and what came of them."""
-    first = finished(pretraining(options.source, options.source_epochs), options.runs / "pretraining")
+    source = Path(options.source) if is_run(options.source) else options.runs / "pretraining"
+    if source == options.runs / "pretraining":
+        finished(pretraining(options.source, options.source_epochs), source)
+    first, shape = accuracy(source), runs.read(source).model
     found: dict[str, list[float]] = {"finetuned": [], "scratch": []}
     seconds: dict[str, list[float]] = {"finetuned": [], "scratch": []}
     for seed in range(options.seeds):
-        for name, start in (("finetuned", str(options.runs / "pretraining")), ("scratch", None)):
-            run = on_target(options.target, options.epochs, seed, start)
+        for name, start in (("finetuned", str(source)), ("scratch", None)):
+            run = on_target(options.target, options.epochs, seed, shape, start)
             result = finished(run, options.runs / f"{name}-{options.epochs}-seed-{seed}")
             found[name].append(result["metrics"]["accuracy"])
             seconds[name].append(result["seconds"])
@@ -113,7 +130,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def text(document: dict[str, Any]) -> str:
     """The table."""
-    lines = [f"pre-trained on the source: {document['pretraining']['metrics']['accuracy']:.1%}"]
+    lines = [f"pre-trained on the source: {document['pretraining']:.1%}"]
     for name, values in document["accuracy"].items():
         each = ", ".join(f"{value:.1%}" for value in values)
         lines.append(f"{name:10} {statistics.mean(values):.1%}   ({each})")
@@ -123,7 +140,7 @@ def text(document: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfer", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--source", required=True, metavar="DATA", help="what is learned first, such as CIFAR-10")
+    parser.add_argument("--source", required=True, metavar="DATA", help="what is learned first, such as CIFAR-10, or a run")
     parser.add_argument("--target", required=True, metavar="DATA", help="photographs in class folders")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--source-epochs", type=int, default=15)

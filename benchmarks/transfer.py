@@ -6,8 +6,8 @@
 A small ViT is trained on the source at 32 px, then fine-tuned on the target at 64 px (positions resampled, a zero
 head). For comparison the same model is trained on the target from scratch: as long, with the same augmentation, each
 with a learning rate of its own. Three seeds of each, in turn. A run that is there is not done again, so that an
-interruption loses little. A source that is a run, such as the one that `benchmarks.accuracy --keep` leaves, is taken as it
-is, with its shape.
+interruption loses little. A source that is a run, such as the one that `benchmarks.accuracy --keep` leaves, is taken as
+it is, with its shape.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def pretraining(data: str, epochs: int) -> Run:
     )
 
 
-def on_target(data: str, epochs: int, seed: int, shape: vit.Config, start: str | None) -> Run:
-    """On the target, at 64 px: 64 patches; from weights or from scratch."""
+def on_target(data: str, epochs: int, seed: int, source: Run, start: str | None) -> Run:
+    """On the target, at 64 px: 64 patches; the model and normalisation of the source; from weights or from scratch."""
     # Weights that know something want a lower rate; neither has been tuned.
     rate = 1e-3 if start is None else 5e-4
     return Run(
         recipe="scratch" if start is None else "finetuned",
-        model=replace(shape, image_size=(64, 64)),
-        preprocessing=Preprocessing((64, 64), HALF, HALF),
+        model=replace(source.model, image_size=(64, 64)),
+        preprocessing=replace(source.preprocessing, image_size=(64, 64)),
         data=Data(data),
         augment=Augment(crop="inception", scale=(0.35, 1.0), flip=0.5),
         task=TaskConfig(smoothing=0.1),
@@ -108,12 +108,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     source = Path(options.source) if is_run(options.source) else options.runs / "pretraining"
     if source == options.runs / "pretraining":
         finished(pretraining(options.source, options.source_epochs), source)
-    first, shape = accuracy(source), runs.read(source).model
+    first, pretrained = accuracy(source), runs.read(source)
     found: dict[str, list[float]] = {"finetuned": [], "scratch": []}
     seconds: dict[str, list[float]] = {"finetuned": [], "scratch": []}
     for seed in range(options.seeds):
         for name, start in (("finetuned", str(source)), ("scratch", None)):
-            run = on_target(options.target, options.epochs, seed, shape, start)
+            run = on_target(options.target, options.epochs, seed, pretrained, start)
             result = finished(run, options.runs / f"{name}-{options.epochs}-seed-{seed}")
             found[name].append(result["metrics"]["accuracy"])
             seconds[name].append(result["seconds"])
@@ -140,7 +140,9 @@ def text(document: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfer", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--source", required=True, metavar="DATA", help="what is learned first, such as CIFAR-10, or a run")
+    parser.add_argument(
+        "--source", required=True, metavar="DATA", help="what is learned first, such as CIFAR-10, or a run"
+    )
     parser.add_argument("--target", required=True, metavar="DATA", help="photographs in class folders")
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--source-epochs", type=int, default=15)

@@ -1,5 +1,6 @@
 """Crops, mirrors and erasing as torchvision and timm have and draw them; and that the key alone decides."""
 
+import io
 import json
 import math
 import random
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as F
+import torchvision.transforms.v2.functional as F2
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import Generator, Philox
@@ -18,7 +20,8 @@ from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 
-from vitrail.data.augment import AUGMENT_SALT, Augment, _central, _rectangle, augment, philox
+from vitrail.data.augment import AUGMENT_SALT, Augment, _central, _rectangle, augment, part_seen, philox
+from vitrail.data.decode import decode, decode_part
 from vitrail.data.order import sample_seeds
 from vitrail.data.transforms import Preprocessing, prepare
 from vitrail.parse import parse
@@ -103,15 +106,48 @@ def test_where_no_crop_fits_the_middle_is_torchvisions(size):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(75, 131), (20, 17), (131, 75)])
 def test_inceptions_pixels_are_torchvisions_resized_crop(size, interpolation):
+    """Of its tensors to the bit; of Pillow's images within rounding, but where bicubic leaves the range of a byte."""
     image, to = photo(*size), model(32, 40, interpolation=interpolation)
+    how = F.InterpolationMode(interpolation)
     for key in keys(20):
-        top, left, height, width = drawn(key, size)
-        expected = F.resized_crop(
-            Image.fromarray(image), top, left, height, width, [32, 40], F.InterpolationMode(interpolation)
-        )
+        box = drawn(key, size)
+        planes = F2.resized_crop(torch.from_numpy(image).permute(2, 0, 1), *box, [32, 40], how, antialias=True)
         found = augment(image, replace(PLAIN, crop="inception"), to, key)
-        assert np.array_equal(found, np.asarray(expected))
+        assert np.array_equal(found, planes.permute(1, 2, 0).numpy())
+        pillow = np.asarray(F.resized_crop(Image.fromarray(image), *box, [32, 40], how))
+        assert np.abs(found.astype(int) - pillow).mean() < 0.5
         assert np.array_equal(augment(image, Augment(crop="inception", flip=1.0), to, key), found[:, ::-1])
+
+
+@pytest.mark.parametrize("crop", ["inception", "simple"])
+@pytest.mark.parametrize("size", [(640, 500), (350, 900)])
+def test_a_part_of_a_photograph_looks_like_the_same_crop_of_all_of_it(crop, size):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    smooth = np.stack([127 * (1 + np.sin(rows / 20 + c) * np.cos(columns / (25 - c))) for c in range(3)], -1)
+    out = io.BytesIO()
+    Image.fromarray(smooth.astype(np.uint8)).save(out, "JPEG", quality=95)
+    whole, how, to = decode(out.getvalue()), Augment(crop), model(64, 48)
+    shrunk, levels = 0, []
+    for key in keys(40):
+        part, found = decode_part(out.getvalue(), lambda size, key=key: part_seen(size, how, to, key))
+        assert found == size
+        shrunk += part.shape != whole.shape
+        seen = augment(part, how, to, key, found)
+        assert seen.shape == (64, 48, 3)
+        levels.append(np.abs(seen.astype(int) - augment(whole, how, to, key)).mean())
+    assert shrunk == 40
+    assert np.mean(levels) < 2  # of waves that rise by 50 levels over the pixels that an eighth takes together
+
+
+def test_whether_a_part_is_decoded_depends_on_the_size_alone():
+    how, to = Augment("inception"), model(64, 48)
+    for size in [(64, 48), (255, 900), (900, 191)]:
+        assert [part_seen(size, how, to, key) for key in keys(50)] == [None] * 50
+    for size in [(256, 192), (4000, 3000)]:
+        boxes = [part_seen(size, how, to, key) for key in keys(50)]
+        assert [(part.top, part.left, part.height, part.width) for part in boxes] == [drawn(k, size) for k in keys(50)]
+    for other in (PLAIN, Augment("shift", shift=3)):
+        assert part_seen((4000, 3000), other, to, 1) is None
 
 
 @pytest.mark.parametrize(

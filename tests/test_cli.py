@@ -45,7 +45,7 @@ EVERY = ["demo", "train", "finetune", "resume", "evaluate", "predict", "info", "
     [
         ("--help", [*EVERY, "data check", "vitrail COMMAND --help", "The Vision Transformer"]),
         ("-h", EVERY),
-        ("data --help", ["data check"]),
+        ("data --help", ["data check", "data pack"]),
         ("demo --help", ["--out FOLDER", "--data FOLDER", "--duration TIME", "--seed N", "--json", "three minutes"]),
         ("train --help", ["RECIPE", "--data PATH", "--out FOLDER", "--json", "--optim.lr 3e-4", "vit_b16_imagenet21k"]),
         ("finetune --help", ["DATA", "--weights W", "--rates R...", "--recipe {auto,paper,small}", "the same command"]),
@@ -55,6 +55,7 @@ EVERY = ["demo", "train", "finetune", "resume", "evaluate", "predict", "info", "
         ("info --help", ["MODEL", "--image-size H [W]", "--json", "--classes 10", "docs/zoo.md", "FLOPs"]),
         ("convert --help", ["SOURCE", "TARGET", "--heads N", "bit for bit"]),
         ("data check --help", ["DATA", "--val PATH", "--page FILE", "--json", "copies across splits"]),
+        ("data pack --help", ["DATA", "OUT", "--size INT", "--kind {raw,jpeg}", "--unreadable", "in every epoch"]),
         ("--version", [vitrail.__version__]),
     ],
 )
@@ -141,6 +142,7 @@ def test_a_flag_may_stand_anywhere(capsys, given):
         ("data", "say what to do with the data: vitrail data check DATA"),
         ("data chek x", "say what to do with the data: vitrail data check DATA"),
         ("data check", "vitrail data check needs data; name it before the options."),
+        ("data pack x", "vitrail data pack needs out; name it before the options."),
         ("info", "vitrail info needs a model; name it before the options."),
         ("info --classes 10 ViT-B/16", "vitrail info needs a model; name it before the options."),
         ("predict", "vitrail predict needs a model; name it before the options."),

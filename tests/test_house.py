@@ -21,12 +21,13 @@ FLOORS = {
     "weights.hub weights.huggingface weights.infer weights.load weights.npz weights.save weights.tensors weights.timm "
     "weights.torchvision data.decode data.source data.idx data.folder data.cifar data.split data.open data.cache "
     "data.records data.table data.parquet data.arrow data.shards data.fingerprint data.scan data.duplicates data.check "
-    "data.transforms data.augment data.randaugment data.loader tasks tasks.task tasks.classify tasks.mixup",
+    "data.transforms data.augment data.randaugment data.loader tasks tasks.task tasks.classify tasks.mixup "
+    "data.packed data.pack",
     3: "checkpoint evaluate evaluate.accuracy evaluate.examination evaluate.verdict pipeline",
     4: "run memory report check_page info",
     5: "train recipes recipes.demo recipes.pretrain recipes.modern recipes.finetune recipes.small recipes.fit",
     6: "cli cli.choosing cli.finetuning cli.fitting cli.judging cli.options cli.results cli.training cli.weights "
-    "overrides words __main__ __init__",
+    "cli.packing overrides words __main__ __init__",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 

@@ -4,7 +4,8 @@
     vitrail train small --data photos a model by a recipe
     vitrail predict runs/demo a.jpg   what an image shows
 
-training.py and finetuning.py train, by fitting.py; judging.py and weights.py use what was trained.
+training.py and finetuning.py train, by fitting.py; judging.py and weights.py use what was trained; packing.py makes
+data small.
 
 Nothing here imports torch before a command runs, so that --help answers at once. Exit status: 0 done, 1 done but some
 images failed or something is wrong with them, 2 bad input (one sentence on standard error), 130 interrupted.
@@ -25,11 +26,12 @@ from vitrail import __version__
 from vitrail.cli.finetuning import Finetune
 from vitrail.cli.judging import Check, Evaluate
 from vitrail.cli.options import paragraphs
+from vitrail.cli.packing import Pack
 from vitrail.cli.training import Demo, Resume, Train, listing, page, recipes
 from vitrail.cli.weights import Convert, Info, Predict
 from vitrail.words import sentence
 
-Command = Demo | Train | Finetune | Resume | Evaluate | Predict | Info | Convert | Check
+Command = Demo | Train | Finetune | Resume | Evaluate | Predict | Info | Convert | Check | Pack
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "train": Train,
@@ -40,6 +42,7 @@ COMMANDS: dict[str, type[Command]] = {
     "info": Info,
     "convert": Convert,
     "data check": Check,
+    "data pack": Pack,
 }
 OVERRIDABLE = (Info, Train, Finetune)
 HELP = ("-h", "--help")
@@ -111,7 +114,7 @@ def _named(arguments: list[str]) -> tuple[str, list[str]]:
     if not name:
         raise ValueError("name a command; vitrail --help lists them.")
     if name == "data":
-        raise ValueError("say what to do with the data: vitrail data check DATA")
+        raise ValueError("say what to do with the data: vitrail data check DATA, or data pack DATA OUT")
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
     raise ValueError(f"there is no command {name!r}; {hint}")

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.batch import Batch
-from vitrail.data.augment import Augment, augment
+from vitrail.data.augment import Augment, augment, part_seen
+from vitrail.data.decode import Choose, Part
 from vitrail.data.order import sample_seeds, samples
-from vitrail.data.source import Source, Target, pixels
+from vitrail.data.source import Source, Target, part_pixels
 from vitrail.data.transforms import Preprocessing, prepare
 from vitrail.tasks.mixup import draws
 
@@ -68,14 +69,21 @@ class Images:
 
     def __getitem__(self, index: int) -> Record:
         """(uint8 (H, W, channels), not to be written to; target; name)."""
+        return self.part(index, lambda size: None)[0]
+
+    def part(self, index: int, choose: Choose) -> tuple[Record, tuple[int, int]]:
+        """The same of the part that `choose` names, as decode_part has it; and the (height, width) of the whole."""
         if index in self.known:
-            return self.known[index]
+            record = self.known[index]
+            return record, (record[0].shape[0], record[0].shape[1])
         content, target, name = self.source[index]
-        record = pixels(content, self.channels, name), target, name
-        if isinstance(content, bytes) and record[0].nbytes <= self.left:
-            self.left -= record[0].nbytes
+        found, whole = part_pixels(content, choose, self.channels, name)
+        record = found, target, name
+        # A part of it is another one the next time; part_seen decides by the size alone whether there are parts.
+        if isinstance(content, bytes) and choose(whole) is None and found.nbytes <= self.left:
+            self.left -= found.nbytes
             self.known[index] = record
-        return record
+        return record, whole
 
 
 class Training(Dataset[Loaded]):
@@ -130,19 +138,24 @@ class Training(Dataset[Loaded]):
         keys = keys[piece]
         records, problems = [], []
         for index, key in zip(indices[piece].tolist(), keys.tolist(), strict=True):
-            image, target, name = self._readable(index, problems)
-            records.append((_named(name, augment, image, self.augment, self.how, key), target, name))
+            (image, target, name), whole = self._readable(index, key, problems)
+            records.append((_named(name, augment, image, self.augment, self.how, key, whole), target, name))
         batch = collate(records, self.images.source)
         if self.mixes:
             height, width = batch["images"].shape[-2:]
             batch["lam"], batch["box"] = draws(keys, self.augment, (height, width))
         return Loaded(batch, tuple(problems))
 
-    def _readable(self, index: int, problems: list[str]) -> Record:
-        """The image, or, where it cannot be read and may be skipped, the next one: the same at every time."""
+    def _readable(self, index: int, key: int, problems: list[str]) -> tuple[Record, tuple[int, int]]:
+        """What the key shows of the image, or, where it cannot be read and may be skipped, of the next one: the same at
+        every time; and the size of the whole."""
+
+        def choose(size: tuple[int, int]) -> Part | None:
+            return part_seen(size, self.augment, self.how, key)
+
         for attempt in range(TRIES):
             try:
-                return self.images[(index + attempt) % len(self.images)]
+                return self.images.part((index + attempt) % len(self.images), choose)
             except ValueError as error:
                 if self.unreadable == "refuse":
                     raise ValueError(f"{error} --data.unreadable skip trains without such images.") from None
@@ -188,19 +201,22 @@ def collate(records: Sequence[Record], source: Source, how: Preprocessing | None
                 f"{name} is {image.shape}, {records[0][2]} is {images[0].shape}; one batch needs one size."
             )
     if images:
-        stacked = np.stack(images)
+        height, width, channels = images[0].shape
     else:
         assert how is not None
-        stacked = np.empty((0, *how.image_size, len(how.mean)), np.uint8)
-    out = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+        (height, width), channels = how.image_size, len(how.mean)
+    out = np.empty((len(images), channels, height, width), np.uint8)
+    for planes, image in zip(out, images, strict=True):
+        for channel, plane in enumerate(planes):  # all channels at once would be an inner loop of three bytes
+            plane[:] = image[..., channel]
     numbers = [target for _, target, _ in records]
     if not source.multi_label:
-        return {"images": out, "targets": torch.tensor(numbers, dtype=torch.int64)}
+        return {"images": torch.from_numpy(out), "targets": torch.tensor(numbers, dtype=torch.int64)}
     targets = torch.zeros(len(numbers), len(source.class_names))
     for row, several in enumerate(numbers):
         assert isinstance(several, tuple)
         targets[row, list(several)] = 1
-    return {"images": out, "targets": targets}
+    return {"images": torch.from_numpy(out), "targets": targets}
 
 
 def evaluation(

@@ -4,8 +4,8 @@
     print(describe(Data("photos")))                     # 1,350 images to train on, 150 held back: a tenth of each ...
 
 Read are: class folders (folder.py), MNIST's idx files (idx.py), CIFAR's batches (cifar.py), CSV, JSONL and Parquet
-tables (table.py), Hugging Face data sets saved to disk (arrow.py), tar and webdataset shards (shards.py). Which of
-them a place is, its files tell, not its name.
+tables (table.py), Hugging Face data sets saved to disk (arrow.py), tar and webdataset shards (shards.py), and what
+`vitrail data pack` wrote (packed.py). Which of them a place is, its files tell, not its name.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data import arrow, cifar, folder, idx, shards, table
+from vitrail.data import arrow, cifar, folder, idx, packed, shards, table
 from vitrail.data.source import Renumbered, Source, Split, counts
 from vitrail.data.split import balanced, stratified
 
@@ -147,6 +147,8 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
     hub = _names(path / "data") if (path / "data").is_dir() else []  # where the Hugging Face Hub has them
     if idx.is_mnist(path):
         return idx.splits(path)
+    if packed.FILE in names:
+        return packed.splits(path)
     if cifar.is_cifar(path):
         return cifar.splits(path)
     if ARROW & set(names):

@@ -17,7 +17,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.decode import decode
+from vitrail.data.decode import Choose, decode_part
 
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
@@ -159,15 +159,23 @@ def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
 
     ValueError, naming the image, where it is damaged or no image.
     """
+    return part_pixels(content, lambda size: None, channels, name)[0]
+
+
+def part_pixels(
+    content: Content, choose: Choose, channels: int, name: str
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """(the part that `choose` names, as decode_part has it; (height, width) of the whole). Arrays come whole."""
     if isinstance(content, bytes):
-        return decode(content, channels, name)
-    if content.shape[2] == channels:
-        return content
-    if content.shape[2] == 1:
-        return np.repeat(content, channels, axis=2)
-    if content.shape[2] == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
-        return (content @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
-    raise ValueError(f"{name} has {content.shape[2]} channels, but {channels} are wanted.")
+        return decode_part(content, choose, channels, name)
+    height, width, found = content.shape
+    if found == 1 != channels:
+        content = np.repeat(content, channels, axis=2)
+    elif found == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
+        content = (content @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
+    elif found != channels:
+        raise ValueError(f"{name} has {found} channels, but {channels} are wanted.")
+    return content, (height, width)
 
 
 def counts(source: Source) -> NDArray[np.int64]:

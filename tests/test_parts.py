@@ -1,0 +1,120 @@
+"""Only what a crop shows of a JPEG is decoded, shrunk by its codec: the same bits from both, in the right place."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_decode import RANDOM, encode
+from test_loader import Numbered, equal
+
+from vitrail.data import decode as module
+from vitrail.data.augment import Augment
+from vitrail.data.decode import Part, decode, decode_part
+from vitrail.data.loader import Training
+from vitrail.data.transforms import Preprocessing
+
+
+def photo(height, width):
+    """Waves, which a codec's shrinking shows as they are."""
+    rows, columns = np.mgrid[:height, :width]
+    waves = [127 * (1 + np.sin(rows / (70 + c)) * np.cos(columns / (90 - c))) for c in range(3)]
+    return np.stack(waves, -1).round().astype(np.uint8)
+
+
+WAYS = [
+    {},
+    {"quality": 95, "subsampling": 0},
+    {"subsampling": 1},
+    {"progressive": True},
+    {"optimize": True, "restart_marker_blocks": 3},
+    {"mode": "L"},
+    {"mode": "L", "progressive": True},
+]
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+@pytest.mark.parametrize("how", WAYS)
+def test_both_codecs_give_the_same_bits(monkeypatch, how, shrink):
+    height, width = 123, 178
+    data = encode(RANDOM.integers(0, 256, (height, width, 3), np.uint8), "JPEG", **how)
+    part = Part(8, 24, 96, 112, (96 // (2 * shrink), 112 // (2 * shrink)))
+    assert part.shrink == shrink
+    found, whole = decode_part(data, lambda size: part)
+    assert whole == (height, width)
+    assert found.shape == (96 // shrink, 112 // shrink, 3)
+
+    def broken(*arguments, **options):
+        raise ValueError("no such codec")
+
+    monkeypatch.setattr(module.simplejpeg, "decode_jpeg", broken)
+    assert np.array_equal(decode_part(data, lambda size: part)[0], found)
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (width // shrink, height // shrink))
+        pillow = np.asarray(image.convert("RGB"))
+    assert np.array_equal(found, pillow[8 // shrink :, 24 // shrink :][: found.shape[0], : found.shape[1]])
+
+
+def test_a_part_has_twice_the_pixels_that_are_wanted_and_less_than_four_times_as_many():
+    for side in range(1, 3000, 7):
+        shrink = Part(0, 0, side, 2 * side, (60, 50)).shrink
+        assert side // shrink >= 120 or shrink == 1
+        assert side // (2 * shrink) < 120 or shrink == 8
+    sides = (9, 20, 39, 40, 79, 80, 159, 160, 8000)
+    assert [Part(0, 0, side, 9999, (10, 10)).shrink for side in sides] == [1, 1, 1, 2, 2, 4, 4, 8, 8]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_part_is_of_the_upright_image(kind, orientation):
+    """A JPEG's is shrunk, so that each of its pixels is the mean of a square, as far as the codec's loss lets it."""
+    pixels = photo(240, 320)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(pixels, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    upright = decode(data)
+    seen = []
+
+    def choose(size):
+        seen.append(size)
+        return Part(40, 80, 120, 80, (30, 20))
+
+    found, whole = decode_part(data, choose)
+    assert seen == [whole]
+    assert whole == upright.shape[:2]
+    expected = upright[40:160, 80:160]
+    if kind == "JPEG":
+        expected = expected.reshape(60, 2, 40, 2, 3).astype(float).mean((1, 3))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= (2 if kind == "JPEG" else 0)
+
+
+def test_a_photograph_that_is_cut_short_is_named_whatever_its_part():
+    data = encode(photo(400, 500), "JPEG")
+    with pytest.raises(ValueError, match="the image is cut short or damaged"):
+        decode_part(data[: len(data) // 2], lambda size: Part(0, 0, 400, 500, (50, 50)))
+
+
+@dataclass
+class Photographs(Numbered):
+    """JPEGs of 60 x 80 pixels."""
+
+    def __getitem__(self, index):
+        out = io.BytesIO()
+        image = np.random.default_rng(index).integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(image).resize((80, 60)).save(out, "JPEG")
+        self.read.append(index)
+        return out.getvalue(), self.target(index), self.name(index)
+
+
+@pytest.mark.parametrize(("side", "reads"), [(15, 12), (20, 3)])
+def test_what_is_remembered_changes_no_batch_and_no_part_is(side, reads):
+    """Of images of four times the model's size, only the part that is seen is decoded: another one each time."""
+    how = Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3)
+    options = {"how": how, "augment": Augment("inception"), "batch": 3, "seed": 0}
+    source = Photographs(3)
+    kept, fresh = Training(source, **options, remember=2**20), Training(Photographs(3), **options)
+    for step in range(4):
+        assert equal(kept[step].batch, fresh[step].batch)
+    assert len(source.read) == reads

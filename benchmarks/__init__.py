@@ -4,6 +4,7 @@
     python -m benchmarks.throughput      images per second and peak memory beside timm, transformers, torchvision
     python -m benchmarks.startup         seconds until the command, the import and the model are there
     python -m benchmarks.weights         loading, predicting, converting
+    python -m benchmarks.loader          the data path alone, beside timm's loader and torchvision's folders
     python -m benchmarks.training        a training step beside timm's training script and a bare loop
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
     python -m benchmarks.transfer        fine-tuning beside training from scratch

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ TARGETS = "Aims, as multiples of timm's images/s: 2.5 from files, 8 packed."
 
 def timm_loader(data: Path) -> Iterable[int]:
     """timm's `create_loader`, with colour jitter off and the same crops."""
+    import torch
     from timm.data import create_dataset, create_loader
 
     loader = create_loader(
@@ -52,7 +54,7 @@ def timm_loader(data: Path) -> Iterable[int]:
         mean=HALF,
         std=HALF,
         num_workers=WORKERS,
-        device=__import__("torch").device("cpu"),
+        device=torch.device("cpu"),
     )
     for _ in range(EPOCHS):
         yield from (len(images) for images, _ in loader)
@@ -112,7 +114,7 @@ def rate(batches: Iterator[int] | Iterable[int]) -> float:
     return images / (ends[-1] - ends[0])
 
 
-def difference(data: Path, packed: Path) -> dict[str, float]:
+def difference(data: Path, packed: Path, steps: int = IMAGES // BATCH) -> dict[str, float]:
     """Mean grey levels between the two paths: in evaluation (256 px, the middle 224), and for the same random crops."""
     from vitrail.data.augment import Augment
     from vitrail.data.loader import Training, evaluation
@@ -126,7 +128,7 @@ def difference(data: Path, packed: Path) -> dict[str, float]:
     ]
     middle = replace(how, resize="crop", crop_fraction=0.875)
     found = {"evaluation": zip(*(evaluation(one.images.source, how=middle, batch=BATCH) for one in both), strict=True)}
-    found["crops"] = ((both[0][step].batch, both[1][step].batch) for step in range(IMAGES // BATCH))
+    found["crops"] = ((both[0][step].batch, both[1][step].batch) for step in range(steps))
     return {
         name: statistics.mean((a["images"].float() - b["images"].float()).abs().mean().item() for a, b in pairs)
         for name, pairs in found.items()
@@ -150,8 +152,6 @@ def run(name: str, data: Path, packed: Path) -> dict[str, float]:
 
 
 def _children() -> float:
-    import os
-
     return os.times().children_user + os.times().children_system
 
 

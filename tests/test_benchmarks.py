@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from vitrail.data import idx
+from vitrail.data.open import Data, find_splits
+from vitrail.data.pack import pack
 from vitrail.models import vit
 from vitrail.optim.build import Config, build
 from vitrail.optim.schedule import multiplier
 
 sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the package
 
-from benchmarks import accuracy, timm_script, trainee, training
+from benchmarks import accuracy, loader, timm_script, trainee, training
 
 LOG = """Training with a single process on 1 device (cpu).
 Train: 0 [   0/40 (  2%)]  Loss: 2.34 (2.34)  Time: 1.000s,   16.00/s  (1.000s,   16.00/s)  LR: 1.0e-03  Data: 0.0 (0.1)
@@ -151,3 +154,22 @@ def test_the_archive_and_its_folder_are_found_alike(tmp_path):
     assert accuracy.unpacked(tmp_path / "given.tar.gz", tmp_path / "out") == tmp_path / "out" / "cifar10"
     with pytest.raises(ValueError, match="has no folders train and test"):
         accuracy.unpacked(tmp_path / "given" / "cifar10" / "test", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vitrail", "vitrail packed, 2 processes", "timm", "ImageFolder"])
+def test_every_loader_hands_out_the_same_number_of_images(tmp_path, name):
+    (tmp_path / "few").mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).resize((400, 300)).save(tmp_path / "few" / f"{number}.jpg")
+    files = training.photographs(tmp_path, tmp_path / "few", 2 * loader.BATCH)
+    pack(find_splits(Data(str(files))), tmp_path / "packed", 256)
+    batches = list(loader.HOW[name](files, tmp_path / "packed"))
+    assert batches == [loader.BATCH, loader.BATCH, 0] * loader.EPOCHS
+    assert loader.difference(files, tmp_path / "packed", 2)["evaluation"] < 0.1
+
+
+def test_a_loaders_rate_leaves_out_the_first_epoch(monkeypatch):
+    clock = iter([5.0, 7.0, 9.0])
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: next(clock))
+    assert loader.rate([64, 64, 0, 64, 64, 0, 64, 64, 0]) == 4 * 64 / (9 - 5)

@@ -142,7 +142,7 @@ def graphs(monkeypatch, config, sizes):
         return graph.forward
 
     real = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: real(self, backend=compiler, **how))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: real(self, **how | {"backend": compiler}))
     model = perturb(ViT(config), dtype=torch.float32).train()
     parallel.compile_blocks(model)
     for size in sizes:

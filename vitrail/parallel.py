@@ -72,7 +72,7 @@ class CompiledDropPath(DropPath):
         return z * (torch.bernoulli(keep) / keep).to(z.dtype)
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """torch.compile for every `Block` and `Bottleneck` of `model`, in place: names and weights stay as they are, and
     blocks of one shape share what is compiled.
 
@@ -86,7 +86,7 @@ def compile_blocks(model: nn.Module) -> None:
             module.__class__ = CompiledDropPath
             module.register_buffer("keep", like.new_tensor(1 - module.rate), persistent=False)
         if isinstance(module, vit.Block | resnet.Bottleneck):
-            module.compile(dynamic=False)
+            module.compile(dynamic=False, backend=backend)
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -56,7 +56,8 @@ class Trainee:
                 fp8.refuse(self.device)
             fp8.convert(self.task)
         compile_units(self.task, backend)
-        self.optimizer = build_optimizer(self.task, Config())
+        # A rate so low that random labels do not end in weights that are no numbers.
+        self.optimizer = build_optimizer(self.task, Config(lr=1e-5))
         self.autocast = autocast("fp8" if low else "bf16", self.device)
         images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, device=self.device)
         self.batch: Batch = {"images": images, "targets": torch.randint(CLASSES, (batch,), device=self.device)}

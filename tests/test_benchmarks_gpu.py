@@ -1,4 +1,4 @@
-"""The benchmark of training on a GPU: all of it runs in a tiny size on the CPU, and its arithmetic. Nothing is timed."""
+"""The benchmark of training on a GPU: it runs in a tiny size on the CPU, and its arithmetic holds. Nothing is timed."""
 
 import json
 import sys
@@ -152,7 +152,7 @@ def test_the_peers_sizes_are_the_zoos():
         assert case.parameters == parameters(config)
         assert case.gflop == pytest.approx(flops(config, (224, 224)) / 1e9)
         assert gpu.flops(case) == 3 * flops(config, (224, 224))
-    with pytest.raises(ValueError, match="case 'H/16@224' is not one of .*H/14"):
+    with pytest.raises(ValueError, match=r"case 'H/16@224' is not one of .*H/14"):
         Case.parse("H/16@224")
 
 

@@ -69,7 +69,7 @@ class _Linear(torch.autograd.Function):
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(8-bit numbers, scale): their product is x but for rounding. scale: float32 (), on x's device.
+    """(8-bit numbers in rows, scale): their product is x but for rounding. scale: float32 (), on x's device.
 
     What is no finite number makes the result none, so that the loss tells.
     """
@@ -77,7 +77,7 @@ def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     top = x.detach().abs().amax().float().clamp(min=SMALLEST)
     # The factor is rounded: a number beyond the largest would become infinite, or none.
     scaled = (x.float() * (largest / top)).clamp(-largest, largest)
-    return scaled.to(dtype), top / largest
+    return scaled.to(dtype).contiguous(), top / largest
 
 
 def product(

@@ -70,6 +70,7 @@ class Trainer:
         self.workers = workers_for(self.device, run.workers)
         self.batches = self._loader()
         self.notes: list[str] = []
+        self.late = self.device.type == "cuda"  # elsewhere a step's numbers are there when it ends
         # Of the steps since the last line of the log, and of those whose line is due.
         self.recent: list[Reading] = []
         self.due: list[Reading] = []
@@ -172,7 +173,7 @@ class Trainer:
                 if self.done % run.log_every == 0 or last or stop.is_set():
                     log.mark()
                     self.due, self.recent = self.recent, self.recent[-1:]
-                    if self.device.type == "cpu":  # where the numbers are there at once
+                    if not self.late:
                         self._write_due(log)
                 saving = last or stop.is_set() or self.done % self.save == 0
                 judging = self.done % self.evaluate == 0 and not last
@@ -194,7 +195,7 @@ class Trainer:
         log.pause(time.perf_counter() - paused)
 
     def _write_due(self, log: Log) -> None:
-        """The line of the log that is due, a step late: the device has its next step, and does not wait for us."""
+        """The line of the log that is due; on a GPU a step late: it has its next step, and does not wait for us."""
         due, self.due = self.due, []
         if due:
             log.step(due[-1].step + 1, self._finite(due))

@@ -7,6 +7,7 @@
     python -m benchmarks.loader          the data path alone, beside timm's loader and torchvision's folders
     python -m benchmarks.training        a training step beside timm's training script and a bare loop
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
+    python -m benchmarks.gpu             how well training uses a GPU, beside timm and transformers, in ten minutes
     python -m benchmarks.transfer        fine-tuning beside training from scratch
 
 Run from the repository's root, with the `dev` extra installed. Nothing is downloaded.

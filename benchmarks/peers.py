@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CLASSES = 1000
-PATCH = 16
-LAYERS = 12
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,8 @@ class Architecture:
     heads: int
     word: str
     parameters: int
+    layers: int = 12
+    patch: int = 16
 
     @property
     def mlp(self) -> int:
@@ -41,6 +41,8 @@ ARCHITECTURES = {
     "Ti": Architecture(192, 3, "tiny", 5_717_416),
     "S": Architecture(384, 6, "small", 22_050_664),
     "B": Architecture(768, 12, "base", 86_567_656),
+    "L": Architecture(1024, 16, "large", 304_326_632, 24),
+    "H": Architecture(1280, 16, "huge", 632_045_800, 32, 14),
 }
 
 
@@ -56,14 +58,21 @@ class Case:
         """Read "B/16@384"."""
         name, _, resolution = text.strip().partition("@")
         size, _, patch = name.partition("/")
-        if size not in ARCHITECTURES or patch != str(PATCH) or not resolution.isdigit():
-            raise ValueError(f"case {text!r} is not one of {', '.join(ARCHITECTURES)}, then /{PATCH}@ and a size")
-        if int(resolution) % PATCH:
-            raise ValueError(f"case {text!r}: the patch, {PATCH}, does not divide {resolution}")
+        known = {size: str(found.patch) for size, found in ARCHITECTURES.items()}
+        if known.get(size) != patch or not resolution.isdigit():
+            names = ", ".join(f"{size}/{patch}" for size, patch in known.items())
+            raise ValueError(f"case {text!r} is not one of {names}, then @ and a size")
+        if int(resolution) % int(patch):
+            raise ValueError(f"case {text!r}: the patch, {patch}, does not divide {resolution}")
         return cls(size, int(resolution))
 
     def __str__(self) -> str:
-        return f"{self.size}/{PATCH}@{self.resolution}"
+        return f"{self.name}@{self.resolution}"
+
+    @property
+    def name(self) -> str:
+        """Without the image size: "B/16"."""
+        return f"{self.size}/{self.architecture.patch}"
 
     @property
     def architecture(self) -> Architecture:
@@ -73,20 +82,20 @@ class Case:
     @property
     def tokens(self) -> int:
         """Patches and the [class] token."""
-        return (self.resolution // PATCH) ** 2 + 1
+        return (self.resolution // self.architecture.patch) ** 2 + 1
 
     @property
     def parameters(self) -> int:
         """The exact count: only the table of positions depends on the image size."""
-        tokens_at_224 = (224 // PATCH) ** 2 + 1
+        tokens_at_224 = (224 // self.architecture.patch) ** 2 + 1
         return self.architecture.parameters + (self.tokens - tokens_at_224) * self.architecture.width
 
     @property
     def gflop(self) -> float:
         """2 x multiply-adds of a forward pass of one image, for estimates; results use what torch counts."""
-        D, M, n = self.architecture.width, self.architecture.mlp, self.tokens
+        D, M, P, n = self.architecture.width, self.architecture.mlp, self.architecture.patch, self.tokens
         layer = n * (4 * D * D + 2 * D * M) + 2 * n * n * D
-        return 2 * ((n - 1) * 3 * PATCH**2 * D + LAYERS * layer + D * CLASSES) / 1e9
+        return 2 * ((n - 1) * 3 * P**2 * D + self.architecture.layers * layer + D * CLASSES) / 1e9
 
 
 def build_vitrail(case: Case) -> nn.Module:
@@ -94,14 +103,14 @@ def build_vitrail(case: Case) -> nn.Module:
     import vitrail
 
     size = (case.resolution, case.resolution)
-    return vitrail.create(f"ViT-{case.size}/{PATCH}", classes=CLASSES, image_size=size)
+    return vitrail.create(f"ViT-{case.name}", classes=CLASSES, image_size=size)
 
 
 def build_timm(case: Case) -> nn.Module:
     """timm, by its own name for this architecture."""
     import timm
 
-    name = f"vit_{case.architecture.word}_patch{PATCH}_224"
+    name = f"vit_{case.architecture.word}_patch{case.architecture.patch}_224"
     return timm.create_model(name, pretrained=False, img_size=case.resolution, num_classes=CLASSES)
 
 
@@ -112,7 +121,7 @@ def build_transformers(case: Case) -> nn.Module:
 
     config = ViTConfig(
         hidden_size=case.architecture.width,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=case.architecture.layers,
         num_attention_heads=case.architecture.heads,
         intermediate_size=case.architecture.mlp,
         hidden_act="gelu",
@@ -120,7 +129,7 @@ def build_transformers(case: Case) -> nn.Module:
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=1e-6,
         image_size=case.resolution,
-        patch_size=PATCH,
+        patch_size=case.architecture.patch,
         qkv_bias=True,
         num_labels=CLASSES,
         attn_implementation="sdpa",
@@ -145,8 +154,8 @@ def build_torchvision(case: Case) -> nn.Module:
 
     return VisionTransformer(
         image_size=case.resolution,
-        patch_size=PATCH,
-        num_layers=LAYERS,
+        patch_size=case.architecture.patch,
+        num_layers=case.architecture.layers,
         num_heads=case.architecture.heads,
         hidden_dim=case.architecture.width,
         mlp_dim=case.architecture.mlp,

@@ -47,14 +47,14 @@ def environment(allocator: dict[str, str], cache: Path | None = None) -> dict[st
 
 
 class Worker:
-    """One `python -m benchmarks.worker`, alive between the questions."""
+    """One `python -m benchmarks.worker`, or another module that answers as it does, alive between the questions."""
 
-    def __init__(self, label: str, variables: dict[str, str]) -> None:
+    def __init__(self, label: str, variables: dict[str, str], module: str = "benchmarks.worker") -> None:
         self.label = label
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process is
         # A session of its own: Ctrl-C reaches only the parent, which then ends each worker with all that it started.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [sys.executable, "-m", module],
             cwd=ROOT,
             env=variables,
             stdin=subprocess.PIPE,

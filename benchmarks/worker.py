@@ -197,12 +197,11 @@ class Desk:
                 raise ValueError(f"no request {unknown!r}")
 
 
-def main() -> None:
+def serve(desk: Desk) -> None:
     """Answer until standard input ends."""
     # Libraries print to standard output as they like; the answers need a channel of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    desk = Desk()
     for line in sys.stdin:
         try:
             reply = desk.answer(json.loads(line))
@@ -212,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Desk())

@@ -64,6 +64,57 @@ def test_speed_and_waiting_are_of_the_time_since_the_last_line(tmp_path, clock):
     assert second["data_wait"] == pytest.approx(0.125)
 
 
+def test_a_line_that_is_written_late_has_what_was_counted_when_it_was_due(tmp_path, clock):
+    with Log(tmp_path, total=10, done=0) as log:
+        clock.now += 1
+        log.count(64, 0.5)
+        log.mark()
+        log.count(64, 0.25)  # of the next step, which the device gets first
+        log.step(1, METRICS)
+        clock.now += 1
+        log.step(2, METRICS)
+    first, second = records(tmp_path)
+    assert (first["images_per_second"], first["data_wait"]) == (64, 0.5)
+    assert (second["images_per_second"], second["data_wait"]) == (64, 0.25)
+
+
+def waits(log, clock, seconds, share, first=1):
+    """Lines of two seconds each, of which this share went by without images."""
+    for step in range(first, first + seconds // 2):
+        clock.now += 2
+        log.count(64, 2 * share)
+        log.step(step, METRICS)
+
+
+def test_waiting_for_images_well_after_the_start_is_said_once(tmp_path, clock, capsys):
+    with Log(tmp_path, total=1000, done=0) as log:
+        waits(log, clock, 60, 0.9)  # caches fill, processes start
+        waits(log, clock, 100, 0.04, 31)
+        assert log.notes == []
+        waits(log, clock, 8, 0.23, 81)  # eight seconds say little
+        assert log.notes == []
+        waits(log, clock, 40, 0.23, 85)
+    text = "images come too slowly: training waited for them 23% of 10 s. "
+    assert [note.startswith(text) for note in log.notes] == [True]
+    assert "(--workers)" in log.notes[0]
+    assert "(vitrail data pack)" in log.notes[0]
+    assert capsys.readouterr().err.count("images come too slowly") == 1
+    with Log(tmp_path, total=1000, done=500) as log:  # nor again after a resume
+        waits(log, clock, 100, 0.9, 501)
+        assert len(log.notes) == 1
+
+
+def test_pauses_are_no_waiting(tmp_path, clock):
+    with Log(tmp_path, total=1000, done=0) as log:
+        waits(log, clock, 60, 0.0)
+        for step in range(31, 61):
+            clock.now += 12
+            log.pause(10.0)
+            log.count(64, 0.09)
+            log.step(step, METRICS)
+    assert log.notes == []
+
+
 def test_a_pause_is_no_training_time(tmp_path, clock):
     with Log(tmp_path, total=10, done=0) as log:
         log.count(60, 1.0)
@@ -125,14 +176,14 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_at_the_end(tmp_path
     with Log(tmp_path, total=100, done=0) as log:
         for step in range(1, 101):
             clock.now += 1
-            log.count(50, 0.1)
+            log.count(50, 0.04)
             log.step(step, METRICS)
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
     steps = [int(text.split()[1].split("/")[0]) for text in lines]
     assert steps == [11, 22, 33, 44, 55, 66, 77, 88, 99, 100]
-    assert lines[0] == "step 11/100  loss 0.500  lr 1.00e-03  50 images/s  waiting for data 10.0%  left 1:29"
+    assert lines[0] == "step 11/100  loss 0.500  lr 1.00e-03  50 images/s  waiting for data 4.0%  left 1:29"
     assert lines[-1].endswith("left 0:00")
 
 

@@ -1,6 +1,7 @@
 """Precision, compilation, activation checkpointing: the same training step, in less time or memory."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,8 +117,9 @@ def test_on_a_cpu_products_stay_as_they_are_unless_bf16_is_asked_for(precision):
     a = torch.randn(4, 4)
     with autocast(precision, torch.device("cpu")):
         assert (a @ a).dtype == torch.float32
-    with autocast("bf16", torch.device("cpu")):
-        assert (a @ a).dtype == torch.bfloat16
+    for half in ("bf16", "fp8"):  # what has no product in 8 bits
+        with autocast(half, torch.device("cpu")):
+            assert (a @ a).dtype == torch.bfloat16
 
 
 def test_a_gpu_without_bf16_says_so(monkeypatch):
@@ -127,8 +129,74 @@ def test_a_gpu_without_bf16_says_so(monkeypatch):
         autocast("bf16", torch.device("cuda"))
 
 
-@pytest.mark.slow
+DEEP = Config(**{**SMALL, "depth": 12}, drop_path=0.2)
+
+
+def graphs(monkeypatch, config, sizes):
+    """How many graphs the blocks become over steps of these numbers of images."""
+    torch.compiler.reset()
+    made = []
+
+    def compiler(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: real(self, **how | {"backend": compiler}))
+    model = perturb(ViT(config), dtype=torch.float32).train()
+    parallel.compile_blocks(model)
+    for size in sizes:
+        model(torch.randn(size, 3, 32, 32)).square().mean().backward()
+        model.zero_grad()
+    return len(made), model
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces a block
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_all_blocks_are_one_graph_whatever_their_rates_of_stochastic_depth(monkeypatch, rate):
+    count, model = graphs(monkeypatch, replace(DEEP, drop_path=rate), [2, 2])
+    assert count == 1
+    assert "keep" not in " ".join(model.state_dict())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_uneven_parts_are_two_graphs_and_evaluation_none(monkeypatch):
+    count, model = graphs(monkeypatch, DEEP, [4, 4, 3, 4, 4, 3])
+    assert count == 2
+    images = torch.randn(5, 3, 32, 32)
+    with torch.compiler.set_stance("fail_on_recompile"), parallel.uncompiled(), torch.no_grad():
+        plain = ViT(DEEP).eval()
+        plain.load_state_dict(model.state_dict())
+        assert torch.equal(model.eval()(images), plain(images))
+
+
+def test_stochastic_depth_that_compiles_drops_as_often_and_keeps_the_mean():
+    config = replace(DEEP, drop_path=0.5)
+    model = ViT(config).train()
+    parallel.checkpoint_blocks(model)
+    parallel.compile_blocks(model)
+    drop, z = model.blocks[-1].drop_path, torch.ones(4000, 2, 3)
+    torch.manual_seed(0)
+    found = drop(z)
+    assert set(found.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(found, found[:, :1, :1].expand_as(found))  # a sample as a whole
+    assert float(found.mean()) == pytest.approx(1, abs=0.06)
+    assert torch.equal(model.blocks[0].drop_path(z), z)
+    assert torch.equal(drop.eval()(z), z)
+    assert drop.train()(z.bfloat16()).dtype == torch.bfloat16
+
+
+def test_batches_are_moved_whole():
+    batch = {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "targets": torch.tensor([1, 2])}
+    moved = parallel.Mover(torch.device("cpu"))(batch)
+    assert moved.keys() == batch.keys()
+    assert all(torch.equal(moved[name], batch[name]) for name in batch)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_blocks_train_as_eager_ones_under_the_same_names(unchecked):
     torch.compiler.reset()
     model, compiled = pair("plain")[0], pair("plain")[0]

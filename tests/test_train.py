@@ -1,13 +1,16 @@
 """The Trainer: what a Run says is what happens."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from small_runs import assert_same_run, history, small, start, weights
+from small_runs import assert_same_run, crash_at, history, small, start, weights
+from torch._dynamo.utils import counters
 
-from vitrail import checkpoint, train
+from vitrail import checkpoint, parallel, train
 from vitrail.data.open import Data
+from vitrail.fp8 import Fp8Linear
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
@@ -74,6 +77,44 @@ def test_bfloat16_products_train_and_weights_stay_float32(tmp_path, quick):
     result = trainer.fit()
     assert 0 <= result["accuracy"] <= 1
     assert {p.dtype for p in trainer.task.parameters()} == {torch.float32}
+
+
+def test_products_in_8_bits_train_and_resume(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(train.fp8, "refuse", lambda device: None)  # torch's product on a CPU is the same
+    run = small(precision="fp8")
+    start(run, tmp_path / "whole").fit()
+    crash_at(start(run, tmp_path / "cut"), 7)
+    trainer = Trainer(run, tmp_path / "cut")
+    trainer.fit()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert {p.dtype for p in trainer.task.parameters()} == {torch.float32}
+    assert {type(block.mlp.fc1) for block in trainer.task.model.blocks} == {Fp8Linear}
+
+
+@pytest.mark.usefixtures("unchecked", "quick")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces a block
+def test_compiled_blocks_are_a_graph_for_each_size_of_part_and_evaluation_is_none(tmp_path, monkeypatch):
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(train, "compile_blocks", partial(parallel.compile_blocks, backend="aot_eager"))
+    start(small(compile=True, micro_batch=3), tmp_path / "run").fit()  # 3, 3 and 2 of 8
+    assert counters["stats"]["unique_graphs"] == 2
+    assert [record["step"] for record in history(tmp_path / "run") if "evaluation" in record] == [6, 12]
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_numbers_that_are_read_a_step_late_are_the_same(tmp_path, quick, every):
+    """As on a GPU."""
+    for name, late in (("now", False), ("late", True)):
+        trainer = start(small(log_every=every), tmp_path / name)
+        trainer.late = late
+        trainer.fit()
+    assert_same_run(tmp_path / "now", tmp_path / "late")
+    trainer = start(small(log_every=every), tmp_path / "cut")
+    trainer.late = True
+    crash_at(trainer, 7)
+    Trainer(small(log_every=every), tmp_path / "cut").fit()
+    assert_same_run(tmp_path / "now", tmp_path / "cut")
 
 
 def test_checkpointing_changes_no_bit(tmp_path, quick):
@@ -210,6 +251,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick
         ({"duration": "0 steps"}, "the duration '0 steps' is no training"),
         ({"model": vit.Config(channels=1, classes=10, width=10**12, heads=1)}, "too large to exist"),
         ({"device": "tpu"}, "the device 'tpu' is not available"),
+        ({"precision": "fp8"}, "the device cpu has no products in 8 bits"),
         ({"optim": optim.Config(schedule=Schedule(warmup="50 steps"))}, "longer than the run of 12 steps"),
     ],
 )

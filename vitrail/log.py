@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
+SETTLED_SECONDS = 60.0  # after which compiling, filling caches and starting processes are over
+JUDGED_SECONDS = 10.0  # of training at least, before its share of waiting means something
+WAITING = 0.05  # of the time; more is said
+SLOW = "images come too slowly"
 
 
 class Log:
@@ -55,6 +59,9 @@ class Log:
         self.started = self.since = self.spoke = time.perf_counter()
         self.waited = 0.0
         self.images = 0
+        self.marked: tuple[int, float] | None = None
+        self.slow = any(note.startswith(SLOW) for note in self.notes)
+        self.judged = self.judged_wait = 0.0
 
     def __enter__(self) -> "Log":
         self.progress.start()
@@ -73,15 +80,24 @@ class Log:
         self.images += images
         self.waited += waited
 
+    def mark(self) -> None:
+        """What was counted up to now belongs to the next call of `step`, which may come when more has been counted."""
+        self.marked, self.images, self.waited = (self.images, self.waited), 0, 0.0
+
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of the step that ended, with the speed and the share of waiting since the last call."""
+        if self.marked is None:
+            self.mark()
+        assert self.marked
+        (images, waited), self.marked = self.marked, None
         now = time.perf_counter()
         span = max(now - self.since, 1e-9)
-        speed, waiting = self.images / span, self.waited / span
+        speed, waiting = images / span, waited / span
         record = {**metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4)}
         self.write({"step": step, **record})
         self._draw("training", step, record)
-        self.since, self.waited, self.images = now, 0.0, 0
+        self._judge(step, self.since, span, waited)
+        self.since = now
         text = (
             f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.2e}  {speed:.0f} images/s  waiting for data {waiting:.1%}"
         )
@@ -104,6 +120,23 @@ class Log:
             self.notes.append(text)
             self.write({"step": step, "note": text})
             self.say(text)
+
+    def _judge(self, step: int, since: float, span: float, waited: float) -> None:
+        """Says once, well after the start, that images come too slowly."""
+        if self.slow or since - self.started < SETTLED_SECONDS:
+            return
+        self.judged, self.judged_wait = self.judged + span, self.judged_wait + waited
+        if self.judged < JUDGED_SECONDS:
+            return
+        share, seconds = self.judged_wait / self.judged, self.judged
+        self.judged = self.judged_wait = 0.0
+        if share > WAITING:
+            self.slow = True
+            self.note(
+                step,
+                f"{SLOW}: training waited for them {share:.0%} of {seconds:.0f} s. More processes that prepare them "
+                "may help (--workers), or images that are stored small, once (vitrail data pack).",
+            )
 
     def busy(self, text: str) -> None:
         """Shows what else than training goes on."""

@@ -84,7 +84,7 @@ def free(device: torch.device) -> int | None:
 def refuse(run: Run, device: torch.device) -> None:
     """ValueError where a step of the run needs more than is free, with the numbers and what would fit."""
     batch = run.micro_batch or run.batch
-    half = run.precision == "bf16" or (run.precision == "auto" and device.type == "cuda")
+    half = run.precision in ("bf16", "fp8") or (run.precision == "auto" and device.type == "cuda")
     width = {"fp64": 8}.get(run.precision, 2 if half else 4)
     ways = {"optimizer": run.optim.name, "ema": bool(run.ema), "width": width, "again": run.checkpointing}
     try:

@@ -1,8 +1,10 @@
-"""How a model is computed: precision, compilation, activation checkpointing.
+"""How a model is computed: precision, compilation, activation checkpointing, batches that travel beside the work.
 
     checkpoint_blocks(model)        # before torch.compile and fully_shard
     compile_blocks(model)
     with autocast("auto", device): ...
+    move = Mover(device)
+    for batch in batches: task(move(batch))
 
 Checkpointing (Chen et al., 2016, "Training deep nets with sublinear memory cost") keeps only the input of each block
 and computes the rest again in the backward pass: one more forward pass of time, the activations of one block of memory.
@@ -10,6 +12,7 @@ The loss and the gradients are the same bit for bit, dropout included.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -17,7 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitrail.batch import Batch
 from vitrail.models import resnet, vit
+from vitrail.models.layers import DropPath
+
+Precision = Literal["auto", "fp32", "bf16", "fp8", "fp64"]
 
 
 class CheckpointedBlock(vit.Block):
@@ -52,19 +59,68 @@ def checkpoint_blocks(model: nn.Module) -> None:
             module.__class__ = CheckpointedBottleneck
 
 
-def compile_blocks(model: nn.Module) -> None:
+class CompiledDropPath(DropPath):
+    """Stochastic depth whose rate is a tensor: of a number, each block's own, torch.compile makes a graph each, and
+    after eight of them it gives up without a word and leaves the other blocks as they are."""
+
+    keep: Tensor
+
+    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        if not self.training:
+            return z
+        keep = self.keep.expand(z.shape[0], 1, 1)
+        return z * (torch.bernoulli(keep) / keep).to(z.dtype)
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """torch.compile for every `Block` and `Bottleneck` of `model`, in place: names and weights stay as they are, and
-    blocks of one shape share what is compiled."""
-    for module in model.modules():
+    blocks of one shape share what is compiled.
+
+    Each size of a micro-batch is compiled once, for it alone (a size left open makes slower code). What is only
+    evaluated should be so under `uncompiled`.
+    """
+    dropping = any(isinstance(module, DropPath) and module.rate for module in model.modules())
+    for module in list(model.modules()):
+        if isinstance(module, DropPath) and dropping:  # those of rate 0, too: one graph for all
+            like = next(model.parameters())
+            module.__class__ = CompiledDropPath
+            module.register_buffer("keep", like.new_tensor(1 - module.rate), persistent=False)
         if isinstance(module, vit.Block | resnet.Bottleneck):
-            module.compile()
+            module.compile(dynamic=False, backend=backend)
 
 
-def autocast(precision: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device) -> torch.autocast:
-    """Matrix products in bf16 where `precision` says so; auto does on a GPU that has it, and not on a CPU, where it may
-    be ten times slower. ValueError where the device has none."""
+def uncompiled() -> AbstractContextManager[object]:
+    """Inside it compiled blocks run as they are written: an evaluation in another precision and mode, and with a last
+    batch of its own size, would compile twice for what is seldom done."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Matrix products in bf16 where `precision` says so (fp8: those that are not in 8 bits); auto does on a GPU that
+    has it, and not on a CPU, where it may be ten times slower. ValueError where the device has none."""
     able = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    if precision == "bf16" and not able:
+    if precision in ("bf16", "fp8") and not able:
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp32.")
-    half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and able)
+    half = precision in ("bf16", "fp8") or (precision == "auto" and device.type == "cuda" and able)
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+class Mover:
+    """Puts batches on the device. On a GPU the copy has a stream of its own: it goes on while the step before computes,
+    if the batch lies in pinned memory; the work that is sent after it waits for it there, and nobody waits here."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The same tensors on the device."""
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        if self.stream:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_stream(self.stream)
+            for tensor in moved.values():
+                tensor.record_stream(here)  # its memory was the other stream's
+        return Batch(**moved)  # type: ignore[typeddict-item]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitrail.data.augment import Augment
 from vitrail.data.open import Data
@@ -22,6 +22,7 @@ from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration
+from vitrail.parallel import Precision
 from vitrail.parse import parse
 from vitrail.tasks.classify import Config as TaskConfig
 
@@ -51,8 +52,9 @@ class Run:
     """Decides the initial values, the order of the images, their augmentation and dropout."""
     ema: float = 0.0
     """The decay of a moving average of the weights, which is then what is evaluated and saved; 0 is none."""
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    """Of the products; weights stay in fp32. auto: bf16 on a GPU that has it, fp32 otherwise. fp64: all of it."""
+    precision: Precision = "auto"
+    """Of the products; weights stay in fp32. auto: bf16 on a GPU that has it, fp32 otherwise. fp64: all of it. fp8: the
+    blocks' linear layers, the rest bf16, on a GPU that has it (Hopper, Ada and newer; not yet tried on one)."""
     compile: bool = False
     """Whether torch.compile makes the blocks faster, for a minute of compiling."""
     checkpointing: bool = False

@@ -7,19 +7,17 @@ A step depends on the Run and its own number alone (law 2), so a run that was ki
 
 import math
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 
-from vitrail import checkpoint
+from vitrail import checkpoint, fp8
 from vitrail.batch import Batch
 from vitrail.data.loader import REMEMBERED, Training, stream, workers_for
 from vitrail.data.open import Parts, open_parts
@@ -32,10 +30,12 @@ from vitrail.models.vit import ViT
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import multiplier, steps_of
-from vitrail.parallel import autocast, checkpoint_blocks, compile_blocks
+from vitrail.parallel import Mover, autocast, checkpoint_blocks, compile_blocks, uncompiled
 from vitrail.pipeline import Pipeline, locate
+from vitrail.readings import Reading
 from vitrail.report import write_report
 from vitrail.run import Run
+from vitrail.stopping import Interrupted, stoppable
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.task import Metrics, Task
 from vitrail.weights.hub import resolve
@@ -44,10 +44,6 @@ from vitrail.weights.load import fit, read
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
 PHOTO = 64  # pixels a side, from which weights that others trained on photographs are of use
 STARTS = "vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is on the disk."""
 
 
 class Trainer:
@@ -60,6 +56,8 @@ class Trainer:
         self.run, self.folder = run, folder
         self.device = torch.device(pick_device(run.device))
         self.autocast = autocast(run.precision, self.device)
+        if run.precision == "fp8":
+            fp8.refuse(self.device)
         parts = parts or open_parts(run.data)
         self.train_source, self.val_source = parts.train, parts.val
         self.per_epoch = {"batch": run.batch, "examples": len(self.train_source)}
@@ -72,6 +70,10 @@ class Trainer:
         self.workers = workers_for(self.device, run.workers)
         self.batches = self._loader()
         self.notes: list[str] = []
+        self.late = self.device.type == "cuda"  # elsewhere a step's numbers are there when it ends
+        # Of the steps since the last line of the log, and of those whose line is due.
+        self.recent: list[Reading] = []
+        self.due: list[Reading] = []
         self.task = self._task()
         self.optimizer = optim.build(self.task, run.optim)
         self.ema = Ema(self.task, run.ema) if run.ema else None
@@ -150,6 +152,8 @@ class Trainer:
             model, run.preprocessing, run.task, counts(self.train_source) if run.task.class_weights else None
         )
         task.init_head()
+        if run.precision == "fp8":
+            fp8.convert(task)
         if run.checkpointing:
             checkpoint_blocks(task)
         return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
@@ -158,46 +162,59 @@ class Trainer:
         """The loop."""
         run = self.run
         self.task.train()
-        recent: list[tuple[int, Metrics]] = []
         with self.writer, closing(self._batches(log)) as batches:
             if self.done and self.done < self.total and self.done % self.evaluate == 0:
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
             for step in range(self.done, self.total):
-                metrics = self._step(step, islice(batches, self.batches.parts))
+                self.recent.append(self._step(step, islice(batches, self.batches.parts)))
                 self.done = step + 1
-                recent.append((step, metrics))
+                self._write_due(log)
                 last = self.done == self.total
                 if self.done % run.log_every == 0 or last or stop.is_set():
-                    log.step(self.done, self._finite(recent))
-                    recent = recent[-1:]
-                paused = time.perf_counter()
-                due = last or stop.is_set() or self.done % self.save == 0
-                if due:
-                    self._save(recent, log)
-                if stop.is_set() and not last:
-                    self.writer.wait()
-                    raise Interrupted(f"stopped after step {self.done} of {self.total}")
-                if self.done % self.evaluate == 0 and not last:
-                    self._finite(recent)
-                    if self._evaluate(log) and not due:
-                        self._save(recent, log)
-                log.pause(time.perf_counter() - paused)
+                    log.mark()
+                    self.due, self.recent = self.recent, self.recent[-1:]
+                    if not self.late:
+                        self._write_due(log)
+                saving = last or stop.is_set() or self.done % self.save == 0
+                judging = self.done % self.evaluate == 0 and not last
+                if saving or judging:
+                    self._rest(log, stop, saving, judging)
+
+    def _rest(self, log: Log, stop: threading.Event, saving: bool, judging: bool) -> None:
+        """Between two steps: saves, stops, evaluates, once the numbers are known to be good."""
+        self._write_due(log)
+        self._finite(self.recent)
+        paused = time.perf_counter()
+        if saving:
+            self._save(log)
+        if stop.is_set() and self.done < self.total:
+            self.writer.wait()
+            raise Interrupted(f"stopped after step {self.done} of {self.total}")
+        if judging and self._evaluate(log) and not saving:
+            self._save(log)
+        log.pause(time.perf_counter() - paused)
+
+    def _write_due(self, log: Log) -> None:
+        """The line of the log that is due; on a GPU a step late: it has its next step, and does not wait for us."""
+        due, self.due = self.due, []
+        if due:
+            log.step(due[-1].step + 1, self._finite(due))
 
     def _batches(self, log: Log) -> Generator[Batch, None, None]:
         """The parts of the batches of the steps that are left, on the device; the log learns how long they took."""
-        keys, since = self.batches.keys(self.done, self.total), time.perf_counter()
+        keys, since, move = self.batches.keys(self.done, self.total), time.perf_counter(), Mover(self.device)
 
         def skipped(problem: str) -> None:
             log.note(self.done, f"skipped: {problem}")
 
         for batch in stream(self.batches, keys, self.workers, pin=self.device.type == "cuda", skipped=skipped):
-            moved = _moved(batch, self.device)
+            moved = move(batch)
             log.count(len(batch["images"]), time.perf_counter() - since)
             yield moved
             since = time.perf_counter()
 
-    def _step(self, step: int, parts: Iterable[Batch]) -> Metrics:
-        """One update of the weights; returns the metrics, still on the device."""
+    def _step(self, step: int, parts: Iterable[Batch]) -> Reading:
+        """One update of the weights; nothing in it waits for the device."""
         torch.manual_seed(step_seed(step, self.run.seed))  # dropout's draws, too, follow from (seed, step)
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
         optim.set_lr(self.optimizer, self.run.optim, factor)
@@ -208,25 +225,26 @@ class Trainer:
         if self.ema:
             self.ema.update(step)
         self.task.after_step(step)
-        return {**metrics, "lr": torch.tensor(self.run.optim.lr * factor), "gradient_norm": norm.detach()}
+        return Reading(step, {**metrics, "gradient_norm": norm}, {"lr": self.run.optim.lr * factor})
 
-    def _finite(self, recent: Sequence[tuple[int, Metrics]]) -> dict[str, float]:
-        """The last metrics as numbers. ValueError where any of them is none: such weights are never saved."""
-        for step, metrics in recent:
-            loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+    def _finite(self, readings: Sequence[Reading]) -> dict[str, float]:
+        """The last one's numbers. ValueError where any loss or norm is none: such weights are never saved."""
+        values: dict[str, float] = {}
+        for reading in readings:
+            values = reading.values()
+            loss, norm = values["loss"], values["gradient_norm"]
             if not math.isfinite(loss + norm):
-                names = [self.train_source.name(int(index)) for index in self.batches.indices(step)]
+                names = [self.train_source.name(int(index)) for index in self.batches.indices(reading.step)]
                 bad = self.folder / "bad-batch.txt"
                 bad.write_text("\n".join(names) + "\n")
                 raise ValueError(
-                    f"the loss is {loss} and the gradient's norm {norm} at step {step + 1}, on {', '.join(names[:3])} "
-                    f"and others ({bad} lists all); the last good checkpoint is {self._newest()}."
-                    f" A lower learning rate than {float(metrics['lr']):.2g} usually helps: --optim.lr."
+                    f"the loss is {loss} and the gradient's norm {norm} at step {reading.step + 1}, on "
+                    f"{', '.join(names[:3])} and others ({bad} lists all); the last good checkpoint is "
+                    f"{self._newest()}. A lower learning rate than {values['lr']:.2g} usually helps: --optim.lr."
                 )
-        return {name: float(value) for name, value in recent[-1][1].items()}
+        return values
 
-    def _save(self, recent: Sequence[tuple[int, Metrics]], log: Log) -> None:
-        self._finite(recent)
+    def _save(self, log: Log) -> None:
         self.writer.save(self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), _best(log.evaluations))
 
     def _evaluate(self, log: Log) -> bool:
@@ -234,7 +252,7 @@ class Trainer:
         if self.done in log.evaluations:
             return False
         log.busy("evaluating")
-        with self._averaged():
+        with self._judged():
             result = dict(self._judge(log).run(self.task))
         self._tell(log, result)
         return _best(log.evaluations) == self.done
@@ -242,7 +260,7 @@ class Trainer:
     def _finish(self, log: Log) -> dict[str, float]:
         """The model folder and the page of the run; returns what the last evaluation found."""
         log.busy("evaluating")
-        with self._averaged():
+        with self._judged():
             examination = self._judge(log).examine(self.task)
             self._save_model()
         result = dict(examination.metrics)
@@ -263,9 +281,15 @@ class Trainer:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.items() if name != "samples")
         log.say(f"step {self.done}/{self.total}: {numbers} on {result['samples']:.0f} held-back images")
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        """The task with the averaged weights, where there are some."""
-        return self.ema.swapped() if self.ema else nullcontext()
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """The task as it is judged: with the averaged weights, where there are some, and as it is written."""
+        with ExitStack() as stack:
+            if self.ema:
+                stack.enter_context(self.ema.swapped())
+            if self.run.compile:  # else nothing need import the compiler
+                stack.enter_context(uncompiled())
+            yield
 
     def _save_model(self) -> None:
         """The model folder, all or nothing."""
@@ -306,11 +330,6 @@ def score(result: Mapping[str, float]) -> float:
     return result["accuracy"] if "accuracy" in result else result["mAP"]
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if isinstance(tensor, Tensor)}
-    return Batch(**moved)  # type: ignore[typeddict-item]
-
-
 def pick_device(name: str) -> str:
     """ "auto" is the GPU where there is one. ValueError for a device that torch does not have here."""
     if name == "auto":
@@ -318,24 +337,3 @@ def pick_device(name: str) -> str:
     if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
         raise ValueError(f"the device {name!r} is not available here; use auto or cpu.")
     return name
-
-
-@contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a step is never cut in two; a second Ctrl-C stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ What is random about training images is in augment.py.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -127,5 +128,15 @@ def normalise(images: Num[Tensor, "B C H W"], how: Preprocessing, dtype: torch.d
     """(images / 255 - mean) / std, as one multiply and one add per pixel, on the images' device; a half-precision
     `dtype` is rounded once, at the end. images: bytes, or, where they were mixed, numbers from 0 to 255."""
     exact = torch.promote_types(dtype, torch.float32)
-    mean, std = (torch.tensor(v, dtype=exact, device=images.device).view(-1, 1, 1) for v in (how.mean, how.std))
-    return torch.addcmul(-mean / std, images.to(exact), 1 / (255 * std)).to(dtype)
+    shift, scale = _affine(how.mean, how.std, exact, images.device)
+    return torch.addcmul(shift, images.to(exact), scale).to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "C 1 1"], Float[Tensor, "C 1 1"]]:
+    """-mean / std and 1 / (255 std). Kept: numbers that are copied to a GPU make it finish all its work first."""
+    with torch.inference_mode(False):  # or training could not use what an evaluation made
+        m, s = (torch.tensor(v, dtype=dtype, device=device).view(-1, 1, 1) for v in (mean, std))
+        return -m / s, 1 / (255 * s)

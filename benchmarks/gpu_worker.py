@@ -1,0 +1,230 @@
+"""A process that trains the models of several libraries by turns on one device; `benchmarks.gpu` starts it and asks.
+
+Requests, beside "matrix" and "rate" (benchmarks/worker.py): {"do": "device", "device"}; {"do": "build", "library",
+"case", "batch", "device", "backend"}, where the library may be "vitrail fp8"; {"do": "steps", "library", "count"};
+{"do": "real", "case", "batch", "steps", "workers", "device", "backend", "images"}.
+
+One process for all: their activations use the same memory in turn, as they would not in processes side by side.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.worker import Desk, serve
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vitrail.batch import Batch
+    from vitrail.tasks.task import Metrics, Task
+
+FP8 = " fp8"
+WARM = 3  # steps after the first, before the peak of memory is read
+DRAWN = 400  # different JPEGs
+
+
+class Trainee:
+    """One library's model with all that a step of training has: bytes on the device are normalised, the blocks are
+    compiled each by itself, products are in bf16, gradients clipped, AdamW is fused. What differs is the model alone.
+    """
+
+    def __init__(self, library: str, case: str, batch: int, device: str, backend: str) -> None:
+        import torch
+
+        from benchmarks.peers import CLASSES, Case, build
+        from vitrail import fp8
+        from vitrail.data.transforms import Preprocessing
+        from vitrail.optim.build import Config
+        from vitrail.optim.build import build as build_optimizer
+        from vitrail.parallel import autocast
+
+        name, low = library.removesuffix(FP8), library.endswith(FP8)
+        size = (Case.parse(case).resolution,) * 2
+        how = Preprocessing(size, (0.5,) * 3, (0.5,) * 3)
+        self.device = torch.device(device)
+        self.baseline = torch.cuda.memory_allocated() if device == "cuda" else 0
+        self.task = task_of(build(name, Case.parse(case)), how).train().to(self.device)
+        if low:
+            if device == "cuda":  # torch's product on a CPU is for tests
+                fp8.refuse(self.device)
+            fp8.convert(self.task)
+        compile_units(self.task, backend)
+        # A rate so low that random labels do not end in weights that are no numbers.
+        self.optimizer = build_optimizer(self.task, Config(lr=1e-5))
+        self.autocast = autocast("fp8" if low else "bf16", self.device)
+        images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, device=self.device)
+        self.batch: Batch = {"images": images, "targets": torch.randint(CLASSES, (batch,), device=self.device)}
+
+    def step(self) -> None:
+        """What the Trainer does for a step."""
+        from vitrail.optim.build import clip
+        from vitrail.train import accumulate
+
+        accumulate(self.task, [self.batch], len(self.batch["images"]), self.autocast)
+        clip(self.task.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def steps(self, count: int) -> dict[str, float]:
+        """Seconds of a step, and of the Python that sends it: where that is as long, the device waits for it."""
+        wait(self.device)
+        start = time.perf_counter()
+        for _ in range(count):
+            self.step()
+        sent = time.perf_counter()
+        wait(self.device)
+        return {"seconds": (time.perf_counter() - start) / count, "host_seconds": (sent - start) / count}
+
+    def start(self) -> dict[str, Any]:
+        """Compiles and warms up."""
+        import torch
+
+        before = graphs()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        first, later = self.steps(1)["seconds"], self.steps(WARM)["seconds"]
+        peak = torch.cuda.max_memory_allocated() - self.baseline if self.device.type == "cuda" else None
+        found = {"compile_seconds": first - later, "step_seconds": later, "peak": peak}
+        return found | {"graphs": graphs() - before, "graphs_after": graphs()}
+
+
+def task_of(model: nn.Module, how: Any) -> Task:
+    """Ours as it is trained, or the same loss around another library's model."""
+    import torch.nn.functional as F
+
+    from vitrail.data.transforms import normalise
+    from vitrail.models.vit import ViT
+    from vitrail.tasks.classify import Classify
+    from vitrail.tasks.task import Task
+
+    class Plain(Task):
+        """Cross-entropy; what the Trainer calls."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+            images = batch["images"]
+            logits = self.model(normalise(images, how, next(self.model.parameters()).dtype)).float()
+            loss = F.cross_entropy(logits, batch["targets"])
+            accuracy = (logits.detach().argmax(-1) == batch["targets"]).float().mean()
+            return loss, {"loss": loss.detach(), "accuracy": accuracy}
+
+        def predict(self, batch: Batch) -> dict[str, Tensor]:
+            return {"features": self.model(batch["images"])}
+
+    return Classify(model, how) if isinstance(model, ViT) else Plain(model)
+
+
+def compile_units(task: Task, backend: str) -> None:
+    """Every block by itself, which is what each library's longest list of modules holds."""
+    from torch import nn
+
+    from vitrail.parallel import compile_blocks
+    from vitrail.tasks.classify import Classify
+
+    if isinstance(task, Classify):
+        compile_blocks(task, backend)
+        return
+    lists = [module for module in task.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    for block in max(lists, key=len):
+        block.compile(dynamic=False, backend=backend)
+
+
+def graphs() -> int:
+    """How many graphs were compiled up to now."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def wait(device: Any) -> None:
+    """Until the device has done all its work."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def real(case: str, batch: int, steps: int, warm: int, workers: int, device: str, images: int) -> dict[str, Any]:
+    """The Trainer, whole, on JPEGs: processes decode, crop and mirror them."""
+    from benchmarks import trainee
+    from benchmarks.peers import Case
+    from benchmarks.timm_script import Shape
+    from benchmarks.training import photographs
+    from vitrail import run as runs
+    from vitrail.train import Trainer
+
+    found = Case.parse(case)
+    a = found.architecture
+    described = trainee.Case(Shape(found.resolution, a.patch, a.width, a.layers, a.heads), batch, warm, steps)
+    with tempfile.TemporaryDirectory() as place:
+        data = photographs(Path(place), None, images)
+        run = replace(
+            trainee.our_run(described, data, steps),
+            device=device,
+            precision="bf16",
+            compile=device == "cuda",
+            workers=workers,
+            log_every=max(1, warm // 2),
+        )
+        out = Path(place) / "run"
+        runs.write(run, out)
+        Trainer(run, out).fit()
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "images_per_second" in line and line["step"] > warm]
+    seconds = sum(1 / line["images_per_second"] for line in logged) / len(logged)
+    waited = sum(line["data_wait"] / line["images_per_second"] for line in logged) / len(logged) / seconds
+    return {"seconds_per_image": seconds, "data_wait": waited}
+
+
+class GpuDesk(Desk):
+    """Holds the libraries' models."""
+
+    def __init__(self) -> None:
+        self.trainees: dict[str, Trainee] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one request."""
+        match request.pop("do"):
+            case "device":
+                return device_facts(request["device"])
+            case "build":
+                try:
+                    self.trainees[request["library"]] = trainee = Trainee(**request)
+                    return trainee.start()
+                except Exception:
+                    self.trainees.pop(request["library"], None)
+                    raise
+                finally:
+                    gc.collect()
+            case "steps":
+                return self.trainees[request["library"]].steps(request["count"]) | {"graphs": graphs()}
+            case "real":
+                return real(**request)
+            case other:
+                return super().answer({"do": other, **request})
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """Name, memory and versions of the device, and how many bytes are free."""
+    import torch
+
+    if device != "cuda":
+        return {"name": device, "free": 2**30}
+    facts = torch.cuda.get_device_properties(0)
+    capability = ".".join(map(str, torch.cuda.get_device_capability(0)))
+    known = {"name": facts.name, "memory": facts.total_memory, "capability": capability}
+    return known | {"cuda": torch.version.cuda, "free": torch.cuda.mem_get_info(0)[0]}
+
+
+if __name__ == "__main__":
+    serve(GpuDesk())

@@ -1,0 +1,39 @@
+"""Stopping between two steps: Ctrl-C and SIGTERM set an event that the loop looks at.
+
+with stoppable() as stop:
+    for step in steps:
+        ...
+        if stop.is_set():
+            raise Interrupted("stopped after ...")
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is on the disk."""
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that a step is never cut in two; a second Ctrl-C stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -173,7 +173,7 @@ def test_cifar10_is_trained_as_long_as_the_minutes_allow(tmp_path, capsys):
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.png")
-    words = ["--tiny", "--cifar10", str(tmp_path / "data"), "--minutes", "0.02", "--workers", "0"]
+    words = ["--tiny", "--cifar10", str(tmp_path / "data"), "--minutes", "0.0001", "--workers", "0"]
     assert gpu.main([*words, "--json", str(tmp_path / "c.json")]) == 0
     found = json.loads((tmp_path / "c.json").read_text())["result"]
     assert found["steps"] == 10  # the trial took longer than all of the time

@@ -163,7 +163,7 @@ def test_the_table_has_every_option_and_fits(recipe, width):
         assert re.search(rf"^--{re.escape(leaf.name.replace('_', '-'))} .*", text, re.MULTILINE)
     assert "\n--optim.lr NUMBER = " in text
     assert "The base learning rate, for the batch" in text
-    assert "\n--precision auto | fp32 | bf16 | fp64 = auto\n" in text
+    assert "\n--precision auto | fp32 | bf16 | fp8 | fp64 = auto\n" in text
     assert "\n--preprocessing.mean NUMBER ... = 0.5" in text or recipe == "small"
 
 

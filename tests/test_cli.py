@@ -55,7 +55,7 @@ EVERY = ["demo", "train", "finetune", "resume", "evaluate", "predict", "info", "
         ("info --help", ["MODEL", "--image-size H [W]", "--json", "--classes 10", "docs/zoo.md", "FLOPs"]),
         ("convert --help", ["SOURCE", "TARGET", "--heads N", "bit for bit"]),
         ("data check --help", ["DATA", "--val PATH", "--page FILE", "--json", "copies across splits"]),
-        ("data pack --help", ["DATA", "OUT", "--size INT", "--kind {raw,jpeg}", "--unreadable", "in every epoch"]),
+        ("data pack --help", ["DATA", "FOLDER", "--size INT", "--kind {raw,jpeg}", "--unreadable", "in every epoch"]),
         ("--version", [vitrail.__version__]),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_flag_may_stand_anywhere(capsys, given):
         ("data", "say what to do with the data: vitrail data check DATA"),
         ("data chek x", "say what to do with the data: vitrail data check DATA"),
         ("data check", "vitrail data check needs data; name it before the options."),
-        ("data pack x", "vitrail data pack needs out; name it before the options."),
+        ("data pack x", "vitrail data pack needs a folder; name it before the options."),
         ("info", "vitrail info needs a model; name it before the options."),
         ("info --classes 10 ViT-B/16", "vitrail info needs a model; name it before the options."),
         ("predict", "vitrail predict needs a model; name it before the options."),

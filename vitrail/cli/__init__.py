@@ -114,7 +114,7 @@ def _named(arguments: list[str]) -> tuple[str, list[str]]:
     if not name:
         raise ValueError("name a command; vitrail --help lists them.")
     if name == "data":
-        raise ValueError("say what to do with the data: vitrail data check DATA, or data pack DATA OUT")
+        raise ValueError("say what to do with the data: vitrail data check DATA, or data pack DATA FOLDER")
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
     raise ValueError(f"there is no command {name!r}; {hint}")

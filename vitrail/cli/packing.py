@@ -17,14 +17,14 @@ SHOWN = 5  # images that were left out
 class Pack:
     """Make images small once, so that training need not decode and shrink them in every epoch.
 
-    OUT then stands wherever DATA stood: the same images, splits, classes and order. Exit status: 0 done, 1 where images
+    FOLDER then stands wherever DATA stood: the same images, splits, classes and order. Exit status: 0 done, 1 where images
     were left out (--unreadable skip).
     """
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     """The images, of any kind that vitrail train reads."""
-    out: Positional[Annotated[str, arg(metavar="OUT")]]
-    """The folder to write, such as photos-256."""
+    out: Positional[Annotated[str, arg(metavar="FOLDER")]]
+    """What to write, such as photos-256."""
     size: int = 256
     """What the shorter side becomes, in pixels, unless it is smaller; a model for 224 pixels needs 256 or more."""
     kind: Literal["raw", "jpeg"] = "raw"

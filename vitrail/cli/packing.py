@@ -17,8 +17,8 @@ SHOWN = 5  # images that were left out
 class Pack:
     """Make images small once, so that training need not decode and shrink them in every epoch.
 
-    FOLDER then stands wherever DATA stood: the same images, splits, classes and order. Exit status: 0 done, 1 where images
-    were left out (--unreadable skip).
+    FOLDER then stands wherever DATA stood: the same images, splits, classes and order. Exit status: 0 done, 1 where
+    images were left out (--unreadable skip).
     """
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]

@@ -29,7 +29,8 @@ SHARE_OF_LIMIT = 0.7
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that decides a run; the first library is held against the best of the others."""
+    """Everything that decides a run; the first library is held against the best of the others. A library written
+    "timm:compiled" has a mode of its own."""
 
     libraries: tuple[str, ...] = tuple(BUILDERS)
     cases: tuple[str, ...] = CASES
@@ -49,7 +50,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, given, known in (
-            ("libraries", self.libraries, tuple(BUILDERS)),
+            ("libraries", tuple(label.partition(":")[0] for label in self.libraries), tuple(BUILDERS)),
             ("passes", self.passes, PASSES),
             ("modes", self.modes, MODES),
         ):
@@ -76,8 +77,9 @@ class Setting:
 
     def request(self, library: str, options: Options) -> dict[str, Any]:
         """What a worker needs to build it."""
-        named = {"case": self.case, "pass": self.pass_name, "mode": self.mode, "batch": self.batch}
-        return named | {"library": library, "device": options.device, "threads": options.threads}
+        name, _, mode = library.partition(":")
+        named = {"case": self.case, "pass": self.pass_name, "mode": mode or self.mode, "batch": self.batch}
+        return named | {"library": name, "device": options.device, "threads": options.threads}
 
     def record(self) -> dict[str, Any]:
         """The same in JSON's words."""

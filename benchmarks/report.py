@@ -49,9 +49,9 @@ def ratios(record: Record, subject: str, peer: str | None) -> list[float]:
 
 def groups(records: list[Record]) -> list[list[Record]]:
     """The repeats of each setting together, in the order of first appearance."""
-    found: dict[tuple[str, ...], list[Record]] = {}
+    found: dict[tuple[str, str, str, int], list[Record]] = {}
     for record in records:
-        found.setdefault((record["case"], record["pass"], record["mode"]), []).append(record)
+        found.setdefault((record["case"], record["pass"], record["mode"], record["batch"]), []).append(record)
     return list(found.values())
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
+PREPARED = ("plain", "packed", "int8")
 
 
 class Bench:
@@ -39,7 +40,7 @@ class Bench:
         self.training = request["pass"] == "train"
         case = Case.parse(request["case"])
         self.model = build(request["library"], case).train(self.training).to(self.device)
-        self.call: Callable[..., Any] = torch.compile(self.model) if request["mode"] == "compiled" else self.model
+        self.call = ready(self.model, request["mode"])
         shape = (request["batch"], 3, case.resolution, case.resolution)
         self.images = torch.randn(shape, device=self.device)
         self.labels = torch.randint(CLASSES, shape[:1], device=self.device)
@@ -129,6 +130,17 @@ class Bench:
             held += event.nbytes()
             peak = max(peak, held)
         return peak
+
+
+def ready(model: Any, mode: str) -> Callable[..., Any]:
+    """The model as `mode` has it: itself, compiled, or as Vitrail prepares its own for inference."""
+    import torch
+
+    if mode in PREPARED:
+        from vitrail.inference import prepared
+
+        return prepared(model, mode)
+    return torch.compile(model) if mode == "compiled" else model
 
 
 def give_back_free_memory() -> None:

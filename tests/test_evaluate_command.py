@@ -166,6 +166,38 @@ def test_an_image_that_cannot_be_read_ends_it_or_is_left_out_and_counted(capsys,
     assert (found["samples"], found["metrics"]["unreadable"]) == (5, 1)
 
 
+def test_int8_is_measured_beside_the_model_itself(capsys, here, model):
+    folder = photos(here / "photos", CLASSES, count=3)
+    plain, _ = printed(capsys, "evaluate", model, "photos")
+    found, _ = printed(capsys, "evaluate", model, "photos", "--int8")
+    small = found.pop("int8")
+    assert found == plain
+    assert small.keys() == {"metrics", "interval", "same"}
+    assert small["metrics"]["loss"] != plain["metrics"]["loss"]
+    files = [file for place in sorted(folder.iterdir()) for file in sorted(place.iterdir())]
+    ours, theirs = ([best.label for [best] in Pipeline.load(model, int8=int8)(files, top=1)] for int8 in (True, False))
+    right = sum(answer == file.parent.name for answer, file in zip(ours, files, strict=True))
+    assert small["metrics"]["accuracy"] == right / 18
+    assert small["same"] == sum(a == b for a, b in zip(ours, theirs, strict=True)) / 18
+    assert status("evaluate", model, "photos", "--int8") == 0
+    line = f"in int8: accuracy {right / 18:.1%} ("
+    assert [row.startswith(line) for row in capsys.readouterr().out.splitlines()] == [False, False, True]
+
+
+def test_int8_of_several_labels_counts_decisions(capsys, table, model):
+    found, _ = printed(capsys, "evaluate", model, table, "--int8")
+    assert found["int8"]["metrics"].keys() == found["metrics"].keys()
+    assert 0.5 < found["int8"]["same"] <= 1
+    assert found["int8"]["interval"] is None
+
+
+def test_what_int8_cannot_read_is_said_once(capsys, here, model):
+    photos(here / "photos", CLASSES[:2], count=3)
+    (here / "photos" / "ash" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    assert status("evaluate", model, "photos", "--int8", "--skip-unreadable") == 1
+    assert capsys.readouterr().err.count("photos/ash/1.png") == 1
+
+
 @pytest.fixture
 def table(here):
     """A table of images with several labels each."""

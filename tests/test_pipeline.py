@@ -88,6 +88,32 @@ def test_how_an_array_lies_in_memory_does_not_matter(view):
     assert predict([seen]) == predict([np.array(seen.tolist(), np.uint8)])
 
 
+def test_int8_weights_are_made_once_and_answers_depend_on_no_neighbour(monkeypatch):
+    made = []
+    inner = module.prepared
+    monkeypatch.setattr(module, "prepared", lambda *given: made.append(given[1]) or inner(*given))
+    predict = replace(pipeline(), int8=True)
+    several = [image(seed=n) for n in range(5)]
+    together = predict(several)
+    assert together == [predict(pixels) for pixels in several]
+    assert made == ["int8"]
+    assert together != pipeline()(several)
+
+
+def test_many_images_go_through_the_model_in_small_batches(monkeypatch):
+    predict, several = pipeline(), [image(seed=n) for n in range(50)]
+    sizes = []
+    monkeypatch.setattr(module, "batch_size", lambda *_: 7)
+    inner = module.normalise
+    monkeypatch.setattr(module, "normalise", lambda part, *how: sizes.append(len(part)) or inner(part, *how))
+    found = predict(several, top=7)
+    assert sizes == [7] * 7 + [1]
+    monkeypatch.undo()
+    for ours, theirs in zip(found, predict(several, top=7), strict=True):
+        assert [a.index for a in ours] == [a.index for a in theirs]
+        assert [a.probability for a in ours] == pytest.approx([a.probability for a in theirs], rel=1e-5)
+
+
 def test_predicting_leaves_image_and_mode_alone_and_is_without_dropout():
     predict, pixels = pipeline(dropout=0.5), image()
     before = pixels.copy()

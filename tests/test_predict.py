@@ -70,6 +70,17 @@ def test_people_get_one_line_for_each_file(capsys, model, photos):
         assert line == f"{file}: " + ", ".join(f"{answer.label} {answer.probability:.1%}" for answer in answers)
 
 
+def test_int8_is_the_same_command_and_nearly_the_same_answers(capsys, model, photos):
+    assert status(model, photos, "--json", "--top", "4") == 0
+    exact = json.loads(capsys.readouterr().out)
+    assert status(model, photos, "--json", "--top", "4", "--int8") == 0
+    small = json.loads(capsys.readouterr().out)
+    assert small != exact
+    for one, other in zip(small, exact, strict=True):
+        shares = [{p["label"]: p["probability"] for p in entry["predictions"]} for entry in (one, other)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.1)
+
+
 def test_programs_get_the_contracts_document(capsys, model, photos):
     assert status(model, photos / "b.jpg", photos / "more", "--json") == 0
     out, err = capsys.readouterr()

@@ -23,6 +23,7 @@ import textwrap
 import tyro
 
 from vitrail import __version__
+from vitrail.allocator import keep_freed
 from vitrail.cli.finetuning import Finetune
 from vitrail.cli.judging import Check, Evaluate
 from vitrail.cli.options import paragraphs
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command, rest = _parse(arguments)
+        keep_freed()
         command.run(rest)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

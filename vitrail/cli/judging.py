@@ -36,8 +36,12 @@ class Evaluate:
     """Which of the data's images; val is test where there is no val, and all where they are not divided."""
     skip_unreadable: Flag = False
     """Leave out images that cannot be read, and count them."""
+    int8: Flag = False
+    """Also measure what the model loses with the linear layers of its blocks in 8 bits, as vitrail predict --int8 has
+    them; on the CPU."""
     json: Flag = False
-    """Print one JSON document: {metrics, samples, interval, per_class}."""
+    """Print one JSON document: {metrics, samples, interval, per_class}, and with --int8 {int8: {metrics, interval,
+    same}}, where same is the share of answers that int8 does not change."""
 
     def run(self, rest: list[str]) -> None:
         import torch
@@ -54,14 +58,18 @@ class Evaluate:
         pipeline = Pipeline.load(self.model)
         source = matched(self._source(run), pipeline.class_names, self.data or self.model)
         loss = "sigmoid" if source.multi_label else pipeline.loss
-        device = torch.device(pick_device("cpu" if run and run.device == "cpu" else "auto"))
+        device = torch.device(pick_device("cpu" if self.int8 or (run and run.device == "cpu") else "auto"))
         task = Classify(pipeline.model, pipeline.preprocessing, Config(loss)).to(device)
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
         say(f"evaluating {self.model} on {len(source):,} images, on {device}")
-        examination = Accuracy(
-            source, workers=workers_for(device, run and run.workers), skipped=say if skip else None
-        ).examine(task)
-        print(jsonlib.dumps(document(examination), indent=2) if self.json else text(examination))
+        judge = Accuracy(source, workers=workers_for(device, run and run.workers), skipped=say if skip else None)
+        examination = judge.examine(task)
+        quiet = replace(judge, int8=True, skipped=(lambda _: None) if skip else None)  # it was said once
+        small = quiet.examine(task) if self.int8 else None
+        if self.json:
+            print(jsonlib.dumps(document(examination, small), indent=2))
+        else:
+            print(text(examination, small))
         if examination.problems:
             sys.exit(1)
 
@@ -146,9 +154,10 @@ def matched(source: "Source", names: tuple[str, ...], where: str) -> "Source":
     return Renumbered(source, names)
 
 
-def document(examination: "Examination") -> dict[str, Any]:
-    """What was measured, for JSON; a rate of nothing is null."""
+def document(examination: "Examination", small: "Examination | None" = None) -> dict[str, Any]:
+    """What was measured, for JSON; a rate of nothing is null. small: the same in int8."""
     from vitrail.cli.results import interval
+    from vitrail.evaluate.examination import agreement
 
     rates, metrics = examination.per_class(), examination.metrics
     columns = {name: getattr(rates, name).tolist() for name in ("precision", "recall", "f1")}
@@ -158,12 +167,17 @@ def document(examination: "Examination") -> dict[str, Any]:
         for place, name in enumerate(examination.class_names)
     ]
     samples = int(metrics["samples"])
-    return {"metrics": metrics, "samples": samples, "interval": interval(metrics), "per_class": classes}
+    found = {"metrics": metrics, "samples": samples, "interval": interval(metrics), "per_class": classes}
+    if small is not None:
+        same = agreement(examination, small)
+        found["int8"] = {"metrics": small.metrics, "interval": interval(small.metrics), "same": same}
+    return found
 
 
-def text(examination: "Examination") -> str:
-    """What was measured, for people, with the weakest classes."""
+def text(examination: "Examination", small: "Examination | None" = None) -> str:
+    """What was measured, for people, with the weakest classes. small: the same in int8."""
     from vitrail.cli.results import headline
+    from vitrail.evaluate.examination import agreement
 
     metrics, rates = examination.metrics, examination.per_class()
     others = [f"{name} {value:.4g}" for name, value in metrics.items() if name in ("top5", "f1", "loss")]
@@ -173,6 +187,9 @@ def text(examination: "Examination") -> str:
         f"{headline(metrics)} on {metrics['samples']:,.0f} images; {', '.join(others)}",
         f"the weakest classes, by F1: {', '.join(named)}",
     ]
+    if small is not None:
+        same = agreement(examination, small)
+        lines.append(f"in int8: {headline(small.metrics)}; {same:.2%} of the answers are the same")
     if examination.problems:
         lines.append(f"images that could not be read and were left out: {len(examination.problems):,}")
     return "\n".join(lines)

@@ -15,24 +15,29 @@ from jaxtyping import Float32, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vitrail.batch import Batch
 from vitrail.data.loader import evaluation
 from vitrail.data.source import Content, Source
 from vitrail.evaluate.examination import Examination, MultiLabel, SingleLabel
+from vitrail.inference import Linear, batch_size, prepared
 from vitrail.tasks.classify import Classify
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Evaluates in batches of `batch`, the last one smaller where it must be: no padding, nothing dropped.
+    """Reads images `batch` at a time, the last time fewer where it must be: no padding, nothing dropped. The model sees
+    them in smaller batches, as inference.py says.
 
     workers: processes that prepare them; 0 is threads. skipped: is told of each image that cannot be read, and it is
-    left out and counted; without it, the first of them is a ValueError.
+    left out and counted; without it, the first of them is a ValueError. int8: whether the linear layers of the blocks
+    are computed in 8 bits.
     """
 
     source: Source
     batch: int = 500
     workers: int = 0
     skipped: Callable[[str], None] | None = None
+    int8: bool = False
 
     def run(self, task: Classify) -> Iterator[tuple[str, float]]:
         """Yields, for images of one class each, ("accuracy", share in [0, 1]), and ("top5", the same) where there are
@@ -44,7 +49,8 @@ class Accuracy:
     def examine(self, task: Classify) -> Examination:
         """What the model says of every image that has a label. All modules keep the mode that they are in.
 
-        ValueError where the data has not as many classes as the model, and where no image can be judged.
+        ValueError where the data has not as many classes as the model, where no image can be judged, and where the
+        model cannot be computed in int8.
         """
         kind = MultiLabel if self.source.multi_label else SingleLabel
         problems: list[str] = []
@@ -68,6 +74,8 @@ class Accuracy:
             problems.append(problem)
 
         device, classes = next(task.parameters()).device, len(self.source.class_names)
+        linear: Linear = "int8" if self.int8 else "plain"
+        fast = prepared(task, linear)
         labelled = [i for i in range(len(self.source)) if self.source.target(i) != -1]
         batches = evaluation(
             Numbered(self.source, labelled),
@@ -81,7 +89,10 @@ class Accuracy:
             if not len(indices):  # none of its images can be read
                 continue
             targets = torch.from_numpy(_targets(self.source, indices.tolist())).to(device)
-            logits = task.predict({"images": batch["images"].to(device), "targets": targets})["logits"]
+            height, width = batch["images"].shape[-2:]
+            size = batch_size(task.model.config, (height, width), device, linear)
+            parts = zip(batch["images"].split(size), targets.split(size), strict=True)
+            logits = torch.cat([_logits(fast, {"images": part.to(device), "targets": some}) for part, some in parts])
             if logits.shape[1] != classes:
                 raise ValueError(f"the data has {classes} classes, but the model's head has {logits.shape[1]}.")
             yield indices, targets, logits.double()
@@ -124,6 +135,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+@torch.inference_mode()
+def _logits(task: Classify, batch: Batch) -> Float32[Tensor, "B K"]:
+    return task.predict(batch)["logits"]
 
 
 def _targets(source: Source, indices: list[int]) -> NDArray[np.int64] | NDArray[np.float32]:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from numpy.typing import NDArray
 
 BINS = 15  # of the calibration, as Guo et al. (2017) have it
@@ -77,6 +77,10 @@ class Examination(ABC):
     def per_class(self) -> PerClass: ...
 
     @abstractmethod
+    def decisions(self) -> Shaped[np.ndarray, "N *K"]:
+        """What it says of each image: the number of a class, or for several labels a bool for each class."""
+
+    @abstractmethod
     def worst(self, count: int) -> Int64[np.ndarray, "n"]:
         """Places in the arrays, 0 .. N - 1, of up to `count` images that the model got most wrong, worst first."""
 
@@ -107,6 +111,9 @@ class SingleLabel(Examination):
         """How many images of class i (row) were taken for class j (column)."""
         classes = len(self.class_names)
         return np.bincount(self.targets * classes + self.predicted, minlength=classes**2).reshape(classes, classes)
+
+    def decisions(self) -> Int64[np.ndarray, "N"]:
+        return self.predicted
 
     def pairs(self) -> list[Pair]:
         """What was taken for what, most often first; in memory for the mistakes, not for K x K."""
@@ -154,7 +161,7 @@ class MultiLabel(Examination):
 
     def _scores(self) -> dict[str, float]:
         """The mean of the average precisions of the classes that have images, and F1 over all decisions at 0.5."""
-        said = self.logits >= 0
+        said = self.decisions()
         f1 = 2 * (said & self.targets).sum() / (said.sum() + self.targets.sum())
         return {"mAP": float(np.nanmean(self.average_precisions())), "f1": float(f1)}
 
@@ -162,13 +169,22 @@ class MultiLabel(Examination):
         """Of each class; NaN for one without images."""
         return np.array([average_precision(*column) for column in zip(self.logits.T, self.targets.T, strict=True)])
 
+    def decisions(self) -> Bool[np.ndarray, "N K"]:
+        return self.logits >= 0
+
     def per_class(self) -> PerClass:
-        said = self.logits >= 0
+        said = self.decisions()
         return _rates((said & self.targets).sum(0), said.sum(0), self.targets.sum(0))
 
     def worst(self, count: int) -> Int64[np.ndarray, "n"]:
         """The images with the greatest loss."""
         return np.argsort(-self.losses, kind="stable")[:count]
+
+
+def agreement(one: Examination, other: Examination) -> float:
+    """The share of decisions that two models make alike, of the images that both have judged."""
+    _, first, second = np.intersect1d(one.indices, other.indices, assume_unique=True, return_indices=True)
+    return float((one.decisions()[first] == other.decisions()[second]).mean())
 
 
 def average_precision(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> float:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vitrail.optim.muon import Muon
 from vitrail.optim.rules import Rule, groups, is_hidden_matrix, layer_decay
 from vitrail.optim.schedule import Schedule
 
@@ -114,9 +115,7 @@ def build(module: nn.Module, config: Config) -> torch.optim.Optimizer:
 
     Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces the momentum of each hidden matrix by an
     orthogonal matrix close to it; all else is AdamW's. Its update is scaled to the size of AdamW's, .2 sqrt(max(rows,
-    columns)) as in arXiv 2502.16982, so that AdamW's learning rate, schedule and weight decay carry over. A fused qkv
-    is one matrix. torch orthogonalises in bfloat16 whatever the weights are: on a CPU without bfloat16 the steps of a
-    small model took 2 to 9 times as long.
+    columns)) as in arXiv 2502.16982, so that AdamW's learning rate, schedule and weight decay carry over (muon.py).
 
     Raises ValueError as `groups` and `layer_decay` do, and where Muon would have nothing to do.
     """
@@ -132,7 +131,7 @@ def build(module: nn.Module, config: Config) -> torch.optim.Optimizer:
     parts: list[torch.optim.Optimizer] = []
     if config.name == "muon":
         hidden, found = _apart(found, module)
-        parts.append(torch.optim.Muon(hidden, lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+        parts.append(Muon(hidden, config.lr))
     if found:
         parts.append(torch.optim.AdamW(found, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
     return parts[0] if len(parts) == 1 else Joint(*parts)

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 14
 FLOORS = {
     1: "allocator batch parse models models.init models.layers models.positions models.resnet models.vit "
-    "models.zoo models.cost optim optim.schedule optim.rules optim.build optim.ema optim.muon data data.order",
+    "models.zoo models.cost optim optim.schedule optim.rules optim.build optim.ema optim.muon data data.order "
+    "data.growth",
     2: "log readings stopping fp8 page charts history parallel inference weights weights.entry weights.folder "
     "weights.google weights.google_names weights.hub weights.huggingface weights.infer weights.load "
     "weights.npz weights.save weights.tensors weights.timm weights.torchvision data.decode data.source "
@@ -26,7 +27,8 @@ FLOORS = {
     "data.pack",
     3: "checkpoint evaluate evaluate.accuracy evaluate.examination evaluate.verdict pipeline",
     4: "run memory report check_page info",
-    5: "train recipes recipes.demo recipes.pretrain recipes.modern recipes.finetune recipes.small recipes.fit",
+    5: "train recipes recipes.demo recipes.pretrain recipes.modern recipes.finetune recipes.small recipes.fit "
+    "recipes.fast",
     6: "cli cli.choosing cli.finetuning cli.fitting cli.judging cli.options cli.results cli.training cli.weights "
     "cli.packing overrides words __main__ __init__",
 }

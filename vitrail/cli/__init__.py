@@ -1,7 +1,7 @@
 """The command line. Each command is a dataclass: its fields are the options, its docstring the help, `run` the work.
 
     vitrail demo                      train on the images in the package
-    vitrail train small --data photos a model by a recipe
+    vitrail train --data photos       a model by a recipe, or by the one for small images
     vitrail predict runs/demo a.jpg   what an image shows
 
 training.py and finetuning.py train, by fitting.py; judging.py and weights.py use what was trained; packing.py makes

@@ -62,16 +62,16 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train a model by a recipe.
+    """Train a model by a recipe, or by the one for whatever small images there are.
 
     Any field of the recipe may be overridden: --batch 128 --optim.lr 3e-4 --duration "3 epochs" --image-size 160.
     vitrail train RECIPE --help shows a recipe, and all that may be overridden.
     """
 
-    recipe: Positional[Annotated[str, arg(metavar="RECIPE")]]
-    """One of those above."""
     data: Annotated[str, arg(metavar="PATH")]
     """The images: class folders, MNIST's or CIFAR's files, a table, a saved Hugging Face data set or tars."""
+    recipe: Positional[Annotated[tuple[str, ...], arg(metavar="[RECIPE]", help_behavior_hint="")]] = ()
+    """One of those above. Without it fast: whatever small images there are, from scratch, in a few minutes."""
     out: Annotated[str, arg(metavar="FOLDER", help_behavior_hint="")] = ""
     """The run folder, which must not exist yet. Without it runs/RECIPE, or the first that is free of -2, -3, ..."""
     json: Flag = False
@@ -84,9 +84,10 @@ class Train:
         from vitrail.overrides import override
         from vitrail.recipes.fit import for_data
 
-        words = options(rest, "train takes one recipe")
-        run = override(recipe(self.recipe, self.data), words, [field.name for field in fields(self)])
-        folder = Path(self.out) if self.out else out_folder(self.recipe, lambda path: not path.exists())
+        name, *others = self.recipe or ("fast",)
+        words = options([*others, *rest], "train takes one recipe")
+        run = override(recipe(name, self.data), words, [field.name for field in fields(self)])
+        folder = Path(self.out) if self.out else out_folder(name, lambda path: not path.exists())
         runs.vacant(folder)
         parts = open_parts(run.data)
         outcome = begin(run if "model.classes" in words else for_data(run, parts.train), folder, parts)

@@ -6,6 +6,7 @@ RECIPES["vit_b16_imagenet"]("imagenet")     # what `vitrail train vit_b16_imagen
 from collections.abc import Callable
 
 from vitrail.recipes.demo import demo
+from vitrail.recipes.fast import fast
 from vitrail.recipes.finetune import finetune, finetune_small
 from vitrail.recipes.modern import (
     augreg_b16_imagenet,
@@ -66,5 +67,5 @@ MODERN = (
 )
 RECIPES: dict[str, Callable[..., Run]] = {
     recipe.__name__: recipe
-    for recipe in (demo, small, fashion_mnist, cifar10, finetune_small, finetune, *MODERN, *PRETRAIN)
+    for recipe in (demo, fast, small, fashion_mnist, cifar10, finetune_small, finetune, *MODERN, *PRETRAIN)
 }

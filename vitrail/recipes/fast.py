@@ -1,0 +1,102 @@
+"""`fast`: as accurate as a few minutes of a laptop allow, from scratch, on whatever small images there are.
+
+    vitrail train --data photos                   # what train does where no recipe is named
+    run = fast("fashion-mnist")
+
+What makes it fast, each measured (LOG.md, 2026-11-25; docs/results.md): Muon for the matrices of the blocks, which
+takes half of AdamW's steps; small images first, so that there are fewer tokens while the model still learns shapes.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitrail.data.augment import Augment
+from vitrail.data.open import PACKAGED, Data, open_splits
+from vitrail.data.source import Source, pixels
+from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.models import vit
+from vitrail.optim import build as optim
+from vitrail.optim.schedule import Schedule
+from vitrail.run import Run
+from vitrail.tasks.classify import Config as TaskConfig
+
+NATIVE = 64  # pixels a side, up to which images that all have one size keep it
+PHOTO = 96  # what others become
+LOOKED_AT = 16  # images that tell of what kind they all are
+EXAMPLES = 240_000  # images that are seen in all, some of them often
+OFTEN = 10  # times that an image is seen, from which on it is better changed more
+
+
+@dataclass(frozen=True)
+class Look:
+    """What images are like: (height, width), the same for all or None; 1 channel where all are grey; how many."""
+
+    size: tuple[int, int] | None
+    channels: int
+    count: int
+
+
+def fast(data: str) -> Run:
+    """A ViT of 16 tokens (photographs: 36) that fits the images, 0.8 to 2.8 M parameters, by Muon, in about 4 minutes.
+
+    Command: `vitrail train fast --data DATA`. Cost: 240,000 images of 28 px, 4 minutes on two cores; as many of 32 px
+    6; of photographs, which become 96 px, half an hour at most.
+    Expected: 88 % of Fashion-MNIST's 10,000 test images (docs/results.md). Longer is better: --duration "20 epochs".
+
+    Images of one size up to 64 px keep it; where all are grey, so is the model. Few images are seen often, and then
+    RandAugment and Mixup change them more.
+    """
+    look = look_at(data)
+    photo, grey = look.size is None, look.channels == 1
+    size = look.size or (PHOTO, PHOTO)
+    side = 6 if photo else 4  # patches
+    small = {"width": 128, "depth": 4 if grey else 6, "heads": 4, "mlp_dim": 512}
+    shape = {"width": 192, "depth": 6, "heads": 3, "mlp_dim": 768} if photo else small
+    epochs = min(100, max(3, round(EXAMPLES / look.count)))
+    often = epochs > OFTEN
+    augment = Augment("inception", scale=(0.25 if often else 0.5, 1.0)) if photo else Augment("shift", shift=1)
+    mean, std = ((0.5,), (0.5,)) if grey else (IMAGENET_MEAN, IMAGENET_STD)
+    return Run(
+        recipe="fast",
+        model=vit.Config(size, (-(-size[0] // side), -(-size[1] // side)), look.channels, classes=10, **shape),
+        preprocessing=Preprocessing(size, mean, std, resize="crop"),
+        data=Data(data),
+        augment=replace(augment, randaugment=1, mixup=0.2) if often else augment,
+        task=TaskConfig(smoothing=0.1),
+        optim=optim.Config("muon", lr=3e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%")),
+        batch=128,
+        duration=f"{epochs} epochs",
+        evaluate_every="25%",
+    )
+
+
+def look_at(data: str) -> Look:
+    """What the images at a place are like, by a few of them. Where it does not exist, which is said once the run
+    begins, they are taken for colour images of 32 x 32.
+
+    ValueError as open_splits raises it.
+    """
+    if data != PACKAGED and not Path(data).exists():
+        return Look((32, 32), 3, 50_000)
+    source = open_splits(Data(data))[0]
+    seen = list(_some(source))
+    shapes = {image.shape[:2] for image in seen}
+    size = next(iter(shapes)) if len(shapes) == 1 else None
+    if size and max(size) > NATIVE:
+        size = None
+    grey = all((image == image[..., :1]).all() for image in seen)
+    return Look(size, 1 if grey and seen else 3, len(source))
+
+
+def _some(source: Source) -> list[np.ndarray]:
+    """A few images of a source, evenly spread, without those that cannot be read."""
+    found = []
+    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
+        content, _, name = source[index]
+        try:
+            found.append(pixels(content, 3, name))
+        except ValueError:
+            continue
+    return found

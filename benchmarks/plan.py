@@ -17,7 +17,7 @@ from benchmarks.peers import BUILDERS, Case
 
 PASSES = ("forward", "train")
 MODES = ("eager", "compiled")
-CASES = ("Ti/16@224", "S/16@224", "B/16@224", "B/16@384")
+CASES = ("Ti/4@32", "Ti/16@224", "S/16@224", "B/16@224", "B/16@384")
 
 # Seconds of a stretch of work that costs no steps: a process with torch and one library in it, and a compilation
 # without and with a warm cache. Guesses for the estimate only.
@@ -99,6 +99,8 @@ def batch_of(case: Case, pass_name: str, options: Options) -> int:
         return chosen
     if options.device == "cuda":
         return 64 if case.resolution > 224 or pass_name == "train" else 256
+    if case.gflop < 1:
+        return 128  # as such models are trained; fewer would time the calls, not the products
     full = 16 if case.gflop < 20 else 8 if case.gflop < 60 else 4
     return full // 2 if pass_name == "train" else full
 

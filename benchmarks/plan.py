@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.machine import usable_cores
@@ -117,8 +117,7 @@ def settings(options: Options) -> list[Setting]:
 
 def memory_settings(options: Options) -> list[Setting]:
     """The eager rows: what a compiler keeps in memory is not the library's doing."""
-    eager = {"modes": ("eager",)}
-    return settings(Options(**(asdict(options) | eager)))
+    return settings(replace(options, modes=("eager",)))
 
 
 def expected_seconds(setting: Setting, options: Options, repeat: int, gflops: float) -> float:

@@ -168,20 +168,20 @@ def timms_first_step(data: Path) -> None:
     """The same of timm's parts, without worker processes: starting them takes longer than the images of one step."""
     import timm
     import torch
-    from timm.data import create_dataset, create_loader
-    from timm.optim import create_optimizer_v2
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
+    from timm.optim._optim_factory import create_optimizer_v2
 
     model = timm.create_model("vit_tiny_patch16_224", num_classes=FIRST.shape.classes).train()
     optimizer = create_optimizer_v2(model, "adamw", LR, DECAY)
+    source: Any = create_dataset("", root=str(data / "train"))
+    augment: dict[str, Any] = {"scale": (0.08, 1.0), "hflip": 0.5, "color_jitter": None, "interpolation": "bicubic"}
     batches = create_loader(
-        create_dataset("", root=str(data / "train")),
+        source,
         (3, FIRST.shape.size, FIRST.shape.size),
         FIRST.batch,
         is_training=True,
-        scale=(0.08, 1.0),
-        hflip=0.5,
-        color_jitter=None,
-        interpolation="bicubic",
+        **augment,
         mean=FIRST.mean,
         std=FIRST.mean,
         num_workers=0,

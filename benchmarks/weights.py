@@ -104,7 +104,7 @@ def save_random(name: str, folder: Path) -> None:
     import vitrail
     from vitrail.data.transforms import Preprocessing
 
-    model = vitrail.create(name, seed=0)
+    model: Any = vitrail.create(name, seed=0)
     model.head.weight.data.normal_(std=0.02)
     how = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "crop", 0.9, "bicubic")
     vitrail.Pipeline(model, how, tuple(f"class {i}" for i in range(1000))).save(folder)

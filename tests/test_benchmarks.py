@@ -194,12 +194,26 @@ def test_the_model_of_32_pixels_is_the_zoos_with_smaller_patches():
         assert peers.build(library, case)(torch.zeros(1, 3, 32, 32)).shape == (1, peers.CLASSES)
 
 
-def test_training_takes_the_peers_and_the_workers_it_is_told():
-    options, _ = training.parsed(["--peers", "loader", "--workers", "1"])
-    assert options.libraries == ["vitrail", "loader"]
-    bench: Any = SimpleNamespace(options=options)  # which is never run
-    assert [training.prepare(bench, name)["workers"] for name in options.libraries] == [0, 1]
+def test_training_takes_the_peers_and_the_workers_it_is_told(monkeypatch):
+    runs = []
+
+    def run(self, library, workers):
+        runs.append((library, workers))
+        waits = {"data_wait": 0.02} if library == "vitrail" else {}
+        return {"seconds_per_image": 0.1 if library == "vitrail" else 0.2, "foreign": 0.0, **waits}
+
+    monkeypatch.setattr(training, "photographs", lambda *given: Path())
+    monkeypatch.setattr(training.Bench, "run", run)
+    options, _ = training.parsed(["--cases", "S/16@224", "--peers", "loader", "--workers", "1", "--rounds", "3"])
+    record = training.measure("S/16@224", options)
+    assert sorted(runs) == 3 * [("loader", 1)] + 3 * [("vitrail", 0)]
+    words = training.text({"machine": describe(), "settings": {"libraries": options.libraries}, "records": [record]})
+    for cell in ("10.0", "2.0%", "5.0 (-j 1)", "0.500 (0.500-0.500)", "3 of 3"):
+        assert cell in words
     assert training.parsed([])[0].libraries == ["vitrail", "loader", "bare"]
+    for wrong in (["--peers", "jax"], ["--peers", "timm"]):  # timm without its script
+        with pytest.raises(SystemExit):
+            training.parsed(wrong)
 
 
 def test_the_quarter_of_an_hour_is_shared_out_fairly():

@@ -84,7 +84,7 @@ def run(name: str, topic: Topic, rounds: int, options: argparse.Namespace, gflop
         traceback.print_exc()
         status = 1
     minutes = (time.perf_counter() - start) / 60
-    told = f"{rounds} rounds, " if topic.each else ""
+    told = f"Rounds: {rounds}; " if topic.each else ""
     told += f"{minutes:.1f} minutes, status {status}; matrix products before it: {gflops:.0f} GFLOP/s."
     report = f"## {name}: {topic.about}\n\n{told}\n\n{tables.getvalue().strip()}\n"
     print(report, flush=True)

@@ -1,9 +1,10 @@
 """Speed, memory and start-up of Vitrail, with its peers measured in the same run.
 
-    python -m benchmarks                 everything, with modest defaults
+    python -m benchmarks                 the set: every topic on a CPU in short, in a quarter of an hour
     python -m benchmarks.throughput      images per second and peak memory beside timm, transformers, torchvision
-    python -m benchmarks.startup         seconds until the command, the import and the model are there
+    python -m benchmarks.startup         seconds until the command, an import, an answer, a first step are there
     python -m benchmarks.weights         loading, predicting, converting
+    python -m benchmarks.inference       forward passes plain, packed and int8 beside timm, eager and compiled
     python -m benchmarks.loader          the data path alone, beside timm's loader and torchvision's folders
     python -m benchmarks.training        a training step beside timm's training script and a bare loop
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script

@@ -165,7 +165,7 @@ def real(case: str, batch: int, steps: int, warm: int, workers: int, device: str
 
     found = Case.parse(case)
     a = found.architecture
-    described = trainee.Case(Shape(found.resolution, a.patch, a.width, a.layers, a.heads), batch, warm, steps)
+    described = trainee.Case(Shape(found.resolution, found.patch, a.width, a.layers, a.heads), batch, warm, steps)
     with tempfile.TemporaryDirectory() as place:
         data = photographs(Path(place), None, images)
         run = replace(

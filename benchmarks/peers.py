@@ -44,6 +44,7 @@ ARCHITECTURES = {
     "L": Architecture(1024, 16, "large", 304_326_632, 24),
     "H": Architecture(1280, 16, "huge", 632_045_800, 32, 14),
 }
+SMALL_PATCHES = ("Ti/4",)  # beside the paper's: 65 tokens from images of 32 pixels
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Case:
     """A model at an image size, written "B/16@384"."""
 
     size: str
+    patch: int
     resolution: int
 
     @classmethod
@@ -58,13 +60,12 @@ class Case:
         """Read "B/16@384"."""
         name, _, resolution = text.strip().partition("@")
         size, _, patch = name.partition("/")
-        known = {size: str(found.patch) for size, found in ARCHITECTURES.items()}
-        if known.get(size) != patch or not resolution.isdigit():
-            names = ", ".join(f"{size}/{patch}" for size, patch in known.items())
-            raise ValueError(f"case {text!r} is not one of {names}, then @ and a size")
+        known = [f"{size}/{found.patch}" for size, found in ARCHITECTURES.items()] + list(SMALL_PATCHES)
+        if name not in known or not resolution.isdigit():
+            raise ValueError(f"case {text!r} is not one of {', '.join(known)}, then @ and a size")
         if int(resolution) % int(patch):
             raise ValueError(f"case {text!r}: the patch, {patch}, does not divide {resolution}")
-        return cls(size, int(resolution))
+        return cls(size, int(patch), int(resolution))
 
     def __str__(self) -> str:
         return f"{self.name}@{self.resolution}"
@@ -72,7 +73,7 @@ class Case:
     @property
     def name(self) -> str:
         """Without the image size: "B/16"."""
-        return f"{self.size}/{self.architecture.patch}"
+        return f"{self.size}/{self.patch}"
 
     @property
     def architecture(self) -> Architecture:
@@ -82,18 +83,20 @@ class Case:
     @property
     def tokens(self) -> int:
         """Patches and the [class] token."""
-        return (self.resolution // self.architecture.patch) ** 2 + 1
+        return (self.resolution // self.patch) ** 2 + 1
 
     @property
     def parameters(self) -> int:
-        """The exact count: only the table of positions depends on the image size."""
-        tokens_at_224 = (224 // self.architecture.patch) ** 2 + 1
-        return self.architecture.parameters + (self.tokens - tokens_at_224) * self.architecture.width
+        """The exact count: only the table of positions depends on the image size, only the embedding on the patch."""
+        paper = self.architecture
+        tokens_at_224 = (224 // paper.patch) ** 2 + 1
+        pixels = 3 * (self.patch**2 - paper.patch**2)
+        return paper.parameters + (self.tokens - tokens_at_224 + pixels) * paper.width
 
     @property
     def gflop(self) -> float:
         """2 x multiply-adds of a forward pass of one image, for estimates; results use what torch counts."""
-        D, M, P, n = self.architecture.width, self.architecture.mlp, self.architecture.patch, self.tokens
+        D, M, P, n = self.architecture.width, self.architecture.mlp, self.patch, self.tokens
         layer = n * (4 * D * D + 2 * D * M) + 2 * n * n * D
         return 2 * ((n - 1) * 3 * P**2 * D + self.architecture.layers * layer + D * CLASSES) / 1e9
 
@@ -102,8 +105,8 @@ def build_vitrail(case: Case) -> nn.Module:
     """Ours."""
     import vitrail
 
-    size = (case.resolution, case.resolution)
-    return vitrail.create(f"ViT-{case.name}", classes=CLASSES, image_size=size)
+    name, size, patch = f"ViT-{case.size}/{case.architecture.patch}", (case.resolution,) * 2, (case.patch,) * 2
+    return vitrail.create(name, classes=CLASSES, image_size=size, patch_size=patch)
 
 
 def build_timm(case: Case) -> nn.Module:
@@ -111,7 +114,8 @@ def build_timm(case: Case) -> nn.Module:
     import timm
 
     name = f"vit_{case.architecture.word}_patch{case.architecture.patch}_224"
-    return timm.create_model(name, pretrained=False, img_size=case.resolution, num_classes=CLASSES)
+    sizes = {"img_size": case.resolution, "patch_size": case.patch}
+    return timm.create_model(name, pretrained=False, num_classes=CLASSES, **sizes)
 
 
 def build_transformers(case: Case) -> nn.Module:
@@ -129,7 +133,7 @@ def build_transformers(case: Case) -> nn.Module:
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=1e-6,
         image_size=case.resolution,
-        patch_size=case.architecture.patch,
+        patch_size=case.patch,
         qkv_bias=True,
         num_labels=CLASSES,
         attn_implementation="sdpa",
@@ -154,7 +158,7 @@ def build_torchvision(case: Case) -> nn.Module:
 
     return VisionTransformer(
         image_size=case.resolution,
-        patch_size=case.architecture.patch,
+        patch_size=case.patch,
         num_layers=case.architecture.layers,
         num_heads=case.architecture.heads,
         hidden_dim=case.architecture.width,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.machine import usable_cores
@@ -17,7 +17,7 @@ from benchmarks.peers import BUILDERS, Case
 
 PASSES = ("forward", "train")
 MODES = ("eager", "compiled")
-CASES = ("Ti/16@224", "S/16@224", "B/16@224", "B/16@384")
+CASES = ("Ti/4@32", "Ti/16@224", "S/16@224", "B/16@224", "B/16@384")
 
 # Seconds of a stretch of work that costs no steps: a process with torch and one library in it, and a compilation
 # without and with a warm cache. Guesses for the estimate only.
@@ -99,6 +99,8 @@ def batch_of(case: Case, pass_name: str, options: Options) -> int:
         return chosen
     if options.device == "cuda":
         return 64 if case.resolution > 224 or pass_name == "train" else 256
+    if case.gflop < 1:
+        return 128  # as such models are trained; fewer would time the calls, not the products
     full = 16 if case.gflop < 20 else 8 if case.gflop < 60 else 4
     return full // 2 if pass_name == "train" else full
 
@@ -115,8 +117,7 @@ def settings(options: Options) -> list[Setting]:
 
 def memory_settings(options: Options) -> list[Setting]:
     """The eager rows: what a compiler keeps in memory is not the library's doing."""
-    eager = {"modes": ("eager",)}
-    return settings(Options(**(asdict(options) | eager)))
+    return settings(replace(options, modes=("eager",)))
 
 
 def expected_seconds(setting: Setting, options: Options, repeat: int, gflops: float) -> float:

@@ -4,6 +4,7 @@
 
 how: "vitrail" is the Trainer on a Run; "bare" is a loop over batches that lie in memory, the limit of any trainer; and
 "loader" is that loop over a torch DataLoader. Model (ours), optimiser and clipping are the same in all three.
+`first_step` and `timms_first_step` are what `benchmarks.startup` times: a process until one step is done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.run import Run
+    from vitrail.train import Trainer
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ CASES = {
     "S/16@224": Case(Shape(224, 16, 384, 12, 6), batch=8, warm=5, steps=20),
     "demo": Case(Shape(28, 7, 128, 4, 4, channels=1), batch=64, warm=20, steps=150, photos=False),
 }
+FIRST = replace(CASES["Ti/16@224"], batch=8, warm=1)
 LR, DECAY, CLIP = 1e-4, 0.05, 1.0
 
 
@@ -78,17 +82,22 @@ def our_run(case: Case, data: Path, steps: int) -> Run:
     )
 
 
-def vitrail(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
-    """The Trainer, whole; `data_wait` is its own log's."""
+def our_trainer(case: Case, data: Path, steps: int, out: Path) -> Trainer:
+    """Of a new run in the folder `out`."""
     from vitrail import run
     from vitrail.train import Trainer
 
+    described = our_run(case, data, steps)
+    run.write(described, out)
+    return Trainer(described, out)
+
+
+def vitrail(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
+    """The Trainer, whole; `data_wait` is its own log's."""
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        described = our_run(case, data, steps)
-        run.write(described, out)
-        trainer = Trainer(described, out)
+        trainer = our_trainer(case, data, steps, out)
         # The log's own speed is rounded for people.
         trainer.task.after_step = lambda step: ends.append(time.perf_counter())
         trainer.fit()
@@ -137,6 +146,51 @@ def loop(case: Case, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield time.perf_counter()
+
+
+class SteppedError(Exception):
+    """The first step is done."""
+
+
+def first_step(data: Path) -> None:
+    """The Trainer, up to its first step on a folder of JPEGs."""
+
+    def stop(step: int) -> None:
+        raise SteppedError
+
+    with tempfile.TemporaryDirectory() as folder, suppress(SteppedError):
+        trainer = our_trainer(FIRST, data, 0, Path(folder) / "run")
+        trainer.task.after_step = stop
+        trainer.fit()
+
+
+def timms_first_step(data: Path) -> None:
+    """The same of timm's parts, without worker processes: starting them takes longer than the images of one step."""
+    import timm
+    import torch
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=FIRST.shape.classes).train()
+    optimizer = create_optimizer_v2(model, "adamw", LR, DECAY)
+    source: Any = create_dataset("", root=str(data / "train"))
+    augment: dict[str, Any] = {"scale": (0.08, 1.0), "hflip": 0.5, "color_jitter": None, "interpolation": "bicubic"}
+    batches = create_loader(
+        source,
+        (3, FIRST.shape.size, FIRST.shape.size),
+        FIRST.batch,
+        is_training=True,
+        **augment,
+        mean=FIRST.mean,
+        std=FIRST.mean,
+        num_workers=0,
+        device=torch.device("cpu"),
+    )
+    images, targets = next(iter(batches))
+    torch.nn.functional.cross_entropy(model(images), targets).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
 
 
 HOW = {"vitrail": vitrail, "bare": bare, "loader": loader}

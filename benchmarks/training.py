@@ -2,12 +2,14 @@
 
     python -m benchmarks.training --timm-script pytorch-image-models/train.py --json training.json
     python -m benchmarks.training --cases demo --rounds 3 --data FOLDER_OF_PHOTOGRAPHS
+    python -m benchmarks.training --cases S/16@224 --steps 8 --peers loader --workers 2      in a few minutes
 
 The same ViT, AdamW, clipping, crops and flips in fp32 on the CPU, over the same files; only the images' order and the
 initial weights differ. Every measurement is a fresh process with the same allocator, since one process may be 8 %
 faster than the next, all of them once in each round in shuffled order; what counts is the ratio within a round. timm's
 script and the DataLoader run with no worker processes and with two, and the quicker of the two in a first round, which
-else only warms the file cache, is the one that is measured. Each image is read once: caches do not help.
+else only warms the file cache, is the one that is measured; --workers leaves that round out. Each image is read once:
+caches do not help.
 """
 
 from __future__ import annotations
@@ -32,18 +34,22 @@ from benchmarks.machine import ROOT, busy_seconds, describe, headline, table, us
 from benchmarks.measure import DISTURBED, Record, report
 from benchmarks.pool import KEEP_FREED, WorkerError, environment
 from benchmarks.report import quartiles, ratios, seconds_of
+from benchmarks.throughput import names
 from benchmarks.trainee import CASES, CLIP, DECAY, LR, Case
 
 CLASSES, HELD_BACK = 10, 20
+PEERS = ("timm", "loader", "bare")
 WORKERS = (0, 2)
 TARGETS = "Targets: at most 1.03 of the bare loop's time, at most 1 of timm's, at most 5 % waiting for images."
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """What the command line says; no number of workers means the quicker one of WORKERS."""
 
     cases: tuple[str, ...]
+    peers: tuple[str, ...]
+    workers: int | None
     rounds: int
     steps: int | None
     data: Path | None
@@ -54,7 +60,7 @@ class Options:
     @property
     def libraries(self) -> list[str]:
         """Ours first, as the report has it."""
-        return ["vitrail", *(["timm"] if self.script else []), "loader", "bare"]
+        return ["vitrail", *self.peers]
 
 
 def photographs(folder: Path, given: Path | None, count: int) -> Path:
@@ -187,7 +193,8 @@ def measure(name: str, options: Options) -> Record:
                 record["libraries"][library] = prepare(bench, library)
             except WorkerError as error:
                 report(record, library, error)
-            say(f"{name}: first run of {library} done")
+            if options.workers is None:
+                say(f"{name}: first run of {library} done")
         for number in range(options.rounds):
             shares = [0.0]
             for library in order.sample(sorted(record["libraries"]), len(record["libraries"])):
@@ -212,6 +219,8 @@ def prepare(bench: Bench, library: str) -> Record:
     WorkerError where none of them works: some versions of timm's script cannot do without worker processes.
     """
     choices = WORKERS if library in ("timm", "loader") else WORKERS[:1]
+    if bench.options.workers is not None:
+        return {"workers": bench.options.workers if len(choices) > 1 else choices[0], "first": {}}
     seconds, errors = {}, []
     for workers in choices:
         try:
@@ -264,6 +273,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Options, Path | None]:
     """The command line, checked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cases", default=",".join(CASES), help="with commas")
+    parser.add_argument("--peers", help=f"of {','.join(PEERS)}; all of them, timm where its script is given")
+    parser.add_argument("--workers", type=int, help="processes of timm and the loader, instead of trying 0 and 2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="timed ones of every run, instead of what the case says")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="photographs instead of random ones")
@@ -272,7 +283,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Options, Path | None]:
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     found = parser.parse_args(arguments)
-    cases = tuple(name.strip() for name in found.cases.split(","))
+    cases = names(found.cases)
     for name in cases:
         if name not in CASES:
             parser.error(f"case {name!r} is not one of {', '.join(CASES)}")
@@ -283,7 +294,13 @@ def parsed(arguments: Sequence[str] | None) -> tuple[Options, Path | None]:
     if found.timm_script and not found.timm_script.is_file():
         parser.error(f"{found.timm_script} is not a file")
     script = found.timm_script.resolve() if found.timm_script else None
-    return Options(cases, found.rounds, found.steps, found.data, script, found.threads, found.timeout), found.json
+    peers = names(found.peers) if found.peers else PEERS if script else PEERS[1:]
+    if unknown := [name for name in peers if name not in PEERS]:
+        parser.error(f"peers: {', '.join(unknown)}; known are {', '.join(PEERS)}")
+    if "timm" in peers and not script:
+        parser.error("timm is measured by its script; give --timm-script")
+    timing = (found.rounds, found.steps, found.data, script, found.threads, found.timeout)
+    return Options(cases, peers, found.workers, *timing), found.json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import ROOT, describe, headline, table, write_json
+from benchmarks.training import draw_photographs
 
 # Each program prints one JSON object: {"seconds": ..., "peak": bytes above the imports, "answer": ...}.
 # VmHWM, not ru_maxrss: the latter begins with what the parent had when it forked.
@@ -84,30 +85,29 @@ print(json.dumps({{"seconds": time.perf_counter() - start, "answer": done}}))
 
 def make(folder: Path, photos: Path | None, count: int) -> dict[str, Path]:
     """The files that the programs read: Ti/16 in two layouts, L/16 in two, and photographs."""
-    import numpy as np
-    from PIL import Image
-
-    import vitrail
-    from vitrail.data.transforms import Preprocessing
     from vitrail.weights.load import read
     from vitrail.weights.save import save
 
-    how = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "crop", 0.9, "bicubic")
     found = {"ti": folder / "ti", "l": folder / "l", "npz": folder / "l.npz", "hf": folder / "hf"}
     for name, size in (("ti", "ViT-Ti/16"), ("l", "ViT-L/16")):
-        model = vitrail.create(size, seed=0)
-        model.head.weight.data.normal_(std=0.02)
-        vitrail.Pipeline(model, how, tuple(f"class {i}" for i in range(1000))).save(found[name])
+        save_random(size, found[name])
     save(read(found["l"]), found["npz"], "google")
     save(read(found["ti"]), found["hf"], "huggingface")
     if photos is None:
         photos = folder / "photos"
-        photos.mkdir()
-        rng = np.random.default_rng(0)
-        for i in range(count):  # smooth noise: about the detail, and so the bytes, of a photograph
-            small = Image.fromarray(rng.integers(0, 256, (94, 125, 3), dtype=np.uint8))
-            small.resize((500, 375), Image.Resampling.BICUBIC).save(photos / f"{i:04d}.jpg", quality=90)
+        draw_photographs(photos, count)
     return found | {"photos": photos, "image": sorted(photos.iterdir())[0]}
+
+
+def save_random(name: str, folder: Path) -> None:
+    """A model folder of random weights, the head's included: zeros would give every class the same probability."""
+    import vitrail
+    from vitrail.data.transforms import Preprocessing
+
+    model: Any = vitrail.create(name, seed=0)
+    model.head.weight.data.normal_(std=0.02)
+    how = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "crop", 0.9, "bicubic")
+    vitrail.Pipeline(model, how, tuple(f"class {i}" for i in range(1000))).save(folder)
 
 
 def programs(files: dict[str, Path]) -> dict[str, dict[str, str]]:

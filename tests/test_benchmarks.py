@@ -1,9 +1,12 @@
-"""The benchmarks of training: timm's script is given the same model, and its log is read rightly. Nothing is timed."""
+"""The benchmarks of training, start-up and the set: peers do the same, logs are read rightly. Nothing is timed."""
 
 import ast
+import json
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,18 @@ from vitrail.data import idx
 from vitrail.data.open import Data, find_splits
 from vitrail.data.pack import pack
 from vitrail.models import vit
+from vitrail.models.cost import flops, parameters
+from vitrail.models.zoo import configure
 from vitrail.optim.build import Config, build
 from vitrail.optim.schedule import multiplier
 
 sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the package
 
-from benchmarks import accuracy, loader, timm_script, trainee, training
+from benchmarks import __main__ as whole
+from benchmarks import accuracy, loader, peers, startup, timm_script, trainee, training
+from benchmarks.machine import describe, write_json
+from benchmarks.plan import Options, settings
+from benchmarks.topics import TOPICS, share
 
 LOG = """Training with a single process on 1 device (cpu).
 Train: 0 [   0/40 (  2%)]  Loss: 2.34 (2.34)  Time: 1.000s,   16.00/s  (1.000s,   16.00/s)  LR: 1.0e-03  Data: 0.0 (0.1)
@@ -173,3 +182,121 @@ def test_a_loaders_rate_leaves_out_the_first_epoch(monkeypatch):
     clock = iter([5.0, 7.0, 9.0])
     monkeypatch.setattr(loader.time, "perf_counter", lambda: next(clock))
     assert loader.rate([64, 64, 0, 64, 64, 0, 64, 64, 0]) == 4 * 64 / (9 - 5)
+
+
+def test_the_model_of_32_pixels_is_the_zoos_with_smaller_patches():
+    case = peers.Case.parse("Ti/4@32")
+    config = configure("ViT-Ti/16", image_size=32, patch_size=4)
+    assert case.parameters == parameters(config)
+    assert case.gflop == pytest.approx(flops(config, (32, 32)) / 1e9)
+    assert [row.batch for row in settings(Options(cases=("Ti/4@32",), modes=("eager",)))] == [128, 128]
+    for library in ("vitrail", "timm", "torchvision"):
+        assert peers.build(library, case)(torch.zeros(1, 3, 32, 32)).shape == (1, peers.CLASSES)
+
+
+def test_training_takes_the_peers_and_the_workers_it_is_told(monkeypatch):
+    runs = []
+
+    def run(self, library, workers):
+        runs.append((library, workers))
+        waits = {"data_wait": 0.02} if library == "vitrail" else {}
+        return {"seconds_per_image": 0.1 if library == "vitrail" else 0.2, "foreign": 0.0, **waits}
+
+    monkeypatch.setattr(training, "photographs", lambda *given: Path())
+    monkeypatch.setattr(training.Bench, "run", run)
+    options, _ = training.parsed(["--cases", "S/16@224", "--peers", "loader", "--workers", "1", "--rounds", "3"])
+    record = training.measure("S/16@224", options)
+    assert sorted(runs) == 3 * [("loader", 1)] + 3 * [("vitrail", 0)]
+    words = training.text({"machine": describe(), "settings": {"libraries": options.libraries}, "records": [record]})
+    for cell in ("10.0", "2.0%", "5.0 (-j 1)", "0.500 (0.500-0.500)", "3 of 3"):
+        assert cell in words
+    assert training.parsed([])[0].libraries == ["vitrail", "loader", "bare"]
+    for wrong in (["--peers", "jax"], ["--peers", "timm"]):  # timm without its script
+        with pytest.raises(SystemExit):
+            training.parsed(wrong)
+
+
+def test_the_quarter_of_an_hour_is_shared_out_fairly():
+    topics = list(TOPICS.values())
+    seconds = 0.9 * 15 * 60
+    rounds = share(topics, seconds, 1.0)
+    assert all(number >= 3 for number, topic in zip(rounds, topics, strict=True) if topic.each)
+    assert sum(topic.seconds(number) for topic, number in zip(topics, rounds, strict=True)) <= seconds
+    fewest = [topic.rounds[0] for topic in topics]
+    assert fewest < share(topics, seconds, 1.4) < rounds
+    assert share(topics, 60.0, 1.0) == fewest
+    assert share(topics, 1e6, 1.0) == [topic.rounds[-1] for topic in topics]
+
+
+@pytest.mark.parametrize("name", TOPICS)
+@pytest.mark.parametrize("script", [False, True])
+def test_every_topic_speaks_its_benchmarks_language(name, script, tmp_path, capsys):
+    (tmp_path / "train.py").touch()
+    options = whole.parsed(["--data", str(tmp_path), "--json", str(tmp_path)])
+    options.timm_script = tmp_path / "train.py" if script else None
+    words = [word for word in whole.words(name, 3, options) if word not in ("--rounds", "3")]
+    with pytest.raises(SystemExit):  # no rounds is the one thing to complain of
+        TOPICS[name].main([*words, "--rounds", "0"])
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert "rounds" in complaint
+    assert "unrecognized" not in complaint
+
+
+def test_a_topic_that_breaks_leaves_the_others_running(tmp_path, monkeypatch, capsys):
+    given = []
+
+    def works(words):
+        given.append(words)
+        print("| a table |")
+        write_json(Path(words[-1]), {"machine": {"cpu": "x"}})
+        return 0
+
+    def breaks(words):
+        raise OSError("no space left")
+
+    (tmp_path / "loader.json").write_text("of another run")
+    for name, main in (("step", works), ("loader", breaks)):
+        monkeypatch.setitem(TOPICS, name, replace(TOPICS[name], main=main))
+    options = whole.parsed(["loader", "step", "--json", str(tmp_path)])
+    summary: dict[str, Any] = {"topics": {}}
+    matrix: Any = SimpleNamespace(ask=lambda do, timeout: {"gflops": 150.0})
+    whole.run_all(options, matrix, 150.0, summary)
+    assert {name: found["status"] for name, found in summary["topics"].items()} == {"step": 0, "loader": 1}
+    assert given == [whole.words("step", summary["topics"]["step"]["rounds"], options)]
+    assert json.loads((tmp_path / "step.json").read_text())["machine"]["matrix_product_gflops"] == 150
+    assert "| a table |" in (tmp_path / "step.md").read_text()
+    assert not (tmp_path / "loader.json").exists()
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["speed"], ["--minutes", "0"], ["--data", "none"], ["--timm-script", "none"]])
+def test_a_set_that_makes_no_sense_is_refused(words):
+    with pytest.raises(SystemExit) as end:
+        whole.main(words)
+    assert end.value.code == 2
+
+
+def test_start_up_is_held_against_timm_within_a_round(tmp_path):
+    ours, theirs = next(iter(startup.PEERS.items()))
+    found = startup.summary({ours: [1.0, 2.0, 3.0], theirs: [2.0, 8.0, 6.0], "python": [0.1]})
+    assert found[ours]["ratio"] == 0.5
+    assert "ratio" not in found["python"]
+    table = startup.text({"machine": describe(), "summary": found, "errors": {}})
+    assert "0.50 (0.25-0.50)" in table
+    assert set(startup.programs(tmp_path, ["help", "info"])) == {"vitrail --help", ours, theirs}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files open
+@pytest.mark.parametrize("step", [trainee.first_step, trainee.timms_first_step])
+def test_a_first_step_is_one_step(tmp_path, monkeypatch, step):
+    small = replace(trainee.FIRST, shape=timm_script.Shape(32, 16, 192, 1, 3), batch=2)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, img_size=32, depth=1, **more))
+    monkeypatch.setattr(trainee, "FIRST", small)
+    training.draw_photographs(tmp_path / "drawn", 2)
+    data = training.photographs(tmp_path, tmp_path / "drawn", 20)
+    steps = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: steps.append(self))
+    step(data)
+    assert len(steps) == 1

@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 14
 FLOORS = {
     1: "allocator batch parse models models.init models.layers models.positions models.resnet models.vit "
-    "models.zoo models.cost optim optim.schedule optim.rules optim.build optim.ema optim.muon data data.order "
-    "data.growth",
+    "models.zoo models.cost optim optim.schedule optim.rules optim.build optim.ema optim.muon data data.order",
     2: "log readings stopping fp8 page charts history parallel inference weights weights.entry weights.folder "
     "weights.google weights.google_names weights.hub weights.huggingface weights.infer weights.load "
     "weights.npz weights.save weights.tensors weights.timm weights.torchvision data.decode data.source "

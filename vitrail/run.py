@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.augment import Augment
-from vitrail.data.growth import Growth
 from vitrail.data.open import Data
 from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
@@ -39,7 +38,6 @@ class Run:
     preprocessing: Preprocessing
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
-    growth: Growth = field(default_factory=Growth)
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     start: str | None = None
@@ -91,10 +89,6 @@ class Run:
         channels = len(self.preprocessing.mean)
         if channels != self.model.channels:
             raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}.")
-        if self.growth.start < 1 and self.preprocessing.resize == "native":
-            raise ValueError(
-                "images that keep their native size cannot grow to the model's; choose another --preprocessing.resize."
-            )
         if self.task.loss == "softmax" and self.augment.mixup + self.augment.cutmix and self.batch == 1:
             raise ValueError("images are mixed in pairs, but the batch is 1; give a batch of 2 or more.")
 

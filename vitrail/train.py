@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from vitrail import checkpoint, fp8
 from vitrail.batch import Batch
-from vitrail.data.growth import size_at
 from vitrail.data.loader import REMEMBERED, Training, stream, workers_for
 from vitrail.data.open import Parts, open_parts
 from vitrail.data.order import step_seed
@@ -118,8 +116,7 @@ class Trainer:
         return often
 
     def _loader(self) -> Training:
-        run, full = self.run, self.run.preprocessing.image_size
-        sizes = {"growth": run.growth, "total": self.total, "full": full, "stride": run.model.stride, **self.per_epoch}
+        run = self.run
         return Training(
             self.train_source,
             run.preprocessing,
@@ -129,7 +126,6 @@ class Trainer:
             part=run.micro_batch,
             unreadable=run.data.unreadable,
             block=run.data.block,
-            size=partial(size_at, **sizes) if run.growth.start < 1 else None,
             remember=0 if self.workers else REMEMBERED,  # each process would remember for itself
         )
 

@@ -95,11 +95,6 @@ class Augment:
         if self.shift < 0 or (self.shift > 0) != (self.crop == "shift"):
             raise ValueError(f"shift is {self.shift} and crop is {self.crop!r}; 1 or more belongs to 'shift' alone.")
 
-    @property
-    def resizes(self) -> bool:
-        """Whether the crop is of another size for each image, and so is resized whatever size is wanted."""
-        return self.crop in ("inception", "simple")
-
 
 def augment(
     image: UInt8[np.ndarray, "H W C"],
@@ -134,7 +129,7 @@ def part_seen(size: tuple[int, int], how: Augment, to: Preprocessing, key: int) 
     all of it, whatever the key, where the image has less than four times the model's pixels on a side: there is then
     nothing to save, and whoever keeps decoded images may keep it."""
     (height, width), (rows, columns) = size, to.image_size
-    if not how.resizes or min(height // rows, width // columns) < 4:
+    if how.crop not in ("inception", "simple") or min(height // rows, width // columns) < 4:
         return None
     if how.crop == "simple":
         return Part(0, 0, height, width, _covering(size, to))

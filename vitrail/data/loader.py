@@ -14,13 +14,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -91,8 +90,7 @@ class Training(Dataset[Loaded]):
     """The parts of the global batches by number: step t has `parts` of them, t * parts to (t + 1) * parts - 1.
 
     part: images in one, the last of a step may be smaller; None is the whole batch. What a step sees does not depend on
-    it. remember: as Images has it. block: as order.samples has it. size: of a step's images, (height, width) by the
-    step, where it is not always the model's (growth.py).
+    it. remember: as Images has it. block: as order.samples has it.
     ValueError where images are to be mixed in pairs and a part would tear one.
     """
 
@@ -108,11 +106,9 @@ class Training(Dataset[Loaded]):
         unreadable: Unreadable = "refuse",
         remember: int = 0,
         block: int = 0,
-        size: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
         self.images = Images(source, len(how.mean), remember)
         self.how, self.augment, self.batch, self.seed, self.block = how, augment, batch, seed, block
-        self.size = size
         self.part, self.unreadable = min(part or batch, batch), unreadable
         self.parts = -(-batch // self.part)
         self.mixes = bool(augment.mixup or augment.cutmix)
@@ -140,31 +136,22 @@ class Training(Dataset[Loaded]):
         piece = slice(part * self.part, (part + 1) * self.part)
         indices, keys = self._drawn(step)
         keys = keys[piece]
-        size = self.size(step) if self.size else self.how.image_size
-        # A crop that is resized anyway gets its size at once; what others made shrinks as a batch, which costs little.
-        how = replace(self.how, image_size=size) if self.augment.resizes else self.how
         records, problems = [], []
         for index, key in zip(indices[piece].tolist(), keys.tolist(), strict=True):
-            (image, target, name), whole = self._readable(index, key, how, problems)
-            records.append((_named(name, augment, image, self.augment, how, key, whole), target, name))
+            (image, target, name), whole = self._readable(index, key, problems)
+            records.append((_named(name, augment, image, self.augment, self.how, key, whole), target, name))
         batch = collate(records, self.images.source)
-        if how.image_size != size:
-            batch["images"] = F.interpolate(batch["images"], size, mode="bilinear", antialias=True)
         if self.mixes:
             height, width = batch["images"].shape[-2:]
             batch["lam"], batch["box"] = draws(keys, self.augment, (height, width))
         return Loaded(batch, tuple(problems))
 
-    def _readable(
-        self, index: int, key: int, how: Preprocessing, problems: list[str]
-    ) -> tuple[Record, tuple[int, int]]:
+    def _readable(self, index: int, key: int, problems: list[str]) -> tuple[Record, tuple[int, int]]:
         """What the key shows of the image, or, where it cannot be read and may be skipped, of the next one: the same at
         every time; and the size of the whole."""
 
         def choose(size: tuple[int, int]) -> Part | None:
-            part = part_seen(size, self.augment, self.how, key)
-            # Whether there is one is decided by the model's size: an image that is remembered is so for all steps.
-            return part if how is self.how or part is None else part_seen(size, self.augment, how, key)
+            return part_seen(size, self.augment, self.how, key)
 
         for attempt in range(TRIES):
             try:

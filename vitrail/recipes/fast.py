@@ -3,8 +3,8 @@
     vitrail train --data photos                   # what train does where no recipe is named
     run = fast("fashion-mnist")
 
-What makes it fast, each measured (LOG.md, 2026-11-25; docs/results.md): Muon for the matrices of the blocks, which
-takes half of AdamW's steps; small images first, so that there are fewer tokens while the model still learns shapes.
+What makes it fast was measured (LOG.md, 2026-11-25; docs/results.md): few tokens, so that many images are seen, and
+Muon for the matrices of the blocks, which needs half as many of them as AdamW.
 """
 
 from dataclasses import dataclass, replace

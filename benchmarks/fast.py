@@ -52,10 +52,16 @@ class Setting:
 
 SETTINGS = {
     "fashion_mnist": Setting(
-        Shape(28, 7, 128, 4, 4, channels=1), (0.286,), (0.353,), ("2 epochs", "4 epochs"), epochs=8, shift=1
+        Shape(28, 7, 128, 4, 4, channels=1), (0.286,), (0.353,), ("1.8 epochs", "3.2 epochs"), epochs=8, shift=1
     ),
     "cifar10": Setting(
-        Shape(32, 8, 128, 6, 4), (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), ("4 epochs",), epochs=6, shift=2, lr=1e-3
+        Shape(32, 8, 128, 6, 4),
+        (0.491, 0.482, 0.447),
+        (0.247, 0.243, 0.262),
+        ("2.5 epochs",),
+        epochs=6,
+        shift=2,
+        lr=1e-3,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The demo: a small ViT from scratch on the images in the package, by the paper's recipe at a laptop's size.
+"""The demo: a small ViT from scratch on the images in the package, in the way of the recipe `fast`.
 
 Fashion-MNIST's 28 x 28 photographs make 16 patches of 7 x 7: few tokens, which is where the time is.
 """
@@ -13,10 +13,10 @@ from vitrail.run import Run
 
 
 def demo(data: str = PACKAGED, duration: str = "10 epochs", seed: int = 0) -> Run:
-    """ViT, patch 7, width 128, 4 blocks, 0.8 M parameters; AdamW 1.5e-3, batch 64, linear warm-up and decay.
+    """ViT, patch 7, width 128, 4 blocks, 0.8 M parameters; Muon 3e-3, batch 128, warm-up and cosine.
 
     Command: `vitrail demo`. Cost: 11,000 images, 10 epochs, about three minutes on two cores.
-    Expected: 84 to 86 % on 2,000 images that it has not trained on.
+    Expected: 85 to 87 % on 2,000 images that it has not trained on.
     """
     model = vit.Config(
         image_size=(28, 28), patch_size=(7, 7), channels=1, width=128, depth=4, heads=4, mlp_dim=512, classes=10
@@ -27,7 +27,8 @@ def demo(data: str = PACKAGED, duration: str = "10 epochs", seed: int = 0) -> Ru
         preprocessing=Preprocessing(image_size=(28, 28), mean=(0.5,), std=(0.5,)),
         data=Data(data),
         augment=Augment(flip=0.5),
-        optim=optim.Config(lr=1.5e-3, weight_decay=0.1, schedule=Schedule("linear", warmup="5%")),
+        optim=optim.Config("muon", lr=3e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%")),
+        batch=128,
         duration=duration,
         seed=seed,
     )

@@ -72,17 +72,28 @@ class Images:
         return self.part(index, lambda size: None)[0]
 
     def part(self, index: int, choose: Choose) -> tuple[Record, tuple[int, int]]:
-        """The same of the part that `choose` names, as decode_part has it; and the (height, width) of the whole."""
+        """The same of the part that `choose` names, as decode_part has it, or of the whole where that is remembered and
+        has the same pixels; and the (height, width) of the whole."""
         if index in self.known:
             record = self.known[index]
             return record, (record[0].shape[0], record[0].shape[1])
         content, target, name = self.source[index]
-        found, whole = part_pixels(content, choose, self.channels, name)
+        keeping, as_it_is = isinstance(content, bytes) and self.left > 0, True
+
+        def chosen(size: tuple[int, int]) -> Part | None:
+            nonlocal as_it_is
+            part = choose(size)
+            # What is shrunk is another image each time; part_seen decides by the size alone whether it is.
+            as_it_is = part is None or part.wanted is None
+            return None if as_it_is else part
+
+        found, whole = part_pixels(content, chosen if keeping else choose, self.channels, name)
         record = found, target, name
-        # A part of it is another one the next time; part_seen decides by the size alone whether there are parts.
-        if isinstance(content, bytes) and choose(whole) is None and found.nbytes <= self.left:
+        if keeping and as_it_is and found.nbytes <= self.left:
             self.left -= found.nbytes
             self.known[index] = record
+        elif keeping and as_it_is:
+            self.left = 0
         return record, whole
 
 

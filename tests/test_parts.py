@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from test_decode import RANDOM, encode
 from test_loader import Numbered, equal
@@ -63,6 +65,21 @@ def test_a_part_has_twice_the_pixels_that_are_wanted_and_less_than_four_times_as
         assert side // (2 * shrink) < 120 or shrink == 8
     sides = (9, 20, 39, 40, 79, 80, 159, 160, 8000)
     assert [Part(0, 0, side, 9999, (10, 10)).shrink for side in sides] == [1, 1, 1, 2, 2, 4, 4, 8, 8]
+
+
+@given(st.tuples(*[st.integers(1, 900)] * 4), st.tuples(*[st.floats(0, 1)] * 4))
+def test_a_part_of_an_image_that_was_made_smaller_is_the_same_part(sizes, places):
+    tall, wide, rows, columns = sizes
+    height, width = 1 + int(places[0] * (tall - 1)), 1 + int(places[1] * (wide - 1))
+    part = Part(int(places[2] * (tall - height)), int(places[3] * (wide - width)), height, width, (5, 5))
+    found = part.within((rows, columns), (tall, wide))
+    assert 0 <= found.top < found.top + found.height <= rows
+    assert 0 <= found.left < found.left + found.width <= columns
+    assert abs(found.top / rows - part.top / tall) <= 1 / rows
+    assert abs(found.height / rows - height / tall) <= 1 / rows
+    assert abs(found.left / columns - part.left / wide) <= 1 / columns
+    assert abs(found.width / columns - width / wide) <= 1 / columns
+    assert found.shrink == 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

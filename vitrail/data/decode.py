@@ -74,6 +74,14 @@ class Part:
         top, left, bottom, right = (round(side / shrunk) for side in sides)
         return image[top : max(bottom, top + 1), left : max(right, left + 1)]
 
+    def within(self, size: tuple[int, int], whole: tuple[int, int]) -> "Part":
+        """The same part of an image that was made smaller, from (height, width) `whole` to `size`: to the pixel."""
+        tall, wide = size[0] / whole[0], size[1] / whole[1]
+        top, left = round(self.top * tall), round(self.left * wide)
+        bottom, right = round((self.top + self.height) * tall), round((self.left + self.width) * wide)
+        top, left = min(top, size[0] - 1), min(left, size[1] - 1)
+        return Part(top, left, max(bottom - top, 1), max(right - left, 1), None)
+
 
 # The size of the upright image -> the part to decode, or None for all of it.
 Choose = Callable[[tuple[int, int]], Part | None]

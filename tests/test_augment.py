@@ -20,7 +20,7 @@ from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 
-from vitrail.data.augment import AUGMENT_SALT, Augment, _central, _rectangle, augment, part_seen, philox
+from vitrail.data.augment import AUGMENT_SALT, Augment, _central, _mirrored, _rectangle, augment, part_seen, philox
 from vitrail.data.decode import decode, decode_part
 from vitrail.data.order import sample_seeds
 from vitrail.data.transforms import Preprocessing, prepare
@@ -139,13 +139,14 @@ def test_a_part_of_a_photograph_looks_like_the_same_crop_of_all_of_it(crop, size
     assert np.mean(levels) < 2  # of waves that rise by 50 levels over the pixels that an eighth takes together
 
 
-def test_whether_a_part_is_decoded_depends_on_the_size_alone():
+def test_whether_a_part_may_be_shrunk_depends_on_the_size_alone():
     how, to = Augment("inception"), model(64, 48)
-    for size in [(64, 48), (255, 900), (900, 191)]:
-        assert [part_seen(size, how, to, key) for key in keys(50)] == [None] * 50
-    for size in [(256, 192), (4000, 3000)]:
+    small, large = [(64, 48), (255, 900), (900, 191)], [(256, 192), (4000, 3000)]
+    for size in small + large:
         boxes = [part_seen(size, how, to, key) for key in keys(50)]
         assert [(part.top, part.left, part.height, part.width) for part in boxes] == [drawn(k, size) for k in keys(50)]
+        assert {part.wanted for part in boxes} == {None if size in small else (64, 48)}
+        assert (part_seen(size, Augment("simple"), to, 1) is None) == (size in small)
     for other in (PLAIN, Augment("shift", shift=3)):
         assert part_seen((4000, 3000), other, to, 1) is None
 
@@ -198,6 +199,13 @@ def test_the_share_that_is_mirrored(share):
     assert abs(mirrored / 2000 - share) <= 4 * math.sqrt(share * (1 - share) / 2000)
 
 
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3, 4]), st.booleans())
+def test_mirroring_is_that_of_every_row_whatever_the_memorys_order(height, width, channels, planes):
+    image = photo(height, width, channels)
+    image = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0) if planes else image
+    assert np.array_equal(_mirrored(image), image[:, ::-1])
+
+
 def erased_part(found, image):
     rows, columns = np.nonzero((found != image).any(-1))
     return found[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] if rows.size else None
@@ -234,8 +242,8 @@ def test_every_size_becomes_the_models_and_stays_itself(shape, size, channels, k
         found = augment(image, replace(EVERYTHING, crop=crop, erase=1.0), to, key)
         assert found.shape == (*size, channels)
         assert found.dtype == np.uint8
-        assert found.flags.c_contiguous
-        assert found.flags.owndata
+        assert found.flags.writeable
+        assert not np.shares_memory(found, image)
     assert np.array_equal(image, before)
 
 

@@ -19,7 +19,7 @@ FLOORS = {
     "models.zoo models.cost optim optim.schedule optim.rules optim.build optim.ema optim.muon data data.order",
     2: "log readings stopping fp8 page charts history parallel inference weights weights.entry weights.folder "
     "weights.google weights.google_names weights.hub weights.huggingface weights.infer weights.load "
-    "weights.npz weights.save weights.tensors weights.timm weights.torchvision data.decode data.source "
+    "weights.npz weights.save weights.tensors weights.timm weights.torchvision data.decode data.jpeg data.source "
     "data.idx data.folder data.cifar data.split data.open data.cache data.records data.table data.parquet "
     "data.arrow data.shards data.fingerprint data.scan data.duplicates data.check data.transforms "
     "data.augment data.randaugment data.loader tasks tasks.task tasks.classify tasks.mixup data.packed "

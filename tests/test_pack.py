@@ -16,7 +16,7 @@ from vitrail.data.augment import Augment
 from vitrail.data.loader import Training, evaluation, stream
 from vitrail.data.open import Data, find_splits, open_splits
 from vitrail.data.pack import pack
-from vitrail.data.source import Arrays
+from vitrail.data.source import Arrays, Subset, part_pixels
 from vitrail.data.split import stratified
 from vitrail.data.transforms import Preprocessing
 
@@ -96,6 +96,44 @@ def test_a_run_sees_the_same_images_as_from_the_originals(photos, tmp_path):
         assert a["targets"].tolist() == b["targets"].tolist()
         # Of images of 64 pixels: half a pixel of the crop's place, and what is lost by shrinking and enlarging.
         assert (a["images"].int() - b["images"].int()).abs().float().mean() < 4
+
+
+def difference(a, b):
+    return (a["images"].int() - b["images"].int()).abs().float().mean()
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_a_crop_is_drawn_for_the_original_whether_an_image_is_remembered_or_not(photos, tmp_path, kind):
+    """Of version 1, which has not the originals' sizes, the same numbers show another part, by the size's rounding."""
+    before, _, out = packed(photos, tmp_path, kind=kind, quality=100)
+    how = {"how": MODEL, "augment": Augment("inception"), "batch": 12, "seed": 3}
+    small = find_splits(Data(str(out)))["train"]
+    plain, fresh, kept = (
+        Training(source, **how, remember=remember)
+        for source, remember in ((before["train"], 0), (small, 0), (Subset(small, range(12)), 2**20))
+    )
+    found = [[one[step].batch for one in (plain, fresh, kept)] for step in range(6)]
+    assert all(a["images"].equal(b["images"]) for _, a, b in found)
+    assert bool(kept.images.known) == (kind == "jpeg")
+    (out / "pack.json").write_text((out / "pack.json").read_text().replace('"version": 2', '"version": 1'))
+    index = np.fromfile(out / "train.index", np.int64).reshape(-1, 8)[:, :6]
+    index.tofile(out / "train.index")
+    np.fromfile(out / "val.index", np.int64).reshape(-1, 8)[:, :6].tofile(out / "val.index")
+    old = Training(find_splits(Data(str(out)))["train"], **how)
+    new = np.mean([difference(a, b) for a, b, _ in found])
+    assert new < 0.9 * np.mean([difference(found[step][0], old[step].batch) for step in range(6)])
+
+
+def test_what_is_packed_again_is_no_larger_and_knows_the_original(photos, tmp_path):
+    before, _, out = packed(photos, tmp_path)
+    for size in (48, 80):
+        pack(find_splits(Data(str(out))), tmp_path / str(size), size)
+        again = find_splits(Data(str(tmp_path / str(size))))["train"]
+        for index in range(12):
+            pixels, once = again[index][0], find_splits(Data(str(out)))["train"][index][0]
+            assert min(pixels.shape[:2]) == min(size, *once.shape[:2])
+            original = part_pixels(before["train"][index][0], lambda size: None, 3, "")[1]
+            assert part_pixels(pixels, lambda size: None, 3, "")[1] == original
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("raw", 0.05), ("jpeg", 3)])
@@ -214,7 +252,7 @@ def cut(path):
         ("val.index", cut, "val.index is not of 4 images"),
         ("val.names", Path.unlink, "val.names cannot be read"),
         ("pack.json", cut, "pack.json does not describe a packed data set"),
-        ("pack.json", lambda path: path.write_text('{"version": 2}'), "pack.json is of version 2"),
+        ("pack.json", lambda path: path.write_text('{"version": 3}'), "pack.json is of version 3"),
         ("pack.json", lambda path: path.write_text('{"version": 1, "splits": 3}'), "pack.json does not describe"),
     ],
 )
@@ -227,7 +265,7 @@ def test_a_damaged_pack_is_named(photos, tmp_path, file, damage, words):
 
 def test_an_index_that_lies_is_named(photos, tmp_path):
     _, _, out = packed(photos, tmp_path)
-    index = np.fromfile(out / "val.index", np.int64).reshape(-1, 6)
+    index = np.fromfile(out / "val.index", np.int64).reshape(-1, 8)
     index[2, 3] += 1
     index.tofile(out / "val.index")
     with pytest.raises(ValueError, match=r"val\.index is damaged at image 2"):

@@ -5,12 +5,15 @@
     decode_part(data, choose)               # what a crop shows of it, shrunk on the way where it is large
     find(Path("photos"))                    # the image files in a folder and below, sorted
 
-Grey and RGB JPEGs are decoded by simplejpeg, which gives the same bits as Pillow in two thirds of the time.
+Grey and RGB JPEGs are decoded by simplejpeg (jpeg.py), which gives the same bits as Pillow in two thirds of the time,
+and down to the last row that is seen only; where nothing can turn them, Pillow is not asked at all.
 
 The choices, where a kind leaves one: EXIF's orientation is applied; transparency is laid on white; of 16 bits the upper
 8 are kept; CMYK is inverted as Adobe writes it, and colour profiles are not applied; of an animation the first frame.
 """
 
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,10 +23,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+
+from vitrail.data import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -46,18 +50,21 @@ SIDEWAYS = {UPRIGHT[number] for number in (5, 6, 7, 8)}
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of an image, in pixels, and the (height, width) to which it will be resized."""
+    """A rectangle of an image, in pixels, and the (height, width) to which it will be resized; None: all its pixels are
+    wanted, as they are in the whole image."""
 
     top: int
     left: int
     height: int
     width: int
-    wanted: tuple[int, int]
+    wanted: tuple[int, int] | None
 
     @property
     def shrink(self) -> int:
         """By how much a JPEG may be smaller on each side: 1, 2, 4 or 8. Twice the pixels that are wanted each way are
         left, so that the rectangle's place is right to a quarter of one of them, and the rest is antialiased."""
+        if self.wanted is None:
+            return 1
         room = min(self.height // (2 * self.wanted[0]), self.width // (2 * self.wanted[1]))
         return max(s for s in (1, 2, 4, 8) if s <= max(room, 1))
 
@@ -66,6 +73,14 @@ class Part:
         sides = (self.top, self.left, self.top + self.height, self.left + self.width)
         top, left, bottom, right = (round(side / shrunk) for side in sides)
         return image[top : max(bottom, top + 1), left : max(right, left + 1)]
+
+    def within(self, size: tuple[int, int], whole: tuple[int, int]) -> "Part":
+        """The same part of an image that was made smaller, from (height, width) `whole` to `size`: to the pixel."""
+        tall, wide = size[0] / whole[0], size[1] / whole[1]
+        top, left = round(self.top * tall), round(self.left * wide)
+        bottom, right = round((self.top + self.height) * tall), round((self.left + self.width) * wide)
+        top, left = min(top, size[0] - 1), min(left, size[1] - 1)
+        return Part(top, left, max(bottom - top, 1), max(right - left, 1), None)
 
 
 # The size of the upright image -> the part to decode, or None for all of it.
@@ -95,11 +110,16 @@ def decode_part(
         source, name = read(source), str(source)
     if not source:
         raise ValueError(f"{name} is empty; copy or download it again.")
+    head = jpeg.header(source)
+    if head and head.plain and 0 < head.height * head.width <= PIXELS:
+        found = _plain(source, head, choose, channels, name)
+        if found is not None:
+            return found
     try:
         # A file that opens may still fail anywhere in its pixels, so the guard is around all of the decoding.
         with quiet(), Image.open(BytesIO(source), formats=FORMATS) as image:
             _bounded(image, name)
-            return _decoded(image, source, choose, channels, name)
+            return _decoded(image, source, head, choose, channels, name)
     except _Refused:
         raise
     except UnidentifiedImageError:
@@ -111,54 +131,89 @@ def decode_part(
         raise ValueError(f"{name} is cut short or damaged ({reason}); copy or download it again.") from error
 
 
+def _plain(
+    source: bytes, head: jpeg.Header, choose: Choose, channels: int, name: str
+) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
+    """What `decode_part` gives, without Pillow, whose opening a file takes as long as seven crops' random numbers."""
+    part = choose((head.height, head.width))
+    shrink = part.shrink if part else 1
+    pixels = jpeg.decode(source, head, shrink, part and part.top + part.height, channels)
+    if pixels is None:
+        return None
+    seen = part.of(pixels, shrink) if part else pixels
+    return _converted(seen, channels, name), (head.height, head.width)
+
+
 def _decoded(
-    image: Image.Image, source: bytes, choose: Choose, channels: int, name: str
+    image: Image.Image, source: bytes, head: jpeg.Header | None, choose: Choose, channels: int, name: str
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """What `decode_part` gives, of an image that is open but not read yet."""
-    jpeg = image.format == "JPEG" and image.mode in ("L", "RGB")
-    if not jpeg:
+    whole = image.format == "JPEG" and image.mode in ("L", "RGB")
+    if not whole:
         image.load()  # only now does Pillow know which way up a TIFF is
     turn = _turn(image)
     height, width = image.size[:: 1 if turn in SIDEWAYS else -1]
     part = choose((height, width))
-    shrink = part.shrink if part and jpeg else 1
-    pixels = _jpeg(image, source, shrink) if jpeg else None
-    if pixels is None or turn is not None or pixels.shape[2] != channels:
-        seen = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]) if pixels is not None else image
-        pixels = _pixels(seen if turn is None else seen.transpose(turn), channels, name)
-    return (part.of(pixels, shrink) if part else pixels), (height, width)
+    if whole:
+        shrink = part.shrink if part else 1
+        pixels = _jpeg(image, source, head, shrink, part.top + part.height if part and turn is None else None)
+        if turn is not None:
+            pixels = _array(_image(pixels).transpose(turn))
+    else:
+        shrink = 1
+        pixels = _pixels(image if turn is None else image.transpose(turn), channels, name)
+    seen = part.of(pixels, shrink) if part else pixels
+    return _converted(seen, channels, name), (height, width)
 
 
-def _jpeg(image: Image.Image, source: bytes, shrink: int) -> NDArray[np.uint8]:
-    """A grey or RGB JPEG at 1 / shrink of its size, rounded up: uint8 (h, w, 1 or 3)."""
-    height, width = (-(-side // shrink) for side in reversed(image.size))
-    space = "GRAY" if image.mode == "L" else "RGB"
-    try:
-        # strict: what libjpeg warns of, Pillow shall judge.
-        pixels = simplejpeg.decode_jpeg(source, space, min_height=height, min_width=width, min_factor=1, strict=True)
-    except Exception:
-        pixels = None
-    if pixels is None or pixels.shape[:2] != (height, width):
+def _jpeg(
+    image: Image.Image, source: bytes, head: jpeg.Header | None, shrink: int, bottom: int | None
+) -> NDArray[np.uint8]:
+    """A grey or RGB JPEG at 1 / shrink of its size, rounded up, down to `bottom` at least: uint8 (h, w, 1 or 3)."""
+    pixels = jpeg.decode(source, head, shrink, bottom) if head else None
+    if pixels is None:
         if shrink > 1:
             image.draft(None, (image.size[0] // shrink, image.size[1] // shrink))
-        pixels = np.array(image)
-    return pixels.reshape(*pixels.shape[:2], -1)
+        pixels = _array(image)
+    return pixels
+
+
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+
+
+def _array(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey or RGB as uint8 (H, W, 1 or 3)."""
+    return np.array(image).reshape(image.height, image.width, -1)
+
+
+def _converted(pixels: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
+    """Grey as RGB, or RGB as grey."""
+    return pixels if pixels.shape[2] == channels else _pixels(_image(pixels), channels, name)
 
 
 def read(path: Path) -> bytes:
     """The bytes of an image file. ValueError where it is missing, no regular file, too large or unreadable."""
     try:
-        if path.is_dir():
+        found = _status(path)
+        if stat.S_ISDIR(found.st_mode):
             raise ValueError(f"{path} is a folder, not an image; name the files in it.")
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; check its name.")
-        if not path.is_file():  # reading a pipe or a device might never end
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device might never end
             raise ValueError(f"{path} is not a regular file; copy its content to one.")
-        if (size := path.stat().st_size) > BYTES:
-            raise ValueError(f"{path} has {size:,} bytes, more than the {BYTES:,} that an image may have.")
-        return path.read_bytes()
+        if found.st_size > BYTES:
+            raise ValueError(f"{path} has {found.st_size:,} bytes, more than the {BYTES:,} that an image may have.")
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _status(path: Path) -> os.stat_result:
+    """Asked for once: each of Path's own questions would ask the system again."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # which a zero in the name is
+        raise ValueError(f"{path} does not exist; check its name.") from None
 
 
 def find(path: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from vitrail.batch import Batch
 from vitrail.data.augment import Augment, augment, part_seen
 from vitrail.data.decode import Choose, Part
 from vitrail.data.order import sample_seeds, samples
-from vitrail.data.source import Source, Target, part_pixels
+from vitrail.data.source import SmallFile, Source, Target, part_pixels
 from vitrail.data.transforms import Preprocessing, prepare
 from vitrail.tasks.mixup import draws
 
@@ -62,7 +62,7 @@ class Images:
 
     def __init__(self, source: Source, channels: int, remember: int = 0) -> None:
         self.source, self.channels, self.left = source, channels, remember
-        self.known: dict[int, Record] = {}
+        self.known: dict[int, tuple[Record, tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -72,18 +72,31 @@ class Images:
         return self.part(index, lambda size: None)[0]
 
     def part(self, index: int, choose: Choose) -> tuple[Record, tuple[int, int]]:
-        """The same of the part that `choose` names, as decode_part has it; and the (height, width) of the whole."""
+        """The same of the part that `choose` names, as decode_part has it, or of the whole where that is remembered and
+        has the same pixels; and the (height, width) of the whole."""
         if index in self.known:
-            record = self.known[index]
-            return record, (record[0].shape[0], record[0].shape[1])
+            record, whole = self.known[index]
+            return _cut(record, whole, choose), whole
         content, target, name = self.source[index]
-        found, whole = part_pixels(content, choose, self.channels, name)
+        keeping, as_it_is = isinstance(content, bytes) and self.left > 0, True
+
+        def chosen(size: tuple[int, int]) -> Part | None:
+            nonlocal as_it_is
+            part = choose(size)
+            # What is shrunk is another image each time; part_seen decides by the size alone whether it is.
+            as_it_is = part is None or part.wanted is None or isinstance(content, SmallFile)
+            return None if as_it_is else part
+
+        found, whole = part_pixels(content, chosen if keeping else choose, self.channels, name)
         record = found, target, name
-        # A part of it is another one the next time; part_seen decides by the size alone whether there are parts.
-        if isinstance(content, bytes) and choose(whole) is None and found.nbytes <= self.left:
+        if not keeping or not as_it_is:
+            return record, whole
+        if found.nbytes <= self.left:
             self.left -= found.nbytes
-            self.known[index] = record
-        return record, whole
+            self.known[index] = record, whole
+        else:
+            self.left = 0
+        return _cut(record, whole, choose), whole
 
 
 class Training(Dataset[Loaded]):
@@ -293,6 +306,14 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
 def _draw(step: int, batch: int, length: int, seed: int, block: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Samples and keys of many small batches as one large one, which they only split: it costs little more than one."""
     return samples(step, batch, length, seed, block), sample_seeds(step, batch, seed)
+
+
+def _cut(record: Record, whole: tuple[int, int], choose: Choose) -> Record:
+    """What `choose` names of an image that was made smaller; one as large as the whole is cropped when it is seen."""
+    image, target, name = record
+    size = image.shape[0], image.shape[1]
+    part = choose(whole) if size != whole else None
+    return (part.within(size, whole).of(image), target, name) if part else record
 
 
 def _named(name: str, make: Callable[..., NDArray[np.uint8]], *arguments: Any) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vitrail.data.decode import Part
 from vitrail.data.loader import Unreadable, prefetch
 from vitrail.data.packed import FILE, INT64, Kind
-from vitrail.data.source import Source, Target, part_pixels
+from vitrail.data.source import SmallFile, SmallPixels, Source, Target, part_pixels
 from vitrail.log import track
 
 TRIED = 64  # images of a split that are made small to estimate its size
@@ -43,6 +43,7 @@ class Packing:
 class _Item:
     content: bytes
     shape: tuple[int, ...]
+    whole: tuple[int, int]
     target: Target
     name: str
 
@@ -105,19 +106,19 @@ def _write(
                     left_out.append(str(item))
                     continue
                 name = item.name.encode("utf-8", "surrogateescape")
-                rows.extend((total, names, len(targets), *item.shape))
+                rows.extend((total, names, len(targets), *item.shape, *item.whole))
                 targets.extend(item.target if isinstance(item.target, tuple) else (item.target,))
                 images.write(item.content)
                 words.write(name)
                 total, names = total + len(item.content), names + len(name)
-        rows.extend((total, names, len(targets), 0, 0, 0))
-        index = np.frombuffer(rows, np.int64).reshape(-1, 6)
+        rows.extend((total, names, len(targets), 0, 0, 0, 0, 0))
+        index = np.frombuffer(rows, np.int64).reshape(-1, 8)
         (folder / f"{split}.index").write_bytes(index.astype(INT64).tobytes())
         (folder / f"{split}.targets").write_bytes(np.frombuffer(targets, np.int64).astype(INT64).tobytes())
         counts[split] = len(index) - 1
         classes = list(source.class_names)
         described[split] = {"images": counts[split], "classes": classes, "multi_label": source.multi_label}
-    document = {"version": 1, "kind": kind, "size": size, "splits": described, "left_out": left_out}
+    document = {"version": 2, "kind": kind, "size": size, "splits": described, "left_out": left_out}
     (folder / FILE).write_text(json.dumps(document, indent=1) + "\n")
     return Packing(counts, sum(file.stat().st_size for file in folder.iterdir()), tuple(left_out))
 
@@ -150,14 +151,15 @@ def _item(source: Source, index: int, size: int, kind: Kind, quality: int) -> _I
         return Part(0, 0, *whole, _fitted(whole, size))
 
     pixels, whole = part_pixels(content, choose, channels, name)
-    small = _resized(pixels, _fitted(whole, size))
+    packed = isinstance(content, (SmallPixels, SmallFile))  # else the codec may have shrunk it, to more than is wanted
+    small = _resized(pixels, _fitted((pixels.shape[0], pixels.shape[1]) if packed else whole, size))
     if kind == "raw":
-        return _Item(small.tobytes(), small.shape, target, name)
+        return _Item(small.tobytes(), small.shape, whole, target, name)
     if channels not in (1, 3):
         raise ValueError(f"{name} has {channels} channels, which JPEG has no form for; pack it as raw.")
     space = "RGB" if channels == 3 else "GRAY"
     encoded = simplejpeg.encode_jpeg(small, quality, space, "444" if channels == 3 else "Gray")
-    return _Item(encoded, small.shape, target, name)
+    return _Item(encoded, small.shape, whole, target, name)
 
 
 def _fitted(whole: tuple[int, int], size: int) -> tuple[int, int]:

@@ -3,10 +3,11 @@
     splits(Path("photos-256"))      # {"train": source, "val": source}: the images of the original, in its order
 
 `vitrail data pack` (pack.py) writes such a folder: pack.json says what is in it; each split has SPLIT.images (pixels,
-uint8 (h, w, C) one after another, or JPEG files), SPLIT.names, SPLIT.targets, int64, and SPLIT.index, int64 (N + 1, 6):
-where an image, its name and its targets begin, which the next row ends, and its height, width and channels (0 in the
-last row). Whole numbers have their lowest byte first. Nothing is read before it is needed, so that it opens at once at
-any size.
+uint8 (h, w, C) one after another, or JPEG files), SPLIT.names, SPLIT.targets, int64, and SPLIT.index, int64 (N + 1, 8):
+where an image, its name and its targets begin, which the next row ends, its height, width and channels, and the height
+and width that it had, for which random crops are drawn (0 in the last row; version 1 has no such two, and crops are
+drawn for the small image). Whole numbers have their lowest byte first. Nothing is read before it is needed, so that it
+opens at once at any size.
 """
 
 import json
@@ -18,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.source import Source, Target
+from vitrail.data.source import SmallFile, SmallPixels, Source, Target
 
 FILE = "pack.json"
 INT64 = np.dtype("<i8")
-CONTENT, NAME, TARGET, HEIGHT, WIDTH, CHANNELS = range(6)
+CONTENT, NAME, TARGET, HEIGHT, WIDTH, CHANNELS, WHOLE_HEIGHT, WHOLE_WIDTH = range(8)
+COLUMNS = {1: 6, 2: 8}  # of the index, by version
 Kind = Literal["raw", "jpeg"]
 
 
@@ -36,6 +38,7 @@ class Packed:
     count: int
     class_names: tuple[str, ...]
     multi_label: bool
+    columns: int
 
     def __len__(self) -> int:
         return self.count
@@ -44,19 +47,32 @@ class Packed:
         """(uint8 (h, w, C), which cannot be written to, or a JPEG's bytes; target; name)."""
         row, end = self._rows(index)
         content = self._images[row[CONTENT] : end[CONTENT]]
+        target, name = self._target(row, end), self._name(row, end)
+        small = self.columns > WHOLE_WIDTH and row[HEIGHT:CHANNELS] != row[WHOLE_HEIGHT:]
         if self.kind == "jpeg":
-            return content.tobytes(), self.target(index), self.name(index)
+            file = SmallFile(content) if small else content.tobytes()
+            if isinstance(file, SmallFile):
+                file.whole = row[WHOLE_HEIGHT], row[WHOLE_WIDTH]
+            return file, target, name
         if len(content) != row[HEIGHT] * row[WIDTH] * row[CHANNELS]:
             raise ValueError(f"{self._path('index')} is damaged at image {index}; pack the images again.")
-        return content.reshape(row[HEIGHT], row[WIDTH], row[CHANNELS]), self.target(index), self.name(index)
+        pixels = content.reshape(row[HEIGHT], row[WIDTH], row[CHANNELS])
+        if small:
+            pixels = pixels.view(SmallPixels)
+            pixels.whole = row[WHOLE_HEIGHT], row[WHOLE_WIDTH]
+        return pixels, target, name
 
     def target(self, index: int) -> Target:
-        row, end = self._rows(index)
+        return self._target(*self._rows(index))
+
+    def name(self, index: int) -> str:
+        return self._name(*self._rows(index))
+
+    def _target(self, row: list[int], end: list[int]) -> Target:
         found = self._targets[row[TARGET] : end[TARGET]].tolist()
         return tuple(found) if self.multi_label and found != [-1] else found[0]
 
-    def name(self, index: int) -> str:
-        row, end = self._rows(index)
+    def _name(self, row: list[int], end: list[int]) -> str:
         return self._names[row[NAME] : end[NAME]].tobytes().decode("utf-8", "surrogateescape")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +103,7 @@ class Packed:
     @cached_property
     def _index(self) -> NDArray[np.int64]:
         whole = self._mapped("index", INT64)
-        return whole[: len(whole) // 6 * 6].reshape(-1, 6)
+        return whole[: len(whole) // self.columns * self.columns].reshape(-1, self.columns)
 
     @cached_property
     def _targets(self) -> NDArray[np.int64]:
@@ -117,11 +133,17 @@ def splits(folder: Path) -> dict[str, Source]:
     file = folder / FILE
     try:
         found = json.loads(file.read_text())
-        if found["version"] != 1:
+        if found["version"] not in COLUMNS:
             raise ValueError(f"{file} is of version {found['version']}, which this vitrail does not read; update it.")
         sources = {
             str(split): Packed(
-                folder, str(split), found["kind"], int(one["images"]), tuple(one["classes"]), bool(one["multi_label"])
+                folder,
+                str(split),
+                found["kind"],
+                int(one["images"]),
+                tuple(one["classes"]),
+                bool(one["multi_label"]),
+                COLUMNS[found["version"]],
             )
             for split, one in found["splits"].items()
         }

@@ -17,13 +17,25 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.decode import Choose, decode_part
+from vitrail.data.decode import Choose, Part, decode_part
 
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
 Target = int | tuple[int, ...]
 # What a place holds: its splits by name, or {"all": ...} where it is not divided.
 Splits = Mapping[str, "Source"]
+
+
+class SmallPixels(np.ndarray):
+    """An image that was made smaller, and the (height, width) that it had."""
+
+    whole: tuple[int, int]
+
+
+class SmallFile(bytes):
+    """The same as a file's bytes."""
+
+    whole: tuple[int, int]
 
 
 @runtime_checkable
@@ -165,17 +177,37 @@ def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
 def part_pixels(
     content: Content, choose: Choose, channels: int, name: str
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """(the part that `choose` names, as decode_part has it; (height, width) of the whole). Arrays come whole."""
-    if isinstance(content, bytes):
-        return decode_part(content, choose, channels, name)
-    height, width, found = content.shape
+    """(the part that `choose` names, as decode_part has it; (height, width) of the whole). Arrays come whole.
+
+    Of an image that was made smaller, `choose` and the whole mean the size that it had: a random crop shows what it
+    would show of the original.
+    """
+    if not isinstance(content, (SmallPixels, SmallFile)):
+        if isinstance(content, bytes):
+            return decode_part(content, choose, channels, name)
+        return _channels(content, channels, name), (content.shape[0], content.shape[1])
+    whole = content.whole
+
+    def chosen(size: tuple[int, int]) -> Part | None:
+        part = choose(whole)
+        return part and part.within(size, whole)
+
+    if isinstance(content, SmallFile):
+        return decode_part(content, chosen, channels, name)[0], whole
+    part = chosen((content.shape[0], content.shape[1]))
+    seen = content.view(np.ndarray)
+    return _channels(part.of(seen) if part else seen, channels, name), whole
+
+
+def _channels(content: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
+    found = content.shape[2]
     if found == 1 != channels:
-        content = np.repeat(content, channels, axis=2)
-    elif found == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
-        content = (content @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
-    elif found != channels:
+        return np.repeat(content, channels, axis=2)
+    if found == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
+        return (content @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
+    if found != channels:
         raise ValueError(f"{name} has {found} channels, but {channels} are wanted.")
-    return content, (height, width)
+    return content
 
 
 def counts(source: Source) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from benchmarks.pool import KEEP_FREED, WorkerError
 from benchmarks.report import Record, groups, library_summary, quartiles, ratios, seconds_of
 from benchmarks.throughput import names
 
-LIBRARIES = ("timm", "timm:compiled", "vitrail", "vitrail:plain", "vitrail:packed", "vitrail:int8")
+LIBRARIES = ("timm", "timm:compiled", "vitrail:plain", "vitrail:packed", "vitrail:int8")
 CASES = ("Ti/16@224", "S/16@224", "B/16@224")
 BATCHES = (1, 16)
 
@@ -42,8 +42,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cases", type=names, default=CASES)
     parser.add_argument("--batches", type=names, default=tuple(map(str, BATCHES)))
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds in one run")
-    parser.add_argument("--repeats", type=int, default=3, help="runs in fresh processes")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds in one run")
+    parser.add_argument("--repeats", type=int, default=1, help="runs in fresh processes")
     parser.add_argument("--burst", type=float, default=default.burst, help="seconds of one library's turn")
     parser.add_argument("--threads", type=int, default=default.threads)
     parser.add_argument("--timeout", type=float, default=default.timeout)

@@ -1,4 +1,4 @@
-"""Prepared models say what the model says: bit for bit, to rounding where packed, within a stated error in int8."""
+"""Prepared models say what the model says: to rounding, and in int8 within a stated error."""
 
 import warnings
 from copy import deepcopy
@@ -15,6 +15,7 @@ from vitrail.parallel import checkpoint_blocks, compile_blocks
 from vitrail.tasks.classify import Classify, Config
 
 CPU = torch.device("cpu")
+ROUNDING = 3e-6
 STEM = resnet.Config((1,), classes=0)
 SMALL = {"image_size": (32, 32), "patch_size": (8, 8), "width": 32, "depth": 3}
 SMALL |= {"heads": 4, "mlp_dim": 64, "classes": 10}
@@ -60,20 +61,41 @@ def distance(found, expected):
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 44)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_says_what_the_model_says_to_the_last_bit(kind, size):
+def test_it_says_what_the_model_says(kind, size):
     made, x = model(**KINDS[kind]), images(size=size)
     fast = prepared(made.train())
     assert any(isinstance(part, InferenceBlock) for part in fast.modules())
-    assert torch.equal(said(fast, x), said(made.eval(), x))
+    assert distance(said(fast, x), said(made.eval(), x)) < ROUNDING
     with torch.no_grad():
-        assert torch.equal(fast.tokens(x), made.tokens(x))
+        assert distance(fast.tokens(x), made.tokens(x)) < ROUNDING
+        exact, there = deepcopy(made).double(), x.double()
+        assert distance(prepared(exact)(there), exact(there)) < 1e-13
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_block_computes_the_token_that_is_read(kind, monkeypatch):
+    made, x = model(**KINDS[kind]), images()
+    fast, calls = prepared(made), []
+    forward = InferenceBlock.forward
+    monkeypatch.setattr(InferenceBlock, "forward", lambda block, z: calls.append(block) or forward(block, z))
+    said(fast, x)
+    alone = kind not in ("qk norm", "average", "map")
+    assert fast.reads_first == alone
+    assert len(calls) == 3 - alone
+    if fast.blocks[2].has_first:
+        for count in (1, 4):
+            z = torch.randn(count, 17, 32)
+            with torch.inference_mode():
+                first = fast.blocks[2].first(z)
+                assert first.shape == (count, 1, 32)
+                assert distance(first, forward(fast.blocks[2], z)[:, :1]) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_weights_change_no_more_than_rounding(kind):
     made, x = model(**KINDS[kind]), images()
     fast = prepared(made, "packed")
-    assert sum(isinstance(part, PackedLinear) for part in fast.modules()) == 12
+    assert sum(isinstance(part, PackedLinear) for part in fast.modules()) == 12 - 4 * fast.reads_first
     assert distance(said(fast, x), said(made.eval(), x)) < 1e-5
 
 
@@ -81,7 +103,7 @@ def test_packed_weights_change_no_more_than_rounding(kind):
 def test_int8_is_within_a_few_percent(kind):
     made, x = model(**KINDS[kind]), images()
     fast = prepared(made, "int8")
-    assert sum(isinstance(part, Int8Linear) for part in fast.modules()) == 12
+    assert sum(isinstance(part, Int8Linear) for part in fast.modules()) == 12 - 4 * fast.reads_first
     assert 0 < distance(said(fast, x), said(made.eval(), x)) < 0.06
 
 
@@ -110,16 +132,15 @@ def test_nothing_is_copied_and_nothing_goes_stale():
     with torch.no_grad():
         made.blocks[1].mlp.fc1.weight.mul_(3)
         made.head.bias.add_(1)
-    assert torch.equal(said(fast, x), said(made.eval(), x))
+    assert distance(said(fast, x), said(made.eval(), x)) < ROUNDING
     made.double()
-    assert torch.equal(said(fast, x.double()), said(made, x.double()))
+    assert distance(said(fast, x.double()), said(made, x.double())) < 1e-13
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_stay_right(dtype):
-    made, x = model(dtype=dtype, layer_scale=0.5), images(dtype=dtype)
+def test_in_16_bits_it_rounds_where_the_model_does():
+    made, x = model(dtype=torch.bfloat16), images(dtype=torch.bfloat16)
     found = said(prepared(made), x)
-    assert found.dtype == dtype
+    assert found.dtype == torch.bfloat16
     assert torch.equal(found, said(made.eval(), x))
 
 
@@ -154,7 +175,8 @@ def test_a_task_is_prepared_as_a_whole():
     assert task.training
     assert task.model is made
     batch = {"images": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "targets": torch.zeros(2).long()}
-    assert torch.equal(fast.predict(batch)["logits"], task.eval().predict(batch)["logits"])
+    found, expected = said(fast.predict, batch), task.eval().predict(batch)
+    assert all(distance(found[name], expected[name]) < ROUNDING for name in ("features", "logits"))
 
 
 def test_what_it_does_not_know_stays_as_it_is():
@@ -166,7 +188,9 @@ def test_what_it_does_not_know_stays_as_it_is():
     made.blocks[1].__class__ = Other
     fast, x = prepared(made), images()
     assert [type(block) for block in fast.blocks] == [InferenceBlock, Other, InferenceBlock]
-    assert torch.equal(said(fast, x), said(made.eval(), x))
+    assert distance(said(fast, x), said(made.eval(), x)) < ROUNDING
+    made.blocks[2].__class__ = Other
+    assert not prepared(made).reads_first
     assert torch.equal(said(prepared(net), images(size=(64, 64))), said(net.eval(), images(size=(64, 64))))
 
 
@@ -176,7 +200,7 @@ def test_checkpointed_blocks_are_prepared_and_compiled_ones_are_left():
     checkpoint_blocks(made)
     fast = prepared(made)
     assert {type(block) for block in fast.blocks} == {InferenceBlock}
-    assert torch.equal(said(fast, x), expected)
+    assert distance(said(fast, x), expected) < ROUNDING
     compile_blocks(made)  # nothing is compiled before it is called
     assert prepared(made) is made
     # A copy of what is compiled would call the original.

@@ -1,6 +1,6 @@
-"""What preparing a model for inference is worth: Vitrail plain, packed and int8 beside timm, eager and compiled.
+"""What preparing a model for inference is worth: Vitrail plain and in int8 beside timm, eager and compiled.
 
-    python -m benchmarks.inference --json inference.json
+    python -m benchmarks.inference --json inference.json     six minutes on two cores; --repeats 3 for more
     python -m benchmarks.inference --cases Ti/16@224 --batches 1 --libraries timm,vitrail:plain,vitrail:int8
     python -m benchmarks.inference --no-speed --data photos --weights runs/photos     only what int8 loses there
 
@@ -28,7 +28,7 @@ from benchmarks.pool import KEEP_FREED, WorkerError
 from benchmarks.report import Record, groups, library_summary, quartiles, ratios, seconds_of
 from benchmarks.throughput import names
 
-LIBRARIES = ("timm", "timm:compiled", "vitrail:plain", "vitrail:packed", "vitrail:int8")
+LIBRARIES = ("timm", "timm:compiled", "vitrail:plain", "vitrail:int8")
 CASES = ("Ti/16@224", "S/16@224", "B/16@224")
 BATCHES = (1, 16)
 
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cases", type=names, default=CASES)
     parser.add_argument("--batches", type=names, default=tuple(map(str, BATCHES)))
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds in one run")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds in one run")
     parser.add_argument("--repeats", type=int, default=1, help="runs in fresh processes")
     parser.add_argument("--burst", type=float, default=default.burst, help="seconds of one library's turn")
     parser.add_argument("--threads", type=int, default=default.threads)

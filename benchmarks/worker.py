@@ -24,7 +24,7 @@ from typing import Any
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-PREPARED = ("plain", "packed", "int8")
+PREPARED = ("plain", "int8")
 
 
 class Bench:

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail import inference
 from vitrail.data.transforms import Preprocessing
-from vitrail.inference import InferenceBlock, Int8Linear, PackedLinear, batch_size, prepared
+from vitrail.inference import InferenceBlock, Int8Linear, batch_size, prepared
 from vitrail.models import resnet, vit
 from vitrail.parallel import checkpoint_blocks, compile_blocks
 from vitrail.tasks.classify import Classify, Config
@@ -92,14 +91,6 @@ def test_the_last_block_computes_the_token_that_is_read(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_weights_change_no_more_than_rounding(kind):
-    made, x = model(**KINDS[kind]), images()
-    fast = prepared(made, "packed")
-    assert sum(isinstance(part, PackedLinear) for part in fast.modules()) == 12 - 4 * fast.reads_first
-    assert distance(said(fast, x), said(made.eval(), x)) < 1e-5
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_int8_is_within_a_few_percent(kind):
     made, x = model(**KINDS[kind]), images()
     fast = prepared(made, "int8")
@@ -107,7 +98,7 @@ def test_int8_is_within_a_few_percent(kind):
     assert 0 < distance(said(fast, x), said(made.eval(), x)) < 0.06
 
 
-@pytest.mark.parametrize("linear", ["plain", "packed", "int8"])
+@pytest.mark.parametrize("linear", ["plain", "int8"])
 def test_the_original_is_left_as_it_is(linear):
     made = model(dropout=0.1, layer_scale=0.1)
     made.blocks[1].eval()
@@ -248,34 +239,20 @@ def test_where_pytorch_has_no_such_layers_it_says_so(monkeypatch):
     monkeypatch.setattr(torch, "quantize_per_channel", gone)
     with pytest.raises(ValueError, match=r"has no int8 linear layers here: Didn't find engine for operation\.$"):
         prepared(model(), "int8")
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="has no packed linear layers here: oneDNN is absent or switched off"):
-        prepared(model(), "packed")
 
 
-@pytest.mark.parametrize("linear", ["packed", "int8"])
-def test_wrong_products_are_found_before_they_are_used(monkeypatch, linear):
-    make, allowed = inference.LAYERS[linear]
-
-    class Wrong(nn.Module):
-        def __init__(self, layer):
-            super().__init__()
-            self.inner = make(layer)
-
-        def forward(self, x):
-            return self.inner(x) * 2
-
-    monkeypatch.setitem(inference.LAYERS, linear, (Wrong, allowed))
-    with pytest.raises(ValueError, match=rf"this machine's {linear} layers are wrong by \d+\.\d%; do without them"):
-        prepared(model(), linear)
+def test_wrong_products_are_found_before_they_are_used(monkeypatch):
+    forward = Int8Linear.forward
+    monkeypatch.setattr(Int8Linear, "forward", lambda layer, x: forward(layer, x) * 2)
+    with pytest.raises(ValueError, match=r"this machine's int8 layers are wrong by \d+\.\d%; do without them"):
+        prepared(model(), "int8")
 
 
-@pytest.mark.parametrize("linear", ["packed", "int8"])
-def test_a_model_for_which_there_are_no_such_layers_is_refused(linear):
-    with pytest.raises(ValueError, match=f"the model is in float64 on cpu; {linear} layers need float32 on a CPU"):
-        prepared(model(dtype=torch.float64), linear)
-    with pytest.raises(ValueError, match=f"no transformer blocks, whose linear layers could be {linear}"):
-        prepared(resnet.ResNet(resnet.Config((1, 1), classes=4)), linear)
+def test_a_model_for_which_there_are_no_such_layers_is_refused():
+    with pytest.raises(ValueError, match="the model is in float64 on cpu; int8 layers need float32 on a CPU"):
+        prepared(model(dtype=torch.float64), "int8")
+    with pytest.raises(ValueError, match="no transformer blocks, whose linear layers could be int8"):
+        prepared(resnet.ResNet(resnet.Config((1, 1), classes=4)), "int8")
 
 
 def test_batches_are_small_on_a_cpu_large_on_a_gpu_and_never_empty():

@@ -16,7 +16,7 @@ a ViT that is quantised as a whole loses its accuracy.
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +29,7 @@ from vitrail.models import resnet, vit
 from vitrail.models.layers import LayerScale, activate
 from vitrail.parallel import CheckpointedBlock
 
-Linear = Literal["plain", "packed", "int8"]
+Linear = Literal["plain", "int8"]
 M = TypeVar("M", bound=nn.Module)
 
 # Tokens that go through the model together: 16 images of 224 pixels on a CPU. Fewer are no slower there on an idle
@@ -104,21 +104,6 @@ class Int8Block(InferenceBlock):
         return forward(z) if len(z) == 1 else torch.cat([forward(image) for image in z.split(1)])
 
 
-class PackedLinear(nn.Module):
-    """x W^T + b with a copy of W in the layout that oneDNN wants. ValueError where this PyTorch has no such layer."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.bias = linear.bias
-        with _named("packed"), torch.no_grad():
-            if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
-                raise RuntimeError("oneDNN is absent or switched off")
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-
-    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-
 class Int8Linear(nn.Module):
     """x W^T + b with W in 8 bits and a scale for each of its rows, x in 8 bits with one scale, the result in fp32.
 
@@ -134,7 +119,7 @@ class Int8Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach()
         # Without VNNI the processor adds pairs of products in 16 bits; activations of 7 bits cannot overflow them.
         self.reduced = not torch.cpu._is_vnni_supported()
-        with _named("int8"), warnings.catch_warnings():
+        with _named(), warnings.catch_warnings():
             # The tensor's type is deprecated; what it is packed into is what counts here.
             warnings.simplefilter("ignore", UserWarning)
             quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
@@ -144,30 +129,27 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic(x, self.packed, self.reduced)
 
 
-# How the blocks' linear layers are computed, and how far the result may be from the plain product, as a share of it.
-LAYERS: dict[str, tuple[Callable[[nn.Linear], nn.Module], float]] = {
-    "packed": (PackedLinear, 1e-5),
-    "int8": (Int8Linear, 0.05),
-}
+# How far an int8 layer's result may be from the plain product, as a share of it.
+INT8_ERROR = 0.05
 
 
 def prepared(module: M, linear: Linear = "plain") -> M:
     """`module`, a model or a task, for inference: in evaluation mode, its blocks replaced by faster ones.
 
-    The original is left as it is. The parameters are its own, so nothing is copied and nothing goes stale; only packed
-    and int8 weights are copies, of the values that they have now. Blocks that this file does not know, and ResNets,
-    stay as they are. Where anything in it is compiled, "plain" is the module itself, in the mode that it is in.
+    The original is left as it is. The parameters are its own, so nothing is copied and nothing goes stale; only int8
+    weights are copies, of the values that they have now. Blocks that this file does not know, and ResNets, stay as they
+    are. Where anything in it is compiled, "plain" is the module itself, in the mode that it is in.
 
-    ValueError for packed and int8 where the model has no transformer blocks, is not in fp32 on a CPU, or PyTorch has no
-    such layers for this machine, or wrong ones.
+    ValueError for int8 where the model has no transformer blocks, is not in fp32 on a CPU, or PyTorch has no such
+    layers for this machine, or wrong ones.
     """
-    if linear != "plain":
-        _refuse(module, linear)
+    if linear == "int8":
+        _refuse(module)
     elif any(part._compiled_call_impl is not None for part in module.modules()):
         return module
     twin = _twin(module)
-    if linear != "plain":
-        _replace(twin, linear)
+    if linear == "int8":
+        _replace(twin)
     return twin.eval()
 
 
@@ -194,24 +176,23 @@ def _twin(module: M) -> M:
     twin: Any = copy.copy(module)
     twin._modules = {name: child and _twin(child) for name, child in module._modules.items()}
     twin._compiled_call_impl = None  # which is bound to the original
-    if type(twin) in (vit.Block, CheckpointedBlock):
+    kind = type(module)
+    if kind in (vit.Block, CheckpointedBlock):
         twin.__class__ = InferenceBlock
-    elif type(twin) is vit.ViT:
+    elif kind is vit.ViT:
         twin.__class__ = InferenceViT
     return twin
 
 
-def _replace(twin: nn.Module, linear: Linear) -> None:
-    """Gives the blocks other linear layers, but for the last where it computes one token: it costs nothing as it is."""
-    make, _ = LAYERS[linear]
+def _replace(twin: nn.Module) -> None:
+    """Gives the blocks int8 layers, but for the last where it computes one token: it costs nothing as it is."""
     parts = list(twin.modules())
     spared = [part.blocks[-1] for part in parts if isinstance(part, InferenceViT) and part.reads_first]
     for block in parts:
         if type(block) is InferenceBlock and not any(block is one for one in spared):
-            if linear == "int8":
-                block.__class__ = Int8Block
+            block.__class__ = Int8Block
             for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
-                setattr(owner, name, make(getattr(owner, name)))
+                setattr(owner, name, Int8Linear(getattr(owner, name)))
 
 
 def _as_it_was(z: Tensor) -> bool:
@@ -226,8 +207,8 @@ def _sum(
 
     On a CPU the product adds itself to z: one pass over the memory less than a sum of its own.
     """
-    plain = type(linear) is nn.Linear and linear.bias is not None and not isinstance(scale, LayerScale)
-    if plain and z.device.type == "cpu" and z.dtype == torch.float32:
+    exact = z.device.type == "cpu" and z.dtype == torch.float32 and not isinstance(scale, LayerScale)
+    if exact and type(linear) is nn.Linear and linear.bias is not None:
         z = z.add_(linear.bias) if ours else (z + linear.bias).contiguous()
         z.view(-1, z.shape[-1]).addmm_(y.flatten(0, 1), linear.weight.t())
         return z
@@ -242,31 +223,30 @@ def _activated(hidden: Float[Tensor, "B N H"], mlp: vit.MLP) -> Float[Tensor, "B
     return activate(hidden, mlp.activation)
 
 
-def _refuse(module: nn.Module, linear: Linear) -> None:
-    """ValueError where the blocks of `module` cannot have such layers, or this machine's are wrong."""
+def _refuse(module: nn.Module) -> None:
+    """ValueError where the blocks of `module` cannot have int8 layers, or this machine's are wrong."""
     blocks = [part for part in module.modules() if isinstance(part, vit.Block)]
     if not blocks:
-        raise ValueError(f"the model has no transformer blocks, whose linear layers could be {linear}.")
+        raise ValueError("the model has no transformer blocks, whose linear layers could be int8.")
     weight = blocks[0].attn.qkv.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         kind = str(weight.dtype).removeprefix("torch.")
-        raise ValueError(f"the model is in {kind} on {weight.device}; {linear} layers need float32 on a CPU.")
-    make, allowed = LAYERS[linear]
+        raise ValueError(f"the model is in {kind} on {weight.device}; int8 layers need float32 on a CPU.")
     generator, layer = torch.Generator().manual_seed(0), nn.Linear(64, 8, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(generator=generator)
         x = torch.randn(1, 5, 64, generator=generator)
-        error = float((make(layer)(x) - layer(x)).norm() / layer(x).norm())
-    if not error <= allowed:
-        raise ValueError(f"this machine's {linear} layers are wrong by {error:.1%}; do without them.")
+        error = float((Int8Linear(layer)(x) - layer(x)).norm() / layer(x).norm())
+    if not error <= INT8_ERROR:
+        raise ValueError(f"this machine's int8 layers are wrong by {error:.1%}; do without them.")
 
 
 @contextmanager
-def _named(linear: Linear) -> Iterator[None]:
+def _named() -> Iterator[None]:
     """An operation that PyTorch lacks becomes a ValueError that says so."""
     try:
         yield
     except (AttributeError, RuntimeError) as error:  # an operation that is missing is one or the other
         reason = str(error).splitlines()[0]
-        raise ValueError(f"PyTorch {torch.__version__} has no {linear} linear layers here: {reason}.") from None
+        raise ValueError(f"PyTorch {torch.__version__} has no int8 linear layers here: {reason}.") from None

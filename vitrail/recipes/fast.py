@@ -52,15 +52,23 @@ def fast(data: str) -> Run:
     photo, grey = look.size is None, look.channels == 1
     size = look.size or (PHOTO, PHOTO)
     side = 6 if photo else 4  # patches
-    small = {"width": 128, "depth": 4 if grey else 6, "heads": 4, "mlp_dim": 512}
-    shape = {"width": 192, "depth": 6, "heads": 3, "mlp_dim": 768} if photo else small
+    width, depth, heads = (192, 6, 3) if photo else (128, 4 if grey else 6, 4)
     epochs = min(100, max(3, round(EXAMPLES / look.count)))
     often = epochs > OFTEN
     augment = Augment("inception", scale=(0.25 if often else 0.5, 1.0)) if photo else Augment("shift", shift=1)
     mean, std = ((0.5,), (0.5,)) if grey else (IMAGENET_MEAN, IMAGENET_STD)
     return Run(
         recipe="fast",
-        model=vit.Config(size, (-(-size[0] // side), -(-size[1] // side)), look.channels, classes=10, **shape),
+        model=vit.Config(
+            image_size=size,
+            patch_size=(-(-size[0] // side), -(-size[1] // side)),
+            channels=look.channels,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_dim=4 * width,
+            classes=10,
+        ),
         preprocessing=Preprocessing(size, mean, std, resize="crop"),
         data=Data(data),
         augment=replace(augment, randaugment=1, mixup=0.2) if often else augment,

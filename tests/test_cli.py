@@ -147,7 +147,7 @@ def test_a_flag_may_stand_anywhere(capsys, given):
         ("info --classes 10 ViT-B/16", "vitrail info needs a model; name it before the options."),
         ("predict", "vitrail predict needs a model; name it before the options."),
         ("evaluate", "vitrail evaluate needs a model; name it before the options."),
-        ("train", "vitrail train needs a recipe; name it before the options."),
+        ("train", "vitrail train needs --data PATH; see vitrail train --help."),
         ("train demo", "vitrail train needs --data PATH; see vitrail train --help."),
         ("finetune", "vitrail finetune needs data; name it before the options."),
         ("finetune x", "vitrail finetune needs --weights W; see vitrail finetune --help."),

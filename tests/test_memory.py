@@ -76,9 +76,9 @@ def test_weights_gradients_and_averages_are_counted(name, copies):
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch):
-    need = needed(demo().model, 64)
+    need = needed(demo().model, 128)
     monkeypatch.setattr(memory, "free", lambda device: need.state + 10 * need.image + 1)
-    with pytest.raises(ValueError, match=r"for 64 images at once, but .* free; --micro-batch 10 fits"):
+    with pytest.raises(ValueError, match=r"for 128 images at once, but .* free; --micro-batch 10 fits"):
         memory.refuse(demo(), torch.device("cpu"))
     memory.refuse(replace(demo(), micro_batch=10), torch.device("cpu"))
     monkeypatch.setattr(memory, "free", lambda device: need.state)

@@ -44,7 +44,7 @@ def test_a_report_says_everything_in_order(tmp_path):
     parts = [
         str(tmp_path / "pets"), "demo on fashion, seed 0", "of 200 held-back images are right", "Most often,",
         "ViT, 28 × 28 images, 7 × 7 patches, width 128, 4 blocks", f"{parameters(demo().model):,} parameters",
-        "from scratch", "3,000 steps of 64 images (10 epochs)", "5 min 0 s", "640 images/s, 1.0 %", "torch ", "numpy ",
+        "from scratch", "3,000 steps of 128 images (10 epochs)", "10 min 0 s", "640 images/s, 1.0 %", "torch ", "numpy ",
         "Training from scratch on 11,000 images", "Curves over the steps", "Loss", "Learning rate",
         "Classes, the weakest first", "What is taken for what", "The worst mistakes", "Right, but only just",
         "confidence can be trusted", "Every setting of this run", "What to type next", "vitrail predict",
@@ -140,8 +140,8 @@ def test_hostile_words_anywhere_are_text(tmp_path):
 )
 def test_times_are_said_in_two_units(tmp_path, seconds, words):
     (tmp_path / "run").mkdir()
-    # One step of 64 images that took so long.
-    record = {"step": 1, "images_per_second": 64 / max(seconds, 1e-6), "data_wait": 0}
+    # One step of 128 images that took so long.
+    record = {"step": 1, "images_per_second": 128 / max(seconds, 1e-6), "data_wait": 0}
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(record))
     assert f"{words}, without evaluations" in Outline(write(tmp_path / "run")).text
 

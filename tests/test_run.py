@@ -71,7 +71,7 @@ def test_a_damaged_run_json_is_named(tmp_path, text, message):
         ({"batch": 0}, "batch is 0"),
         ({"keep": 0}, "keep is 0"),
         ({"log_every": 0}, "log_every is 0"),
-        ({"micro_batch": 65}, "micro_batch is 65; it must be from 1 to the batch of 64"),
+        ({"micro_batch": 129}, "micro_batch is 129; it must be from 1 to the batch of 128"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"ema": 1.0}, "ema is 1.0; it must be 0"),

@@ -44,8 +44,8 @@ def test_a_report_says_everything_in_order(tmp_path):
     parts = [
         str(tmp_path / "pets"), "demo on fashion, seed 0", "of 200 held-back images are right", "Most often,",
         "ViT, 28 × 28 images, 7 × 7 patches, width 128, 4 blocks", f"{parameters(demo().model):,} parameters",
-        "from scratch", "3,000 steps of 128 images (10 epochs)", "10 min 0 s", "640 images/s, 1.0 %", "torch ", "numpy ",
-        "Training from scratch on 11,000 images", "Curves over the steps", "Loss", "Learning rate",
+        "from scratch", "3,000 steps of 128 images (10 epochs)", "10 min 0 s", "640 images/s, 1.0 %", "torch ",
+        "numpy ", "Training from scratch on 11,000 images", "Curves over the steps", "Loss", "Learning rate",
         "Classes, the weakest first", "What is taken for what", "The worst mistakes", "Right, but only just",
         "confidence can be trusted", "Every setting of this run", "What to type next", "vitrail predict",
         "vitrail evaluate", "vitrail convert",

@@ -4,10 +4,11 @@
     python -m benchmarks.throughput      images per second and peak memory beside timm, transformers, torchvision
     python -m benchmarks.startup         seconds until the command, an import, an answer, a first step are there
     python -m benchmarks.weights         loading, predicting, converting
-    python -m benchmarks.inference       forward passes plain, packed and int8 beside timm, eager and compiled
+    python -m benchmarks.inference       forward passes, plain and int8, beside timm, eager and compiled
     python -m benchmarks.loader          the data path alone, beside timm's loader and torchvision's folders
     python -m benchmarks.training        a training step beside timm's training script and a bare loop
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
+    python -m benchmarks.fast            time to accuracy: the recipe `fast`, a bare loop and timm's training script
     python -m benchmarks.gpu             how well training uses a GPU, beside timm and transformers, in ten minutes
     python -m benchmarks.transfer        fine-tuning beside training from scratch
 

@@ -190,21 +190,23 @@ def _tensors(data: str, setting: Setting, split: str) -> tuple[Any, Any]:
     return images.contiguous(), torch.tensor([target for _, target, _ in records])
 
 
-def folders(data: Path, folder: Path) -> Path:
+def folders(data: Path, folder: Path, channels: int) -> Path:
     """The data as train/ and test/ with a folder for each class, which is what timm's script reads."""
     from PIL import Image
 
     from vitrail.data.open import Data, open_parts
+    from vitrail.data.source import pixels
 
     if data.is_file() or (data / "train").is_dir():
         return unpacked(data, folder)
     parts = open_parts(Data(str(data)))
-    for name, source in (("train", parts.train), ("test", parts.val)):
+    for split, source in (("train", parts.train), ("test", parts.val)):
         for index in range(len(source)):
-            pixels, target, _ = source[index]
-            place = folder / name / f"{target:03d}"
+            content, target, name = source[index]
+            image = pixels(content, channels, name)
+            place = folder / split / f"{target:03d}"
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(place / f"{index:06d}.png")
+            Image.fromarray(image[..., 0] if channels == 1 else image).save(place / f"{index:06d}.png")
     return folder
 
 
@@ -229,7 +231,7 @@ def jobs_of(options: argparse.Namespace, folder: Path) -> list[Job]:
     if not data.exists():
         raise ValueError(f"{data} does not exist; name a folder of images, or an archive")
     if options.timm_script:
-        plain, out = folders(data, folder / "folders"), folder / "timm"
+        plain, out = folders(data, folder / "folders", setting.shape.channels), folder / "timm"
         epochs = options.epochs or setting.epochs
         found.append(Job("timm", 0, script(setting, options.timm_script, plain, out, epochs), folder / "timm.out"))
     for seed in options.seeds:

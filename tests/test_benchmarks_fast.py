@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from command_line import write_mnist
+from PIL import Image
 
 from benchmarks import fast
 from benchmarks.fast import SETTINGS, Job, run_all, summary, text
 from benchmarks.machine import describe
+from vitrail.data.open import Data, open_parts
 
 
 def job(folder, name, accuracy, seed=0, code=""):
@@ -77,3 +81,13 @@ def test_the_worker_prints_json(monkeypatch, capsys):
 def test_what_is_missing_is_said_in_a_sentence(tmp_path, capsys):
     assert fast.main(["cifar10", "--data", str(tmp_path / "none"), "--seeds", "0"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks.fast: ")
+
+
+def test_mnists_files_become_folders_of_the_same_images(tmp_path):
+    data = open_parts(Data(str(write_mnist(tmp_path / "mnist"))))
+    folder = fast.folders(tmp_path / "mnist", tmp_path / "folders", 1)
+    for split, source in (("train", data.train), ("test", data.val)):
+        assert len(list((folder / split).rglob("*.png"))) == len(source)
+        pixels, target, _ = source[3]
+        with Image.open(folder / split / f"{target:03d}" / "000003.png") as image:
+            assert np.array_equal(np.asarray(image), pixels[..., 0])

@@ -65,9 +65,9 @@ class Trainee:
     def step(self) -> None:
         """What the Trainer does for a step."""
         from vitrail.optim.build import clip
-        from vitrail.train import accumulate
+        from vitrail.replicas import Replicas, accumulate
 
-        accumulate(self.task, [self.batch], len(self.batch["images"]), self.autocast)
+        accumulate(Replicas(self.task, 1), [self.batch], len(self.batch["images"]), self.autocast)
         clip(self.task.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,8 @@ REFERENCE = 174.0  # GFLOP/s
 PEERS = ("timm", "transformers", "torchvision")
 BESIDE = f"beside {', '.join(PEERS)}"
 INFERENCE = ",".join((*PEERS, "vitrail:plain", "vitrail:int8"))
-EAGER = ("--device", "cpu", "--modes", "eager", "--passes", "train")
+TRAINING = ",".join(("vitrail:cores", *PEERS))
+EAGER = ("--libraries", TRAINING, "--device", "cpu", "--modes", "eager", "--passes", "train")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Bench:
         shape = (request["batch"], 3, case.resolution, case.resolution)
         self.images = torch.randn(shape, device=self.device)
         self.labels = torch.randint(CLASSES, shape[:1], device=self.device)
+        self.replicas = replicas(self.model, request["threads"]) if request["mode"] == "cores" else None
 
     def step(self, examples: int | None = None) -> None:
         """One forward pass, or one forward and backward pass, of the batch or of its first examples."""
@@ -51,7 +52,9 @@ class Bench:
 
         low = torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else contextlib.nullcontext()
         images, labels = self.images[:examples], self.labels[:examples]
-        if self.training:
+        if self.replicas:
+            shared_step(self.replicas, images, labels)
+        elif self.training:
             with low:
                 loss = torch.nn.functional.cross_entropy(self.call(images), labels)
             loss.backward()
@@ -119,9 +122,13 @@ class Bench:
 
     def tensor_peak(self) -> int:
         """The most bytes that tensors made by one step held at a time, from the allocator's own records."""
+        from torch._C._profiler import _ExperimentalConfig
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        everywhere = _ExperimentalConfig(profile_all_threads=True)  # for steps that are shared among threads
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, experimental_config=everywhere
+        ) as profiler:
             self.step()
         results = profiler.profiler.kineto_results
         events = [event for event in results.events() if event.name() == "[memory]"]
@@ -141,6 +148,25 @@ def ready(model: Any, mode: str) -> Callable[..., Any]:
 
         return prepared(model, mode)
     return torch.compile(model) if mode == "compiled" else model
+
+
+def replicas(model: Any, count: int) -> Any:
+    """Vitrail's model as its Trainer has it on a CPU: one for each core."""
+    from vitrail.replicas import Replicas
+
+    return Replicas(model, count)
+
+
+def shared_step(replicas: Any, images: Any, labels: Any) -> None:
+    """Forward and backward passes as the Trainer takes them on a CPU: each core has a share of the images."""
+    import torch
+
+    def backward(model: Any, share: Any) -> None:
+        losses = torch.nn.functional.cross_entropy(model(share["images"]), share["targets"], reduction="sum")
+        (losses / len(images)).backward()
+
+    replicas.map(backward, {"images": images, "targets": labels})
+    replicas.gather()
 
 
 def give_back_free_memory() -> None:

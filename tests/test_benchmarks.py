@@ -29,7 +29,7 @@ from vitrail.optim.schedule import multiplier
 sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the package
 
 from benchmarks import __main__ as whole
-from benchmarks import accuracy, loader, peers, startup, timm_script, trainee, training
+from benchmarks import accuracy, loader, peers, startup, timm_script, trainee, training, worker
 from benchmarks.machine import describe, write_json
 from benchmarks.plan import Options, settings
 from benchmarks.topics import TOPICS, share
@@ -192,6 +192,18 @@ def test_the_model_of_32_pixels_is_the_zoos_with_smaller_patches():
     assert [row.batch for row in settings(Options(cases=("Ti/4@32",), modes=("eager",)))] == [128, 128]
     for library in ("vitrail", "timm", "torchvision"):
         assert peers.build(library, case)(torch.zeros(1, 3, 32, 32)).shape == (1, peers.CLASSES)
+
+
+def test_a_step_that_cores_share_has_the_gradients_of_a_whole_one():
+    torch.manual_seed(0)
+    model = vit.ViT(configure("ViT-Ti/16", image_size=(32, 32), depth=2, classes=7)).double()
+    images, labels = torch.randn(5, 3, 32, 32).double(), torch.randint(7, (5,))
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    worker.shared_step(worker.replicas(model, 2), images, labels)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_training_takes_the_peers_and_the_workers_it_is_told(monkeypatch):

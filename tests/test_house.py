@@ -17,7 +17,7 @@ FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 14
 FLOORS = {
     1: "allocator batch parse models models.init models.layers models.positions models.resnet models.vit "
     "models.zoo models.cost optim optim.schedule optim.rules optim.build optim.ema optim.muon data data.order",
-    2: "log readings stopping fp8 page charts history parallel inference weights weights.entry weights.folder "
+    2: "log readings stopping fp8 page charts history parallel cores inference weights weights.entry weights.folder "
     "weights.google weights.google_names weights.hub weights.huggingface weights.infer weights.load "
     "weights.npz weights.save weights.tensors weights.timm weights.torchvision data.decode data.jpeg data.source "
     "data.idx data.folder data.cifar data.split data.open data.cache data.records data.table data.parquet "
@@ -25,7 +25,7 @@ FLOORS = {
     "data.augment data.randaugment data.loader tasks tasks.task tasks.classify tasks.mixup data.packed "
     "data.pack",
     3: "checkpoint evaluate evaluate.accuracy evaluate.examination evaluate.verdict pipeline",
-    4: "run memory report check_page info",
+    4: "run memory replicas report check_page info",
     5: "train recipes recipes.demo recipes.pretrain recipes.modern recipes.finetune recipes.small recipes.fit "
     "recipes.fast",
     6: "cli cli.choosing cli.finetuning cli.fitting cli.judging cli.options cli.results cli.training cli.weights "

@@ -73,7 +73,7 @@ def test_it_says_what_the_model_says(kind, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_block_computes_the_token_that_is_read(kind, monkeypatch):
-    made, x = model(**KINDS[kind]), images()
+    made, x = model(**KINDS[kind]), images(1)
     fast, calls = prepared(made), []
     forward = InferenceBlock.forward
     monkeypatch.setattr(InferenceBlock, "forward", lambda block, z: calls.append(block) or forward(block, z))
@@ -199,16 +199,31 @@ def test_checkpointed_blocks_are_prepared_and_compiled_ones_are_left():
     assert all(part._compiled_call_impl is None for part in small.modules())
 
 
-def test_an_image_in_int8_is_a_function_of_itself_alone():
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_image_in_int8_is_a_function_of_itself_alone(threads):
     """One of the others is a hundred times brighter: with one range for the batch it would drown the rest."""
-    block = prepared(model(), "int8").blocks[0]
-    z = torch.randn(4, 17, 32)
-    z[2] *= 100
-    together = said(block, z)
-    for place in range(4):
-        assert torch.equal(together[place], said(block, z[place : place + 1])[0])
-    assert torch.equal(said(block, z.flip(0)), together.flip(0))
-    assert batch_size(vit.Config(), (224, 224), CPU, "int8") == 1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    fast, x = prepared(model(), "int8"), images(6)
+    x[2] *= 100
+    together = said(fast, x)
+    assert torch.equal(said(fast, x.flip(0)), together.flip(0))
+    for place in range(5):
+        assert torch.equal(said(fast, x[place : place + 2]), together[place : place + 2])
+        assert distance(said(fast, x[place : place + 1]), together[place : place + 1]) < 0.01
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_cores_that_have_their_own_images_say_the_same(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    made, x = model(), images(5)
+    assert distance(said(prepared(made), x), said(made.eval(), x)) < ROUNDING
+    with torch.no_grad():
+        assert distance(prepared(made)(x), made(x)) < ROUNDING
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -95,7 +95,11 @@ def test_int8_weights_are_made_once_and_answers_depend_on_no_neighbour(monkeypat
     predict = replace(pipeline(), int8=True)
     several = [image(seed=n) for n in range(5)]
     together = predict(several)
-    assert together == [predict(pixels) for pixels in several]
+    for first, answers in zip(several, together, strict=True):
+        alike = predict([first, several[0]])[0]  # to the rounding of the head, which is in float
+        assert [(a.index, pytest.approx(a.probability, rel=1e-5)) for a in answers] == [
+            (a.index, a.probability) for a in alike
+        ]
     assert made == ["int8"]
     assert together != pipeline()(several)
 

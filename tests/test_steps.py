@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail import train as trainer
+from vitrail import replicas
 from vitrail.data.transforms import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config, build, clip, set_lr
@@ -216,22 +216,23 @@ def test_clipping_is_one_factor_for_all_gradients(limit):
     assert largest_difference(f"clip {limit}", found, scaled) < TOLERANCE
 
 
-def accumulate(task, given, micro):
-    """The Trainer's own accumulation over parts of the batch."""
+def accumulate(task, given, micro, cores=1):
+    """The Trainer's own accumulation over parts of the batch, each in a share for each core."""
     size = len(given["targets"])
     starts = range(0, size, micro)
     parts = [{name: tensor[start : start + micro] for name, tensor in given.items()} for start in starts]
-    return trainer.accumulate(task, parts, size, nullcontext())
+    return replicas.accumulate(replicas.Replicas(task, cores), parts, size, nullcontext())
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3])
 @pytest.mark.parametrize("micro", [1, 2, 3, 6, 7, 8])
-def test_gradients_accumulated_over_uneven_parts_are_those_of_the_whole_batch(micro):
+def test_gradients_accumulated_over_uneven_parts_are_those_of_the_whole_batch(micro, cores):
     whole, parts, given = tiny(), tiny(), batch(7)
     whole(given)[0].backward()
-    metrics = accumulate(parts, given, micro)
+    metrics = accumulate(parts, given, micro, cores)
     assert float(metrics["loss"]) == pytest.approx(float(whole(given)[1]["loss"]), rel=1e-12)
     found, expected = ({name: p.grad for name, p in task.named_parameters()} for task in (parts, whole))
-    assert largest_difference(f"7 images in parts of {micro}", found, expected) < TOLERANCE
+    assert largest_difference(f"7 images in parts of {micro}, {cores} cores", found, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.cores import share_out, shared
 from vitrail.models import resnet, vit
 from vitrail.models.layers import LayerScale, activate
 from vitrail.parallel import CheckpointedBlock
@@ -74,7 +75,10 @@ class InferenceBlock(vit.Block):
 
 
 class InferenceViT(vit.ViT):
-    """Where [class] alone is read after the last block, that block computes no other token."""
+    """On a CPU each core has its own images, in int8 one at a time: the ranges of its activations are its own then.
+    Where [class] alone is read after the last block, that block computes no other token."""
+
+    one_by_one = False
 
     @property
     def reads_first(self) -> bool:
@@ -83,25 +87,29 @@ class InferenceViT(vit.ViT):
         return self.config.pool == "token" and isinstance(last, InferenceBlock) and last.has_first
 
     def represent(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        if not self.reads_first:
+        if _as_it_was(images):
+            return super().represent(images)
+        count = share_out(len(images)) if images.device.type == "cpu" else 1
+        if count < 2:
+            return self._shared(images)
+        return torch.cat(shared(count).map(self._shared, images.tensor_split(count)))
+
+    def _shared(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """Of one core's images."""
+        if self.one_by_one:
+            return torch.cat([self._represent(image) for image in images.split(1)])
+        return self._represent(images)
+
+    def _represent(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        # In 16 bits the scores would be rounded, which fused attention keeps in 32.
+        if not self.reads_first or images.dtype not in (torch.float32, torch.float64):
             return super().represent(images)
         z = self.embed(images)
         *others, last = self.blocks
         for block in others:
             z = block(z)
         assert isinstance(last, InferenceBlock)
-        # In 16 bits the scores would be rounded, which fused attention keeps in 32.
-        exact = z.dtype in (torch.float32, torch.float64)
-        z = last.first(z) if exact and not _as_it_was(z) else last(z)
-        return self.pre_logits(self.pool(self.norm(z)))
-
-
-class Int8Block(InferenceBlock):
-    """One whose linear layers are Int8Linear: image by image, each with the ranges of its own activations."""
-
-    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        forward = super().forward
-        return forward(z) if len(z) == 1 else torch.cat([forward(image) for image in z.split(1)])
+        return self.pre_logits(self.pool(self.norm(last.first(z))))
 
 
 class Int8Linear(nn.Module):
@@ -153,16 +161,8 @@ def prepared(module: M, linear: Linear = "plain") -> M:
     return twin.eval()
 
 
-def batch_size(
-    config: vit.Config | resnet.Config, image_size: tuple[int, int], device: torch.device, linear: Linear = "plain"
-) -> int:
-    """How many images of (height, width) should go through the model together; at least 1.
-
-    In int8 it is 1, for then an image's answer is a function of the image alone, to the last bit: a patch that differs
-    by rounding, as it does in a batch of another size, may round to another of 256 steps.
-    """
-    if linear == "int8":
-        return 1
+def batch_size(config: vit.Config | resnet.Config, image_size: tuple[int, int], device: torch.device) -> int:
+    """How many images of (height, width) should go through the model together; at least 1."""
     if isinstance(config, vit.Config):
         rows, columns = config.grid(image_size)
         tokens = config.prefix + rows * columns
@@ -185,12 +185,20 @@ def _twin(module: M) -> M:
 
 
 def _replace(twin: nn.Module) -> None:
-    """Gives the blocks int8 layers, but for the last where it computes one token: it costs nothing as it is."""
+    """Gives the blocks int8 layers, but for the last where it computes one token: it costs nothing as it is.
+
+    A patch that differs by rounding, as it does in a batch of another size, may round to another of 256 steps: so the
+    models take their images one by one, and an answer is a function of its image alone, to the last bit (and of the
+    number of threads, which is all of torch's where there is one image).
+    """
     parts = list(twin.modules())
-    spared = [part.blocks[-1] for part in parts if isinstance(part, InferenceViT) and part.reads_first]
+    spared = []
+    for model in parts:
+        if isinstance(model, InferenceViT):
+            model.one_by_one = True
+            spared += [model.blocks[-1]] if model.reads_first else []
     for block in parts:
         if type(block) is InferenceBlock and not any(block is one for one in spared):
-            block.__class__ = Int8Block
             for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
                 setattr(owner, name, Int8Linear(getattr(owner, name)))
 

@@ -156,7 +156,7 @@ class Pipeline:
     def _classified(self, images: UInt8[Tensor, "B C H W"], top: int) -> list[list[Prediction]]:
         model, weight = self._prepared_model, next(self.model.parameters())
         height, width = images.shape[-2:]
-        size = batch_size(model.config, (height, width), weight.device, "int8" if self.int8 else "plain")
+        size = batch_size(model.config, (height, width), weight.device)
         training = model.training
         model.eval()
         try:

@@ -10,12 +10,11 @@ import shutil
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vitrail import checkpoint, fp8
 from vitrail.batch import Batch
@@ -33,11 +32,11 @@ from vitrail.optim.schedule import multiplier, steps_of
 from vitrail.parallel import Mover, autocast, checkpoint_blocks, compile_blocks, uncompiled
 from vitrail.pipeline import Pipeline, locate
 from vitrail.readings import Reading
+from vitrail.replicas import Replicas, accumulate, cores_for
 from vitrail.report import write_report
 from vitrail.run import Run
 from vitrail.stopping import Interrupted, stoppable
 from vitrail.tasks.classify import Classify
-from vitrail.tasks.task import Metrics, Task
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import fit, read
 
@@ -82,6 +81,7 @@ class Trainer:
         self.done = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
         if run.compile:
             compile_blocks(self.task)
+        self.replicas = Replicas(self.task, cores_for(run, self.task))
 
     def fit(self) -> dict[str, float]:
         """Trains what is left, evaluates on the held-back images, writes model folder and report; returns the metrics.
@@ -218,7 +218,7 @@ class Trainer:
         torch.manual_seed(step_seed(step, self.run.seed))  # dropout's draws, too, follow from (seed, step)
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
         optim.set_lr(self.optimizer, self.run.optim, factor)
-        metrics = accumulate(self.task, parts, self.run.batch, self.autocast)
+        metrics = accumulate(self.replicas, parts, self.run.batch, self.autocast)
         norm = optim.clip(self.task.parameters(), self.run.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -302,22 +302,6 @@ class Trainer:
     def _newest(self) -> str:
         self.writer.wait()
         return str(checkpoint.newest(self.folder / "checkpoints") or "none")
-
-
-def accumulate(task: Task, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
-    """Adds up the gradient of the mean loss over `total` images from the parts of their batch; returns its metrics.
-
-    Each part weighs as many images as it has, so that uneven parts change nothing but rounding.
-    """
-    sums: dict[str, Tensor] = {}
-    for batch in parts:
-        share = len(batch["images"]) / total
-        with autocast:
-            loss, metrics = task(batch)
-        (loss if share == 1 else loss * share).backward()
-        for name, value in metrics.items():
-            sums[name] = sums[name] + value * share if name in sums else value * share
-    return sums
 
 
 def _best(evaluations: Mapping[int, Mapping[str, float]]) -> int | None:

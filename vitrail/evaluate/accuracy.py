@@ -90,7 +90,7 @@ class Accuracy:
                 continue
             targets = torch.from_numpy(_targets(self.source, indices.tolist())).to(device)
             height, width = batch["images"].shape[-2:]
-            size = batch_size(task.model.config, (height, width), device, linear)
+            size = batch_size(task.model.config, (height, width), device)
             parts = zip(batch["images"].split(size), targets.split(size), strict=True)
             logits = torch.cat([_logits(fast, {"images": part.to(device), "targets": some}) for part, some in parts])
             if logits.shape[1] != classes:

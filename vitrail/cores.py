@@ -1,0 +1,73 @@
+"""A CPU's cores side by side: each has its own share of the images, instead of a part of every operation.
+
+    cores = shared(torch.get_num_threads())
+    features = torch.cat(cores.map(model.represent, images.chunk(cores.count)))
+
+torch divides each operation among its threads, and all of them wait for the slowest after each: for small ones longer
+than they compute, and on a machine that others use, too, several times as long. Shares meet once, at their end.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MOST = 8
+
+
+class Cores:
+    """`count` threads of Python, the caller's among them, to which torch's threads are dealt out."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pool = ThreadPoolExecutor(max(1, count - 1), "core")
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """function(item) of each item, no more than `count`, at the same time; with gradients where the caller has
+        them. What a function raises is raised once all have ended."""
+        gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        first, *others = items
+        threads = torch.get_num_threads()
+        each = max(1, threads // (1 + len(others)))
+
+        def alike(item: T) -> R:
+            _set(each)
+            with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+                return function(item)
+
+        _set(each)
+        futures = [self.pool.submit(alike, item) for item in others]
+        try:
+            found = function(first)
+        finally:
+            wait(futures)
+            _set(threads)
+        return [found, *(future.result() for future in futures)]
+
+
+def share_out(items: int) -> int:
+    """How many shares of so many items are worth having on this machine's cores: one a core, but MOST at most, for
+    Python itself runs on one of them at a time."""
+    return max(1, min(torch.get_num_threads(), items, MOST))
+
+
+def _set(threads: int) -> None:
+    """How many threads torch uses is a number of each thread of Python; to set it takes longer than to read it."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@cache
+def shared(count: int) -> Cores:
+    """The process's own."""
+    return Cores(count)
+
+
+# Threads do not outlive a fork.
+os.register_at_fork(after_in_child=shared.cache_clear)

@@ -145,7 +145,8 @@ def memory_summary(records: list[Record], libraries: list[str]) -> list[Record]:
         peers = [record["libraries"][name] for name in libraries[1:] if name in record["libraries"]]
         if subject and peers:
             row["ratio"] = subject["peak"] / min(peer["peak"] for peer in peers)
-            row["tensor_ratio"] = subject["tensors"] / min(peer["tensors"] for peer in peers)
+            if subject["tensors"] is not None:
+                row["tensor_ratio"] = subject["tensors"] / min(peer["tensors"] for peer in peers)
         summary.append(row)
     return summary
 
@@ -159,7 +160,11 @@ def memory_table(summary: list[Record], libraries: list[str]) -> str:
         cells = [row["case"], row["pass"], str(row["batch"])]
         for name in libraries:
             result = row["libraries"].get(name)
-            cells.append(f"{result['peak'] / 2**20:.1f} ({result['tensors'] / 2**20:.1f})" if result else "failed")
+            if result is None:
+                cells.append("failed")
+            else:
+                tensors = "-" if result["tensors"] is None else f"{result['tensors'] / 2**20:.1f}"
+                cells.append(f"{result['peak'] / 2**20:.1f} ({tensors})")
         cells += [f"{row[key]:.3f}" if key in row else "-" for key in ("ratio", "tensor_ratio")]
         rows.append(cells)
     return table(headers, rows)

@@ -120,15 +120,14 @@ class Bench:
         self.clear()
         return {"peak": peak, "tensors": self.tensor_peak(), "baseline": baseline, "method": method}
 
-    def tensor_peak(self) -> int:
-        """The most bytes that tensors made by one step held at a time, from the allocator's own records."""
-        from torch._C._profiler import _ExperimentalConfig
+    def tensor_peak(self) -> int | None:
+        """The most bytes that tensors made by one step held at a time, from the allocator's own records, which are of
+        one thread: None where several make them."""
+        if self.replicas:
+            return None
         from torch.profiler import ProfilerActivity, profile
 
-        everywhere = _ExperimentalConfig(profile_all_threads=True)  # for steps that are shared among threads
-        with profile(
-            activities=[ProfilerActivity.CPU], profile_memory=True, experimental_config=everywhere
-        ) as profiler:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.step()
         results = profiler.profiler.kineto_results
         events = [event for event in results.events() if event.name() == "[memory]"]

@@ -18,7 +18,7 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-MOST = 8
+MOST = 8  # shares; a guess: more than two cores were not at hand
 
 
 class Cores:
@@ -69,5 +69,5 @@ def shared(count: int) -> Cores:
     return Cores(count)
 
 
-# Threads do not outlive a fork.
-os.register_at_fork(after_in_child=shared.cache_clear)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork; threads do not outlive one
+    os.register_at_fork(after_in_child=shared.cache_clear)

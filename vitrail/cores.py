@@ -8,6 +8,7 @@ than they compute, and on a machine that others use, too, several times as long.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -69,5 +70,5 @@ def shared(count: int) -> Cores:
     return Cores(count)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork; threads do not outlive one
+if sys.platform != "win32":  # which has no fork; threads do not outlive one
     os.register_at_fork(after_in_child=shared.cache_clear)

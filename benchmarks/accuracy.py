@@ -98,9 +98,9 @@ SETTINGS = {"cifar10": cifar10}
 
 def our_run(setting: Setting, data: Path, per_epoch: int) -> Run:
     """The setting as a Run; `per_epoch`: steps of an epoch, a rest smaller than a batch left out, as timm does."""
-    from vitrail.data.augment import Augment
-    from vitrail.data.open import Data
-    from vitrail.data.transforms import Preprocessing
+    from vitrail.data.images.augment import Augment
+    from vitrail.data.images.preprocessing import Preprocessing
+    from vitrail.data.sources.open import Data
     from vitrail.optim.build import Config
     from vitrail.optim.schedule import Schedule
     from vitrail.run import Run

@@ -179,8 +179,8 @@ def _tensors(data: str, setting: Setting, split: str) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
-    from vitrail.data.open import Data, open_parts
-    from vitrail.data.source import pixels
+    from vitrail.data.sources.open import Data, open_parts
+    from vitrail.data.sources.source import pixels
 
     source = getattr(open_parts(Data(data)), split)
     records = [source[i] for i in range(len(source))]
@@ -194,8 +194,8 @@ def folders(data: Path, folder: Path, channels: int) -> Path:
     """The data as train/ and test/ with a folder for each class, which is what timm's script reads."""
     from PIL import Image
 
-    from vitrail.data.open import Data, open_parts
-    from vitrail.data.source import pixels
+    from vitrail.data.sources.open import Data, open_parts
+    from vitrail.data.sources.source import pixels
 
     if data.is_file() or (data / "train").is_dir():
         return unpacked(data, folder)

@@ -81,9 +81,9 @@ def libraries_of(case: str, options: Options) -> list[str]:
 
 def fitting(case: Case, most: int, models: int, free: int) -> int:
     """The largest power of two of images, up to `most`, whose step fits beside the state of so many models."""
-    from vitrail.memory import needed
     from vitrail.models.vit import Config
     from vitrail.models.zoo import configure
+    from vitrail.plan import needed
 
     config = configure(f"ViT-{case.name}", image_size=case.resolution)
     assert isinstance(config, Config)

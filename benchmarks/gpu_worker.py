@@ -39,11 +39,11 @@ class Trainee:
         import torch
 
         from benchmarks.peers import CLASSES, Case, build
-        from vitrail import fp8
-        from vitrail.data.transforms import Preprocessing
+        from vitrail.data.images.preprocessing import Preprocessing
         from vitrail.optim.build import Config
         from vitrail.optim.build import build as build_optimizer
-        from vitrail.parallel import autocast
+        from vitrail.runtime import fp8
+        from vitrail.runtime.blocks import autocast
 
         name, low = library.removesuffix(FP8), library.endswith(FP8)
         size = (Case.parse(case).resolution,) * 2
@@ -65,7 +65,8 @@ class Trainee:
     def step(self) -> None:
         """What the Trainer does for a step."""
         from vitrail.optim.build import clip
-        from vitrail.replicas import Replicas, accumulate
+        from vitrail.runtime.threads import Replicas
+        from vitrail.train import accumulate
 
         accumulate(Replicas(self.task, 1), [self.batch], len(self.batch["images"]), self.autocast)
         clip(self.task.parameters(), 1.0)
@@ -99,7 +100,7 @@ def task_of(model: nn.Module, how: Any) -> Task:
     """Ours as it is trained, or the same loss around another library's model."""
     import torch.nn.functional as F
 
-    from vitrail.data.transforms import normalise
+    from vitrail.data.images.preprocessing import normalise
     from vitrail.models.vit import ViT
     from vitrail.tasks.classify import Classify
     from vitrail.tasks.task import Task
@@ -128,7 +129,7 @@ def compile_units(task: Task, backend: str) -> None:
     """Every block by itself, which is what each library's longest list of modules holds."""
     from torch import nn
 
-    from vitrail.parallel import compile_blocks
+    from vitrail.runtime.blocks import compile_blocks
     from vitrail.tasks.classify import Classify
 
     if isinstance(task, Classify):

@@ -79,10 +79,10 @@ def image_folder(data: Path) -> Iterable[int]:
 
 def ours(data: Path, workers: int) -> Iterable[int]:
     """Our loader, whole batches of bytes; 0 workers are two threads."""
-    from vitrail.data.augment import Augment
+    from vitrail.data.images.augment import Augment
+    from vitrail.data.images.preprocessing import Preprocessing
     from vitrail.data.loader import Training, stream
-    from vitrail.data.open import Data, find_splits
-    from vitrail.data.transforms import Preprocessing
+    from vitrail.data.sources.open import Data, find_splits
 
     how = Preprocessing((SIZE, SIZE), HALF, HALF, interpolation="bicubic")
     source = find_splits(Data(str(data)))["train"]
@@ -116,10 +116,10 @@ def rate(batches: Iterator[int] | Iterable[int]) -> float:
 
 def difference(data: Path, packed: Path, steps: int = IMAGES // BATCH) -> dict[str, float]:
     """Mean grey levels between the two paths: in evaluation (256 px, the middle 224), and for the same random crops."""
-    from vitrail.data.augment import Augment
+    from vitrail.data.images.augment import Augment
+    from vitrail.data.images.preprocessing import Preprocessing
     from vitrail.data.loader import Training, evaluation
-    from vitrail.data.open import Data, find_splits
-    from vitrail.data.transforms import Preprocessing
+    from vitrail.data.sources.open import Data, find_splits
 
     how = Preprocessing((SIZE, SIZE), HALF, HALF, interpolation="bicubic")
     both = [
@@ -157,8 +157,8 @@ def _children() -> float:
 
 def measure(data: Path | None, rounds: int) -> dict[str, Any]:
     """Every way of loading, in every round."""
-    from vitrail.data.open import Data, find_splits
     from vitrail.data.pack import pack
+    from vitrail.data.sources.open import Data, find_splits
 
     order, rates, foreign = random.Random(0), {name: [] for name in HOW}, []
     with tempfile.TemporaryDirectory() as temporary:

@@ -56,9 +56,9 @@ LR, DECAY, CLIP = 1e-4, 0.05, 1.0
 
 def our_run(case: Case, data: Path, steps: int) -> Run:
     """Our recipe for a case; nothing is evaluated or saved before the end."""
-    from vitrail.data.augment import Augment
-    from vitrail.data.open import Data
-    from vitrail.data.transforms import Preprocessing
+    from vitrail.data.images.augment import Augment
+    from vitrail.data.images.preprocessing import Preprocessing
+    from vitrail.data.sources.open import Data
     from vitrail.optim.build import Config
     from vitrail.optim.schedule import Schedule
     from vitrail.run import Run

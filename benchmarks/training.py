@@ -99,12 +99,12 @@ def fashion_files(folder: Path, count: int) -> Path:
     """Fashion-MNIST's four files with `count` training images, which are those in the package, over and over."""
     import numpy as np
 
-    from vitrail.data import idx
+    from vitrail.data.sources import mnist
 
     out = folder / "FashionMNIST" / "raw"  # where torchvision, and so timm, looks
     out.mkdir(parents=True)
-    for path in (Path(idx.__file__).parent / "fashion").glob("*-ubyte.gz"):
-        array = idx.read_idx(path)
+    for path in (Path(mnist.__file__).parents[1] / "fashion").glob("*-ubyte.gz"):
+        array = mnist.read_idx(path)
         array = np.resize(array, (count, *array.shape[1:])) if path.name.startswith("train") else array
         header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
         (out / path.stem).write_bytes(header + array.tobytes())

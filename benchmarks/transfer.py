@@ -24,13 +24,13 @@ from typing import Any
 
 from benchmarks.machine import describe
 from vitrail import run as runs
-from vitrail.data.augment import Augment
-from vitrail.data.open import Data, open_splits
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import vit
 from vitrail.optim.build import Config
 from vitrail.optim.schedule import Schedule
-from vitrail.recipes.fit import for_data
+from vitrail.recipes.adapt import for_data
 from vitrail.run import Run
 from vitrail.tasks.classify import Config as TaskConfig
 from vitrail.train import Trainer

@@ -102,7 +102,7 @@ def make(folder: Path, photos: Path | None, count: int) -> dict[str, Path]:
 def save_random(name: str, folder: Path) -> None:
     """A model folder of random weights, the head's included: zeros would give every class the same probability."""
     import vitrail
-    from vitrail.data.transforms import Preprocessing
+    from vitrail.data.images.preprocessing import Preprocessing
 
     model: Any = vitrail.create(name, seed=0)
     model.head.weight.data.normal_(std=0.02)

@@ -143,7 +143,7 @@ def ready(model: Any, mode: str) -> Callable[..., Any]:
     import torch
 
     if mode in PREPARED:
-        from vitrail.inference import prepared
+        from vitrail.runtime.inference import prepared
 
         return prepared(model, mode)
     return torch.compile(model) if mode == "compiled" else model
@@ -151,7 +151,7 @@ def ready(model: Any, mode: str) -> Callable[..., Any]:
 
 def replicas(model: Any, count: int) -> Any:
     """Vitrail's model as its Trainer has it on a CPU: one for each core."""
-    from vitrail.replicas import Replicas
+    from vitrail.runtime.threads import Replicas
 
     return Replicas(model, count)
 

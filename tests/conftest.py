@@ -32,7 +32,7 @@ def unchecked(monkeypatch):
 def quick(monkeypatch):
     """Evaluation on the first 100 images: what is evaluated is not what is tested here."""
     from vitrail import train
-    from vitrail.data.source import Subset
+    from vitrail.data.sources.source import Subset
 
     opened = train.open_parts
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from vitrail.evaluate.examination import MultiLabel, SingleLabel
+from vitrail.evaluate.results import MultiLabel, SingleLabel
 
 VOID = {"meta", "img", "br"}
 ALLOWED = {

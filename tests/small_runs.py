@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from vitrail import run as runs
-from vitrail.data.augment import Augment
+from vitrail.data.images.augment import Augment
 from vitrail.recipes.demo import demo
 from vitrail.tasks import classify
 from vitrail.train import Trainer

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
 
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.evaluate.accuracy import Accuracy
 from vitrail.models import vit
 from vitrail.tasks.classify import Classify, Config

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from vitrail.data.arrow import Embedded, class_names, features_of, splits
-from vitrail.data.source import Source
+from vitrail.data.sources.arrow import Embedded, class_names, features_of, splits
+from vitrail.data.sources.source import Source
 
 NAMES = ["dog", "cat", "emu"]
 LABEL = {"names": NAMES, "_type": "ClassLabel"}

@@ -20,11 +20,20 @@ from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 
-from vitrail.data.augment import AUGMENT_SALT, Augment, _central, _mirrored, _rectangle, augment, part_seen, philox
-from vitrail.data.decode import decode, decode_part
+from vitrail.config import parse
+from vitrail.data.images.augment import (
+    AUGMENT_SALT,
+    Augment,
+    _central,
+    _mirrored,
+    _rectangle,
+    augment,
+    part_seen,
+    philox,
+)
+from vitrail.data.images.decode import decode, decode_part
+from vitrail.data.images.preprocessing import Preprocessing, prepare
 from vitrail.data.order import sample_seeds
-from vitrail.data.transforms import Preprocessing, prepare
-from vitrail.parse import parse
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MEAN_COLOUR = [124, 116, 104]

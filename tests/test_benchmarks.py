@@ -17,9 +17,9 @@ from PIL import Image
 from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
-from vitrail.data import idx
-from vitrail.data.open import Data, find_splits
 from vitrail.data.pack import pack
+from vitrail.data.sources import mnist
+from vitrail.data.sources.open import Data, find_splits
 from vitrail.models import vit
 from vitrail.models.cost import flops, parameters
 from vitrail.models.zoo import configure
@@ -139,7 +139,7 @@ def test_fashion_files_are_what_torchvision_and_we_read(tmp_path):
     from torchvision.datasets import FashionMNIST
 
     data = training.fashion_files(tmp_path, 12_000)
-    ours, theirs = idx.splits(data)["train"], FashionMNIST(str(tmp_path))
+    ours, theirs = mnist.splits(data)["train"], FashionMNIST(str(tmp_path))
     assert len(ours) == len(theirs) == 12_000
     image, target, _ = ours[11_999]
     assert target == int(theirs.targets[11_999])

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import fast
 from benchmarks.fast import SETTINGS, Job, run_all, summary, text
 from benchmarks.machine import describe
-from vitrail.data.open import Data, open_parts
+from vitrail.data.sources.open import Data, open_parts
 
 
 def job(folder, name, accuracy, seed=0, code=""):

@@ -12,9 +12,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the packa
 
 from benchmarks import gpu, gpu_cifar10, peers
 from benchmarks.peers import Case
-from vitrail.memory import needed
 from vitrail.models.cost import flops, parameters
 from vitrail.models.zoo import configure
+from vitrail.plan import needed
 
 
 def record(**changes):

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import vitrail.data.cache as cache
-from vitrail.data.cache import cache_folder, is_kept, kept, kept_arrays, space, unpacking
+import vitrail.data.sources.cache as cache
+from vitrail.data.sources.cache import cache_folder, is_kept, kept, kept_arrays, space, unpacking
 
 
 @pytest.fixture(autouse=True)

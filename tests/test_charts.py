@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pages import HOSTILE, Outline
 
-from vitrail.charts import (
+from vitrail.report.charts import (
     HEIGHT,
     WIDTH,
     Line,

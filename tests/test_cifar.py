@@ -11,8 +11,8 @@ import warnings
 import numpy as np
 import pytest
 
-from vitrail.data import cifar
-from vitrail.data.cifar import is_cifar, splits
+from vitrail.data.sources import cifar
+from vitrail.data.sources.cifar import is_cifar, splits
 
 RANDOM = np.random.default_rng(0)
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.data.folder import splits
-from vitrail.data.source import Source
+from vitrail.data.sources.folder import splits
+from vitrail.data.sources.source import Source
 
 
 @pytest.fixture

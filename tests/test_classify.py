@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitrail.data.transforms import Preprocessing, normalise
+from vitrail.data.images.preprocessing import Preprocessing, normalise
 from vitrail.models import resnet, vit
 from vitrail.tasks import classify
 from vitrail.tasks.classify import Classify

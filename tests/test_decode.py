@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.data import decode as module
-from vitrail.data.decode import BYTES, decode, find
+from vitrail.data.images import decode as module
+from vitrail.data.images.decode import BYTES, decode, find
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (21, 34, 3), np.uint8)

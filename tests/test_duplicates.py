@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.duplicates import CONTRAST, LIKENESS, Group, alike, copies, digest, thumbnail
-from vitrail.data.idx import fashion
+from vitrail.data.audit.duplicates import CONTRAST, LIKENESS, Group, alike, copies, digest, thumbnail
+from vitrail.data.sources.mnist import fashion
 
 HEIGHT, WIDTH = 120, 160
 

@@ -10,10 +10,10 @@ from command_line import TINY, photos, printed, refused, status, write_mnist
 from PIL import Image
 
 from vitrail import Pipeline
-from vitrail.cli.judging import document, matched
-from vitrail.data.source import Arrays
-from vitrail.data.transforms import Preprocessing
-from vitrail.evaluate.examination import MultiLabel, SingleLabel
+from vitrail.cli.evaluate import document, matched
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.source import Arrays
+from vitrail.evaluate.results import MultiLabel, SingleLabel
 from vitrail.models import vit
 from vitrail.tasks import classify
 

@@ -7,11 +7,11 @@ import pytest
 from command_line import printed, write_mnist
 from PIL import Image
 
-from vitrail.data.open import Data, open_parts
+from vitrail.data.sources.open import Data, open_parts
 from vitrail.models.cost import parameters, tokens
 from vitrail.optim.schedule import steps_of
+from vitrail.recipes.adapt import for_data
 from vitrail.recipes.fast import Look, fast, look_at
-from vitrail.recipes.fit import for_data
 
 
 def photos(folder, sizes, mode="RGB", per_class=12):

@@ -11,9 +11,9 @@ from command_line import photos, printed, refused, status
 
 from vitrail import Pipeline, train
 from vitrail import run as runs
-from vitrail.cli import fitting
-from vitrail.cli.finetuning import numbers
-from vitrail.data.transforms import Preprocessing
+from vitrail.cli import launch as fitting
+from vitrail.cli.finetune import numbers
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 
 CLASSES = ("ash", "beech", "chestnut")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from vitrail.data.fingerprint import fingerprint
+from vitrail.data.sources.fingerprint import fingerprint
 
 
 @dataclass

@@ -10,10 +10,10 @@ import torch
 from reference import perturb
 from torch import nn
 
-from vitrail import fp8
-from vitrail.fp8 import ACTIVATION, GRADIENT, Fp8Linear, convert, product, quantise
 from vitrail.models.vit import Config, ViT
-from vitrail.parallel import autocast, checkpoint_blocks, compile_blocks
+from vitrail.runtime import fp8
+from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks
+from vitrail.runtime.fp8 import ACTIVATION, GRADIENT, Fp8Linear, convert, product, quantise
 
 SMALL = {"image_size": (32, 32), "patch_size": (8, 8), "width": 32, "depth": 2, "heads": 2, "mlp_dim": 64, "classes": 5}
 

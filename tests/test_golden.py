@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrail.data.open import Data, open_splits
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import resnet, vit
 from vitrail.pipeline import Pipeline
 from vitrail.recipes import RECIPES
-from vitrail.recipes.fit import for_data
+from vitrail.recipes.adapt import for_data
 from vitrail.train import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vitrail.history import read_history
+from vitrail.log import read_history
 
 
 def written(path, *lines):

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import vitrail
-from vitrail.data.transforms import Preprocessing
-from vitrail.info import describe
+from vitrail.cli.model_card import describe
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.weights import folder, hub
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail.data.transforms import Preprocessing
-from vitrail.inference import InferenceBlock, Int8Linear, batch_size, prepared
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
-from vitrail.parallel import checkpoint_blocks, compile_blocks
+from vitrail.runtime.blocks import checkpoint_blocks, compile_blocks
+from vitrail.runtime.inference import InferenceBlock, Int8Linear, batch_size, prepared
 from vitrail.tasks.classify import Classify, Config
 
 CPU = torch.device("cpu")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitrail import Pipeline, info
-from vitrail.data.transforms import Preprocessing
+from vitrail import Pipeline
+from vitrail.cli import model_card as info
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 
 CONTRACT = {"name", "config", "parameters", "flops", "tokens", "image_size", "preprocessing"}

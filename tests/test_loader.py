@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data.augment import Augment
-from vitrail.data.idx import fashion
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing, prepare
 from vitrail.data.loader import Evaluation, Images, Training, collate, evaluation, prefetch, stream, workers_for
 from vitrail.data.order import samples
-from vitrail.data.source import Subset
-from vitrail.data.transforms import Preprocessing, prepare
+from vitrail.data.sources.mnist import fashion
+from vitrail.data.sources.source import Subset
 
 NATIVE = Preprocessing((3, 4), (0.5,) * 3, (0.5,) * 3, "native")
 FLIP, PLAIN = Augment(flip=0.5), Augment(flip=0.0)
@@ -67,7 +67,7 @@ def loader_threads():
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("start", [0, 7, 19])
 def test_a_batch_depends_on_seed_and_step_alone(start, workers):
-    # Reading takes different times, so that threads and processes finish out of order.
+    # DeferredMetrics takes different times, so that threads and processes finish out of order.
     found = run(made(Numbered(10, slow=1e-4)), start, 20, workers)
     assert len(found) == 20 - start
     for step, batch in enumerate(found, start):

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vitrail import log as logs
 from vitrail.log import Log
+from vitrail.progress import say
 
 METRICS = {"loss": 0.5, "lr": 1e-3}
 
@@ -224,7 +225,7 @@ def test_the_file_is_closed_after_an_exception(tmp_path):
 
 
 def test_say_leaves_standard_output_alone(capsys):
-    logs.say("hello")
+    say("hello")
     assert capsys.readouterr() == ("", "hello\n")
 
 

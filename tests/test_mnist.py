@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_idx import encode, noise, zipped
+from test_mnist_files import encode, noise, zipped
 
-from vitrail.data.idx import FASHION, FILES, fashion, is_mnist, splits
+from vitrail.data.sources.mnist import FASHION, FILES, fashion, is_mnist, splits
 
 PACKAGED = Path(__file__).parents[1] / "vitrail" / "data" / "fashion"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.weights import folder
 from vitrail.weights.load import load

@@ -11,9 +11,9 @@ from test_cifar import files as cifar_files
 from test_cifar import write as write_cifar
 from test_source import Tagged, arrays
 
-from vitrail.data import arrow, open, shards, table
-from vitrail.data.idx import FASHION, FILES, fashion
-from vitrail.data.open import Data, Parts, describe, find_splits, open_parts, open_source, open_splits
+from vitrail.data.sources import arrow, mnist, open, table, tar
+from vitrail.data.sources.mnist import FASHION, FILES, fashion
+from vitrail.data.sources.open import Data, Parts, describe, find_splits, open_parts, open_source, open_splits
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def photos(tmp_path):
 def seen(monkeypatch):
     """Which of the readers that have files of their own was asked, and for what."""
     calls = []
-    for module in (arrow, shards, table):
+    for module in (arrow, tar, table):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(
             module, "splits", lambda *asked, name=name: calls.append((name, *asked)) or {"all": arrays([])}
@@ -69,7 +69,7 @@ def test_the_packaged_name_is_no_folder(tmp_path, monkeypatch, photos):
 
 
 def test_idx_files_are_told_by_content(tmp_path):
-    folder = Path(open.idx.__file__).parent / "fashion"
+    folder = Path(mnist.__file__).parents[1] / "fashion"
     for stem in FILES["test"]:
         (tmp_path / f"{stem}.gz").symlink_to(folder / f"{stem}.gz")
     assert list(find_splits(Data(str(tmp_path)))) == ["test"]
@@ -90,10 +90,10 @@ def test_cifar_is_told_by_content(tmp_path, kind, packed):
     [
         (["dataset_dict.json", "train/data.arrow"], "arrow"),
         (["dataset_info.json", "state.json"], "arrow"),
-        (["a.tar", "b.tar", ".hidden"], "shards"),
-        (["a.tar.gz", "README.md"], "shards"),
-        (["train/a.tar", "val/b.tar"], "shards"),
-        (["data/train-0.tar"], "shards"),
+        (["a.tar", "b.tar", ".hidden"], "tar"),
+        (["a.tar.gz", "README.md"], "tar"),
+        (["train/a.tar", "val/b.tar"], "tar"),
+        (["data/train-0.tar"], "tar"),
         (["train.csv"], "table"),
         (["Train.JSONL", "images/1.jpg", "images/2.jpg"], "table"),
         (["validation-00000-of-00001.tsv"], "table"),
@@ -109,11 +109,11 @@ def test_folders_are_told_by_content(tmp_path, seen, files, reader):
         (place / file).write_bytes(b"")
     find_splits(Data(str(place), image_column="photo", label_column="kind"))
     find_splits(Data(str(tmp_path)))  # a folder in a folder, as archives unpack
-    columns = [(), ()] if reader == "shards" else [("photo", "kind"), (None, None)]
+    columns = [(), ()] if reader == "tar" else [("photo", "kind"), (None, None)]
     assert seen == [(reader, place, *asked) for asked in columns]
 
 
-@pytest.mark.parametrize(("name", "reader"), [("a.CSV", "table"), ("a.parquet", "table"), ("a.tgz", "shards")])
+@pytest.mark.parametrize(("name", "reader"), [("a.CSV", "table"), ("a.parquet", "table"), ("a.tgz", "tar")])
 def test_files_are_told_by_their_suffix(tmp_path, seen, name, reader):
     (tmp_path / name).write_bytes(b"")
     find_splits(Data(str(tmp_path / name)))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.data.open import Data
+from vitrail.cli.overrides import describe, leaves, nearest, override, table
+from vitrail.data.sources.open import Data
 from vitrail.models import resnet, vit
 from vitrail.optim.rules import Rule
-from vitrail.overrides import describe, leaves, nearest, override, table
 from vitrail.recipes import RECIPES
 from vitrail.recipes.demo import demo
 

@@ -12,13 +12,13 @@ from command_line import printed, refused, status
 from PIL import Image
 
 from vitrail.data import pack as module
-from vitrail.data.augment import Augment
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.loader import Training, evaluation, stream
-from vitrail.data.open import Data, find_splits, open_splits
 from vitrail.data.pack import pack
-from vitrail.data.source import Arrays, Subset, part_pixels
-from vitrail.data.split import stratified
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.sources.open import Data, find_splits, open_splits
+from vitrail.data.sources.source import Arrays, Subset, part_pixels
+from vitrail.data.sources.split import stratified
 
 MODEL = Preprocessing((48, 48), (0.5,) * 3, (0.5,) * 3)
 
@@ -76,7 +76,7 @@ def test_a_pack_has_the_same_records_in_the_same_order_made_small(photos, tmp_pa
 
 
 def test_small_images_stay_as_they_are(photos, tmp_path):
-    from vitrail.data.decode import decode
+    from vitrail.data.images.decode import decode
 
     before, _, out = packed(photos, tmp_path)
     source = find_splits(Data(str(out)))["train"]

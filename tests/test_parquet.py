@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import vitrail.data.cache as cache
-from vitrail.data.source import Source
-from vitrail.data.table import splits
+import vitrail.data.sources.cache as cache
+from vitrail.data.sources.source import Source
+from vitrail.data.sources.table import splits
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 LABEL = {"_type": "ClassLabel", "names": ["dog", "cat", "emu"]}

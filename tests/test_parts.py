@@ -11,11 +11,11 @@ from PIL import Image
 from test_decode import RANDOM, encode
 from test_loader import Numbered, equal
 
-from vitrail.data import jpeg
-from vitrail.data.augment import Augment
-from vitrail.data.decode import Part, decode, decode_part
+from vitrail.data.images import jpeg
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.decode import Part, decode, decode_part
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.loader import Training
-from vitrail.data.transforms import Preprocessing
 
 
 def photo(height, width):

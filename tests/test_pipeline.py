@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitrail import Pipeline
 from vitrail import pipeline as module
-from vitrail.data.transforms import Preprocessing, normalise, prepare
+from vitrail.data.images.preprocessing import Preprocessing, normalise, prepare
 from vitrail.models import vit
 from vitrail.recipes.demo import demo
 from vitrail.run import write

@@ -13,8 +13,8 @@ from timm.data import create_transform
 
 from vitrail import Pipeline, cli, pipeline
 from vitrail.cli import main
-from vitrail.data.idx import fashion
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.mnist import fashion
 from vitrail.models import vit
 from vitrail.recipes.demo import demo
 from vitrail.run import write
@@ -196,7 +196,7 @@ def test_a_model_of_grey_images_reads_the_demos_images_from_files(capsys, tmp_pa
 
 
 def test_without_a_terminal_there_is_no_bar_but_a_line_now_and_then(capsys, model, photos, monkeypatch):
-    monkeypatch.setattr("vitrail.log.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("vitrail.progress.QUIET_SECONDS", 0.0)
     assert status(model, photos, "--json") == 0
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 5

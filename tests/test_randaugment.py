@@ -13,8 +13,8 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy.stats import chisquare
 from timm.data import auto_augment as timm
 
-import vitrail.data.randaugment as module
-from vitrail.data.randaugment import MOVES, OPERATIONS, RECOLOURINGS, jitter, operate, randaugment, three_augment
+import vitrail.data.images.randaugment as module
+from vitrail.data.images.randaugment import MOVES, OPERATIONS, RECOLOURINGS, jitter, operate, randaugment, three_augment
 
 FILL = (124, 116, 104)
 MODES = ["RGB", "L"]

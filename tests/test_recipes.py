@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import pytest
 
 from vitrail import run as runs
-from vitrail.data.source import Arrays
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.source import Arrays
 from vitrail.models import cost, vit
 from vitrail.optim.schedule import multiplier, steps_of
 from vitrail.pipeline import Pipeline
 from vitrail.recipes import MODERN, PRETRAIN, RECIPES
+from vitrail.recipes.adapt import for_data
 from vitrail.recipes.finetune import choices, finetune, finetune_small, recipe_for, size_of
-from vitrail.recipes.fit import for_data
 from vitrail.tasks.classify import Config as TaskConfig
 
 # Table 3: (epochs, learning rate, decay, weight decay, dropout, clip)
@@ -288,7 +288,7 @@ def test_a_bias_that_was_asked_for_is_kept_where_it_can_be(task, expected):
 
 
 def test_the_packaged_images_fit_a_recipe_for_them():
-    from vitrail.data.open import Data, open_splits
+    from vitrail.data.sources.open import Data, open_splits
 
     train, _ = open_splits(Data())
     assert isinstance(train, Arrays)

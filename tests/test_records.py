@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.data.records import Column, Group, Paths, Texts, divide, find_column, label, mark, ordered, split_in
-from vitrail.data.source import Source
+from vitrail.data.sources.records import (
+    Column,
+    Group,
+    Paths,
+    Texts,
+    divide,
+    find_column,
+    label,
+    mark,
+    ordered,
+    split_in,
+)
+from vitrail.data.sources.source import Source
 
 
 @dataclass

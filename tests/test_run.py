@@ -7,8 +7,8 @@ from importlib.metadata import version
 import pytest
 
 from vitrail import run as runs
-from vitrail.data.augment import Augment
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
 from vitrail.optim.build import Config
 from vitrail.optim.rules import Rule

@@ -13,7 +13,7 @@ import transformers
 from reference import perturb
 from safetensors.torch import load_file, save_file
 
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
 from vitrail.weights import folder
 from vitrail.weights import save as saving

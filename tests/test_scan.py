@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.data.scan import ROW, TRAITS, Record, Scan
-from vitrail.data.source import Arrays
+from vitrail.data.audit.scan import ROW, TRAITS, Record, Scan
+from vitrail.data.sources.source import Arrays
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 30, 3), np.uint8)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.source import Arrays, Renumbered, Source, Subset, counts, pixels
+from vitrail.data.sources.source import Arrays, Renumbered, Source, Subset, counts, pixels
 
 NAMES = ("ant", "bee", "cat")
 

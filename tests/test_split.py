@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_source import Tagged, arrays
 
-from vitrail.data.split import balanced, stratified
+from vitrail.data.sources.split import balanced, stratified
 
 labels = st.lists(st.integers(0, 2), min_size=2, max_size=60)
 shares = st.floats(0.01, 0.9)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail import replicas
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config, build, clip, set_lr
 from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import Schedule, multiplier
+from vitrail.runtime.threads import Replicas
 from vitrail.tasks.classify import Classify
+from vitrail.train import accumulate as trainers
 
 TOLERANCE = 1e-12
 SCHEDULE = Schedule("cosine", warmup="2 steps", end=0.1)
@@ -221,7 +222,7 @@ def accumulate(task, given, micro, cores=1):
     size = len(given["targets"])
     starts = range(0, size, micro)
     parts = [{name: tensor[start : start + micro] for name, tensor in given.items()} for start in starts]
-    return replicas.accumulate(replicas.Replicas(task, cores), parts, size, nullcontext())
+    return trainers(Replicas(task, cores), parts, size, nullcontext())
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.source import Source, pixels
-from vitrail.data.table import splits
+from vitrail.data.sources.source import Source, pixels
+from vitrail.data.sources.table import splits
 
 
 def png(value):

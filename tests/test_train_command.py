@@ -13,7 +13,7 @@ from command_line import TINY, photos, printed, refused, status, write_mnist
 
 from vitrail import run as runs
 from vitrail import train
-from vitrail.cli.training import recipe, recipes
+from vitrail.cli.train import recipe, recipes
 from vitrail.recipes import RECIPES
 from vitrail.recipes.demo import demo
 

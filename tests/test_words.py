@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.words import option, options, overrides, plain, sentence
+from vitrail.cli.words import option, options, overrides, plain, sentence
 
 BOX = """╭─ Missing argument ───────────────────────╮
 │ {} │

@@ -1,30 +1,37 @@
-"""What a run says while it goes on: metrics.jsonl for programs, a progress line on standard error for people.
+"""Logging: metrics.jsonl, TensorBoard and the progress line; and metrics.jsonl read back as series.
 
 with Log(folder, total=1710, done=0) as log:
     log.count(images=64, waited=0.01)
     log.step(step, {"loss": ..., "lr": ...})
     log.evaluation(step, {"accuracy": ..., "loss": ...})
     log.note(step, "3 images could not be read.")
+history = read_history(folder / "metrics.jsonl")
+steps, losses = history.training["loss"]
 """
 
 import json
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitrail.progress import QUIET_SECONDS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-T = TypeVar("T")
+Numbers = NDArray[np.float64]
+Series = dict[str, tuple[Numbers, Numbers]]  # name -> (steps, values), of one length
 
-QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
 SETTLED_SECONDS = 60.0  # after which compiling, filling caches and starting processes are over
 JUDGED_SECONDS = 10.0  # of training at least, before its share of waiting means something
 WAITING = 0.05  # of the time; more is said
@@ -161,29 +168,6 @@ class Log:
         self.since += seconds
 
 
-def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items as they come, with a bar on standard error where that is a terminal, else a line now and then."""
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    bar = Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
-    started = spoke = time.perf_counter()
-    with bar:
-        task = bar.add_task(what, total=total, speed="")
-        for done, item in enumerate(items, 1):
-            yield item
-            speed = f"{done / max(time.perf_counter() - started, 1e-9):.0f}/s"
-            bar.update(task, completed=done, speed=speed)
-            if not console.is_terminal and time.perf_counter() - spoke > QUIET_SECONDS:
-                spoke = time.perf_counter()
-                say(f"{what} {done}/{total}  {speed}")
-
-
-def say(text: str) -> None:
-    """A line on standard error; standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _board(folder: Path, done: int) -> "SummaryWriter":
     """TensorBoard's writer; steps after `done`, of a run that was killed, are taken out."""
     try:
@@ -194,20 +178,11 @@ def _board(folder: Path, done: int) -> "SummaryWriter":
 
 
 def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
-    """Keeps the lines up to step `done`: what a killed run wrote after its last checkpoint is written again.
-
-    Returns the records that were kept.
-    """
+    """Keeps the records up to step `done` and returns them: what a killed run wrote after its last checkpoint is
+    written again."""
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # cut short by the kill
-            continue
-        if record["step"] <= done:
-            kept.append(record)
+    kept = [record for record in records(path) if record["step"] <= done]
     partial = path.with_suffix(".partial")  # a kill at this moment must not cost the run its history
     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
     partial.replace(path)
@@ -218,3 +193,54 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(math.ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl, each with a numeric "step". A line that is none is left out: a kill may have cut
+    it short."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int | float):
+                yield record
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """training: what was logged of steps; evaluations: of the held-back images."""
+
+    training: Series
+    evaluations: Series
+
+    def speed(self, batch: int) -> tuple[float, float, float]:
+        """(seconds of training, images per second, share of the time spent waiting for images), of all steps, those
+        before an interruption, too; evaluations are not in it. Zeros where nothing was logged."""
+        steps, rates = self.training.get("images_per_second", (np.empty(0), np.empty(0)))
+        waits = self.training.get("data_wait", (steps, np.zeros(len(steps))))[1]
+        if not len(steps) or len(waits) != len(steps):
+            return 0.0, 0.0, 0.0
+        images = np.diff(steps, prepend=0) * batch
+        seconds = images / np.maximum(rates, 1e-9)
+        return float(seconds.sum()), float(images.sum() / seconds.sum()), float((seconds * waits).sum() / seconds.sum())
+
+
+def read_history(path: Path) -> History:
+    """The history in a metrics.jsonl; empty where there is no file."""
+    training: dict[str, tuple[array, array]] = {}
+    evaluations: dict[str, tuple[array, array]] = {}
+    for record in records(path) if path.is_file() else ():
+        step, found = record.pop("step"), record.get("evaluation")
+        series, values = (evaluations, found) if isinstance(found, dict) else (training, record)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                steps, numbers = series.setdefault(name, (array("d"), array("d")))
+                steps.append(step)
+                numbers.append(value)
+    return History(_series(training), _series(evaluations))
+
+
+def _series(found: dict[str, tuple[array, array]]) -> Series:
+    return {name: (np.frombuffer(steps), np.frombuffer(values)) for name, (steps, values) in found.items()}

@@ -21,11 +21,11 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrail.data.decode import decode
+from vitrail.data.images.decode import decode
+from vitrail.data.images.preprocessing import Preprocessing, normalise, prepare
 from vitrail.data.loader import prefetch
-from vitrail.data.transforms import Preprocessing, normalise, prepare
-from vitrail.inference import batch_size, prepared
 from vitrail.models.vit import ViT
+from vitrail.runtime.inference import batch_size, prepared
 from vitrail.weights import folder as model_folder
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import fit, read

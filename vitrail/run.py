@@ -16,14 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import Data
-from vitrail.data.transforms import Preprocessing
+from vitrail.config import parse
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import Data
 from vitrail.models import vit
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration
-from vitrail.parallel import Precision
-from vitrail.parse import parse
+from vitrail.runtime.blocks import Precision
 from vitrail.tasks.classify import Config as TaskConfig
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")

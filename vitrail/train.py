@@ -10,39 +10,46 @@ import shutil
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from vitrail import checkpoint, fp8
+from vitrail import checkpoint
 from vitrail.batch import Batch
 from vitrail.data.loader import REMEMBERED, Training, stream, workers_for
-from vitrail.data.open import Parts, open_parts
 from vitrail.data.order import step_seed
-from vitrail.data.source import counts
+from vitrail.data.sources.open import Parts, open_parts
+from vitrail.data.sources.source import counts
 from vitrail.evaluate.accuracy import Accuracy
+from vitrail.evaluate.results import ClassificationResult
 from vitrail.log import Log
-from vitrail.memory import refuse
-from vitrail.models.vit import ViT
+from vitrail.models.cost import activations, parameters
+from vitrail.models.layers import DropPath
+from vitrail.models.vit import Attention, ViT
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import multiplier, steps_of
-from vitrail.parallel import Mover, autocast, checkpoint_blocks, compile_blocks, uncompiled
 from vitrail.pipeline import Pipeline, locate
-from vitrail.readings import Reading
-from vitrail.replicas import Replicas, accumulate, cores_for
-from vitrail.report import write_report
 from vitrail.run import Run
-from vitrail.stopping import Interrupted, stoppable
+from vitrail.runtime import fp8
+from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks, uncompiled
+from vitrail.runtime.deferred import DeferredMetrics, Mover
+from vitrail.runtime.interrupt import Interrupted, stoppable
+from vitrail.runtime.threads import Replicas, share_out
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.task import Metrics, Task
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import fit, read
 
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
 PHOTO = 64  # pixels a side, from which weights that others trained on photographs are of use
 STARTS = "vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
+
+T = TypeVar("T", bound=Task)
 
 
 class Trainer:
@@ -69,10 +76,11 @@ class Trainer:
         self.workers = workers_for(self.device, run.workers)
         self.batches = self._loader()
         self.notes: list[str] = []
+        self.result: ClassificationResult | None = None
         self.late = self.device.type == "cuda"  # elsewhere a step's numbers are there when it ends
         # Of the steps since the last line of the log, and of those whose line is due.
-        self.recent: list[Reading] = []
-        self.due: list[Reading] = []
+        self.recent: list[DeferredMetrics] = []
+        self.due: list[DeferredMetrics] = []
         self.task = self._task()
         self.optimizer = optim.build(self.task, run.optim)
         self.ema = Ema(self.task, run.ema) if run.ema else None
@@ -84,7 +92,7 @@ class Trainer:
         self.replicas = Replicas(self.task, cores_for(run, self.task))
 
     def fit(self) -> dict[str, float]:
-        """Trains what is left, evaluates on the held-back images, writes model folder and report; returns the metrics.
+        """Trains what is left, evaluates on the held-back images, writes the model folder; returns the metrics.
 
         Raises Interrupted after Ctrl-C or SIGTERM, and ValueError where the loss is no longer a number, or the disk is
         full; all leave a checkpoint to go on from.
@@ -136,7 +144,6 @@ class Trainer:
             raise ValueError(f"{run.data.path} has {found} classes, but the model's head has {run.model.classes}.")
         if self.train_source.multi_label and run.task.loss == "softmax":
             raise ValueError(f"the images of {run.data.path} have several labels; train with --task.loss sigmoid.")
-        refuse(run, self.device)
         if run.start and not checkpoint.newest(self.folder / "checkpoints"):
             model, report = fit(read(locate(resolve(run.start))), run.model, new_head=True, seed=run.seed)
             self.notes.append(f"started from {run.start}, {report}")
@@ -213,7 +220,7 @@ class Trainer:
             yield moved
             since = time.perf_counter()
 
-    def _step(self, step: int, parts: Iterable[Batch]) -> Reading:
+    def _step(self, step: int, parts: Iterable[Batch]) -> DeferredMetrics:
         """One update of the weights; nothing in it waits for the device."""
         torch.manual_seed(step_seed(step, self.run.seed))  # dropout's draws, too, follow from (seed, step)
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
@@ -225,9 +232,9 @@ class Trainer:
         if self.ema:
             self.ema.update(step)
         self.task.after_step(step)
-        return Reading(step, {**metrics, "gradient_norm": norm}, {"lr": self.run.optim.lr * factor})
+        return DeferredMetrics(step, {**metrics, "gradient_norm": norm}, {"lr": self.run.optim.lr * factor})
 
-    def _finite(self, readings: Sequence[Reading]) -> dict[str, float]:
+    def _finite(self, readings: Sequence[DeferredMetrics]) -> dict[str, float]:
         """The last one's numbers. ValueError where any loss or norm is none: such weights are never saved."""
         values: dict[str, float] = {}
         for reading in readings:
@@ -258,15 +265,14 @@ class Trainer:
         return _best(log.evaluations) == self.done
 
     def _finish(self, log: Log) -> dict[str, float]:
-        """The model folder and the page of the run; returns what the last evaluation found."""
+        """The model folder; returns what the last evaluation found, which stays in `result` and `notes`."""
         log.busy("evaluating")
         with self._judged():
-            examination = self._judge(log).examine(self.task)
+            self.result = self._judge(log).examine(self.task)
             self._save_model()
-        result = dict(examination.metrics)
-        self._tell(log, result)
-        write_report(self.folder, self.run, self.val_source, examination, result, log.notes)
-        return result
+        self.notes = list(log.notes)
+        self._tell(log, self.result.metrics)
+        return self.result.metrics
 
     def _judge(self, log: Log) -> Accuracy:
         skip = self.run.data.unreadable == "skip"
@@ -321,3 +327,50 @@ def pick_device(name: str) -> str:
     if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
         raise ValueError(f"the device {name!r} is not available here; use auto or cpu.")
     return name
+
+
+def accumulate(
+    replicas: Replicas[T], parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]
+) -> Metrics:
+    """Adds up the gradient of the mean loss over `total` images from the parts of their batch; returns its metrics.
+
+    Each part weighs as many images as it has, so that uneven parts change nothing but rounding.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def backward(task: Task, batch: Batch) -> Metrics:
+        share = len(batch["images"]) / total
+        with autocast:
+            loss, metrics = task(batch)
+        (loss if share == 1 else loss * share).backward()
+        return {name: value * share for name, value in metrics.items()}
+
+    for batch in parts:
+        for metrics in replicas.map(backward, batch):
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value if name in sums else value
+    replicas.gather()
+    return sums
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether a training step of it draws random numbers: dropout of any kind, stochastic depth."""
+    return any(
+        (isinstance(part, nn.Dropout) and part.p > 0)
+        or (isinstance(part, DropPath) and part.rate > 0)
+        or (isinstance(part, Attention) and part.attention_dropout > 0)
+        for part in module.modules()
+    )
+
+
+def cores_for(run: Run, task: Task) -> int:
+    """How many cores should compute shares of a batch of their own; 1: one share, each operation on all of them.
+
+    No more than keep the gradients that each has smaller than the activations, which are gone once those are there.
+    """
+    device, half = next(task.parameters()).device, run.precision in ("bf16", "fp8")
+    if device.type != "cpu" or half or run.compile or run.checkpointing or draws(task):
+        return 1
+    part = run.micro_batch or run.batch
+    fits = 1 + part * activations(run.model) // (4 * parameters(run.model))
+    return share_out(min(part // 2, fits))

@@ -23,14 +23,14 @@ import textwrap
 import tyro
 
 from vitrail import __version__
-from vitrail.allocator import keep_freed
-from vitrail.cli.finetuning import Finetune
-from vitrail.cli.judging import Check, Evaluate
+from vitrail.cli.data import Pack
+from vitrail.cli.evaluate import Check, Evaluate
+from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import paragraphs
-from vitrail.cli.packing import Pack
-from vitrail.cli.training import Demo, Resume, Train, listing, page, recipes
+from vitrail.cli.train import Demo, Resume, Train, listing, page, recipes
 from vitrail.cli.weights import Convert, Info, Predict
-from vitrail.words import sentence
+from vitrail.cli.words import sentence
+from vitrail.runtime.malloc import keep_freed
 
 Command = Demo | Train | Finetune | Resume | Evaluate | Predict | Info | Convert | Check | Pack
 COMMANDS: dict[str, type[Command]] = {

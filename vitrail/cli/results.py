@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.evaluate.examination import accuracy_interval
-from vitrail.history import read_history
+from vitrail.evaluate.results import accuracy_interval
+from vitrail.log import read_history
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from vitrail.cli.options import Flag
-from vitrail.words import overrides
+from vitrail.cli.words import overrides
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Info:
     """Print one JSON document on standard output."""
 
     def run(self, rest: list[str]) -> None:
-        from vitrail.info import describe, text
+        from vitrail.cli.model_card import describe, text
 
         if self.image_size is not None and len(self.image_size) not in (1, 2):
             raise ValueError(f"--image-size takes height and width, not {len(self.image_size)} numbers.")
@@ -57,7 +57,7 @@ class Predict:
     """Print one JSON document: a list of {file, predictions: [{label, index, probability}]} or {file, error}."""
 
     def run(self, rest: list[str]) -> None:
-        from vitrail.data.decode import find
+        from vitrail.data.images.decode import find
 
         if self.top < 1:
             raise ValueError(f"--top is {self.top}; it must be 1 or more.")
@@ -110,8 +110,8 @@ def _predict(model: str, files: list[Path], top: int, int8: bool, json: bool) ->
     """Prints what each file shows, as the answers come; exits with 1 or 2 where some or all could not be read."""
     import torch
 
-    from vitrail.log import say, track
     from vitrail.pipeline import Pipeline
+    from vitrail.progress import say, track
 
     pipeline = Pipeline.load(model, int8=int8)
     pipeline.model.to("cuda" if torch.cuda.is_available() and not int8 else "cpu")

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.batch import Batch
-from vitrail.data.augment import Augment, augment, part_seen
-from vitrail.data.decode import Choose, Part
+from vitrail.data.images.augment import Augment, augment, part_seen
+from vitrail.data.images.decode import Choose, Part
+from vitrail.data.images.mixing import draws
+from vitrail.data.images.preprocessing import Preprocessing, prepare
 from vitrail.data.order import sample_seeds, samples
-from vitrail.data.source import SmallFile, Source, Target, part_pixels
-from vitrail.data.transforms import Preprocessing, prepare
-from vitrail.tasks.mixup import draws
+from vitrail.data.sources.source import SmallFile, Source, Target, part_pixels
 
 K = TypeVar("K")
 T = TypeVar("T")

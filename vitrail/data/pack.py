@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from vitrail.data.decode import Part
+from vitrail.data.images.decode import Part
 from vitrail.data.loader import Unreadable, prefetch
-from vitrail.data.packed import FILE, INT64, Kind
-from vitrail.data.source import SmallFile, SmallPixels, Source, Target, part_pixels
-from vitrail.log import track
+from vitrail.data.sources.packed import FILE, INT64, Kind
+from vitrail.data.sources.source import SmallFile, SmallPixels, Source, Target, part_pixels
+from vitrail.progress import track
 
 TRIED = 64  # images of a split that are made small to estimate its size
 SPARE = 2**28  # bytes that are left free on the disk

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vitrail.batch import Batch
 from vitrail.data.loader import evaluation
-from vitrail.data.source import Content, Source
-from vitrail.evaluate.examination import Examination, MultiLabel, SingleLabel
-from vitrail.inference import Linear, batch_size, prepared
+from vitrail.data.sources.source import Content, Source
+from vitrail.evaluate.results import ClassificationResult, MultiLabel, SingleLabel
+from vitrail.runtime.inference import Linear, batch_size, prepared
 from vitrail.tasks.classify import Classify
 
 
@@ -46,7 +46,7 @@ class Accuracy:
         `examine` does."""
         yield from self.examine(task).metrics.items()
 
-    def examine(self, task: Classify) -> Examination:
+    def examine(self, task: Classify) -> ClassificationResult:
         """What the model says of every image that has a label. All modules keep the mode that they are in.
 
         ValueError where the data has not as many classes as the model, where no image can be judged, and where the

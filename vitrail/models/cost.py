@@ -29,6 +29,29 @@ def flops(config: Config, image_size: tuple[int, int]) -> int:
     return 2 * (_resnet(config, image_size) if isinstance(config, resnet.Config) else _vit(config, image_size))
 
 
+def activations(config: vit.Config, width: int = 4, again: bool = False) -> int:
+    """Bytes that one image keeps alive until the backward pass. width: of a number. again: with checkpointing."""
+    count, dim, gated = tokens(config, config.image_size), config.width, config.activation == "swiglu"
+    # The inputs of the block, its two norms' outputs, q, k, v, the heads' output, the sum between attention and MLP;
+    # the MLP before and after its activation. Dropout keeps what it multiplied by, thrice a block.
+    inner = 8 * dim + (4 if gated else 2) * config.mlp_dim + (2 * dim + config.mlp_dim if config.dropout else 0)
+    inner += 2 * dim * ((config.layer_scale is not None) + config.qk_norm)
+    block = count * inner * width
+    kept = config.depth * count * dim * width + block if again else config.depth * block
+    pixels = config.channels * config.image_size[0] * config.image_size[1]
+    return pixels * (1 + 2 * width) + kept + 2 * count * dim * width + _stem(config, width)
+
+
+def _stem(config: vit.Config, width: int) -> int:
+    """Of a hybrid's ResNet: each convolution keeps its input and its norm's, at strides 2 to 16."""
+    if config.stem is None:
+        return 0
+    area, total = config.image_size[0] * config.image_size[1] // 16, 0
+    for stage, depth in enumerate(config.stem.blocks):
+        total += depth * (area >> 2 * stage) * (64 * config.stem.width_factor << stage) * 14
+    return total * width
+
+
 def _vit(config: vit.Config, image_size: tuple[int, int]) -> int:
     rows, columns = config.grid(image_size)
     N, T, D = rows * columns, tokens(config, image_size), config.width

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from vitrail.config import parse_field
 from vitrail.models import resnet, vit
-from vitrail.parse import parse_field
 
 Config = vit.Config | resnet.Config
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -3,9 +3,9 @@
 Fashion-MNIST's 28 x 28 photographs make 16 patches of 7 x 7: few tokens, which is where the time is.
 """
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import PACKAGED, Data
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import PACKAGED, Data
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule

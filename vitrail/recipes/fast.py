@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import PACKAGED, Data, open_splits
-from vitrail.data.source import Source, pixels
-from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.sources.open import PACKAGED, Data, open_splits
+from vitrail.data.sources.source import Source, pixels
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule

@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import Data, open_splits
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule

@@ -20,9 +20,9 @@ Costs are three times the forward pass, a multiply and an add counting as two.
 
 import math
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import Data
-from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.sources.open import Data
 from vitrail.models.zoo import sized
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule

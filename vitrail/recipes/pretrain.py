@@ -16,9 +16,9 @@ which gives the paper's own numbers within 3 %. Expected are Table 5's scores on
 import re
 from dataclasses import dataclass, replace
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import Data
-from vitrail.data.transforms import Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import Data
 from vitrail.models import vit
 from vitrail.models.zoo import configure
 from vitrail.optim import build as optim

@@ -7,9 +7,9 @@ A Transformer knows nothing of images before it has seen many, so these models a
 is strong and training long. Where weights fit your images, fine-tuning is far better (finetune.py).
 """
 
-from vitrail.data.augment import Augment
-from vitrail.data.open import Data
-from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.sources.open import Data
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
-from vitrail.data.transforms import Preprocessing, normalise
+from vitrail.data.images.mixing import mix
+from vitrail.data.images.preprocessing import Preprocessing, normalise
 from vitrail.models.resnet import ResNet
 from vitrail.models.vit import ViT
-from vitrail.tasks.mixup import mix
 from vitrail.tasks.task import Metrics, Task
 
 

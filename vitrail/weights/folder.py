@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitrail.data.transforms import Preprocessing
+from vitrail.config import parse
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.models.zoo import build
-from vitrail.parse import parse
 from vitrail.weights import timm
 
 Loss = Literal["softmax", "sigmoid"]

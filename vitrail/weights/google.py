@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.models import resnet, vit
-from vitrail.weights.entry import gather, scatter
 from vitrail.weights.google_names import entries
-from vitrail.weights.infer import square
+from vitrail.weights.mapping import gather, scatter
 from vitrail.weights.npz import Form, Npz, forms_of
+from vitrail.weights.shapes import square
 
 Arrays = Npz | Mapping[str, NDArray[np.generic]]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from vitrail.models import resnet, vit
-from vitrail.weights.entry import Entry, same
+from vitrail.weights.mapping import Entry, same
 
 QKV = ("query", "key", "value")
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.models import vit
-from vitrail.weights.entry import Entry, gather, rows, same, scatter
+from vitrail.weights.mapping import Entry, gather, rows, same, scatter
 
 KINDS = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
 NAMES = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}

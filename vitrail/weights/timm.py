@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.data.transforms import Preprocessing, Resize
+from vitrail.data.images.preprocessing import Preprocessing, Resize
 from vitrail.models import resnet, vit
 from vitrail.models.positions import sincos
 from vitrail.models.zoo import zoo
-from vitrail.weights.entry import gather, same, scatter
-from vitrail.weights.infer import Shapes, head_count, square
+from vitrail.weights.mapping import gather, same, scatter
+from vitrail.weights.shapes import Shapes, head_count, square
 
 ACTIVATIONS: dict[str, vit.Activation] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 STEMS = {

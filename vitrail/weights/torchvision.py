@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from vitrail.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.models import vit
-from vitrail.weights.entry import Entry, gather, same, scatter
-from vitrail.weights.infer import Shapes, head_count, square
+from vitrail.weights.mapping import Entry, gather, same, scatter
+from vitrail.weights.shapes import Shapes, head_count, square
 
 BLOCK = "encoder.layers.encoder_layer_"
 

@@ -1,0 +1,232 @@
+"""Faults that were planted are found, each once and in words; sets without faults have none."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail.data.audit.findings import KINDS, Item, check, line, text
+from vitrail.data.audit.scan import Record
+from vitrail.data.sources.mnist import fashion
+from vitrail.data.sources.open import Data, find_splits
+from vitrail.data.sources.source import Arrays, Subset
+
+
+def photo(seed, size=(60, 80)):
+    """A picture of its own for each seed: waves in all directions."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]] / 20
+    waves = sum(
+        random.normal(size=3) * np.sin(a * x + b * y + c)[..., None]
+        for a, b, c in random.uniform(-3, 3, (12, 3))
+    )  # fmt: skip
+    return (128 + 20 * waves).clip(10, 240).astype(np.uint8)
+
+
+def encode(pixels, kind="PNG", **how):
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def place(folder, files):
+    """Writes {name: bytes or pixels}."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else encode(content))
+
+
+def clean():
+    """Twelve images of each of two classes to train on, two to judge by."""
+    numbers = [("train", 12), ("val", 2)]
+    names = [f"{split}/{name}/{n}.png" for split, count in numbers for name in ("cat", "dog") for n in range(count)]
+    return {name: photo(seed) for seed, name in enumerate(names)}
+
+
+def checked(folder):
+    return check(find_splits(Data(str(folder))), progress=False)
+
+
+def found(report):
+    """{kind: for each item the names of its images, or what is said}."""
+    return {
+        finding.kind: [
+            tuple("/".join(Path(record.name).parts[-3:]) for record in item.records) or item.note
+            for item in finding.items
+        ]
+        for finding in report.findings
+    }
+
+
+FIRST = clean()["train/cat/0.png"]
+FAULTS = {
+    "cut": ({"train/cat/x.jpg": encode(photo(99), "JPEG")[:900]}, {"unreadable": [("train/cat/x.jpg",)]}),
+    "text": ({"train/cat/x.jpg": b"hello"}, {"unreadable": [("train/cat/x.jpg",)]}),
+    "empty": ({"train/cat/x.jpg": b""}, {"unreadable": [("train/cat/x.jpg",)]}),
+    "page": ({"val/cat/x.jpg": b"<!doctype html>"}, {"unreadable": [("val/cat/x.jpg",)]}),
+    "copy": ({"train/cat/x.png": FIRST}, {"copies": [("train/cat/0.png", "train/cat/x.png")]}),
+    "same pixels": (
+        {"train/cat/x.bmp": encode(FIRST, "BMP")}, {"copies": [("train/cat/0.png", "train/cat/x.bmp")]},
+    ),
+    "other label": (
+        {"train/dog/x.png": FIRST}, {"copies under several labels": [("train/cat/0.png", "train/dog/x.png")]},
+    ),
+    "leak": ({"val/cat/x.png": FIRST}, {"copies across splits": [("train/cat/0.png", "val/cat/x.png")]}),
+    "leak under another label": (
+        {"val/dog/x.png": FIRST},
+        {
+            "copies across splits": [("train/cat/0.png", "val/dog/x.png")],
+            "copies under several labels": [("train/cat/0.png", "val/dog/x.png")],
+        },
+    ),
+    "re-encoded": (
+        {"train/cat/x.jpg": encode(FIRST, "JPEG", quality=60)}, {"alike": [("train/cat/0.png", "train/cat/x.jpg")]},
+    ),
+    "scaled leak": (
+        {"val/cat/x.png": np.asarray(Image.fromarray(FIRST).resize((40, 30)))},
+        {"alike across splits": [("train/cat/0.png", "val/cat/x.png")]},
+    ),
+    "mirrored under another label": (
+        {"train/dog/x.png": FIRST[:, ::-1]},
+        {"alike under several labels": [("train/cat/0.png", "train/dog/x.png")]},
+    ),
+    "brighter": ({"train/cat/x.png": FIRST + 9}, {"alike": [("train/cat/0.png", "train/cat/x.png")]}),
+    "blank": (
+        {"train/cat/x.png": np.full((30, 30, 3), 7, np.uint8), "val/dog/x.png": np.full((30, 30, 3), 7, np.uint8)},
+        {"blank": [("train/cat/x.png",), ("val/dog/x.png",)]},
+    ),
+    "tiny": ({"train/cat/x.png": photo(98, (5, 40))}, {"tiny": [("train/cat/x.png",)]}),
+    "misnamed": ({"train/cat/x.png": encode(photo(97), "JPEG")}, {"misnamed": [("train/cat/x.png",)]}),
+    "few": (
+        {f"{split}/owl/{n}.png": photo(60 + n + 5 * (split == "val")) for split in ("train", "val") for n in range(2)},
+        {"few": ["owl: 2 images"]},
+    ),
+    "missing": (
+        {f"train/owl/{n}.png": photo(60 + n) for n in range(10)}, {"missing": ["owl: none in val"]},
+    ),
+    "uneven": (
+        {f"train/cat/x{n}.png": photo(100 + n) for n in range(108)}, {"uneven": ["dog: 12 images of 120"]},
+    ),
+}  # fmt: skip
+
+
+def test_a_set_without_faults_has_none(tmp_path):
+    place(tmp_path, clean())
+    report = checked(tmp_path)
+    assert report.findings == ()
+    assert report.faults == 0
+    assert report.splits == {"train": 24, "val": 4}
+    assert report.classes == {name: {"train": 12, "val": 2} for name in ("cat", "dog")}
+    assert report.sizes["width"] == (80, 80, 80)
+    assert report.kinds == {"PNG RGB": 28}
+    assert text(report).startswith("28 images (train 24, val 4) of 2 classes. Nothing wrong was found.")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_nothing_else(fault, tmp_path):
+    files, expected = FAULTS[fault]
+    place(tmp_path, clean() | files)
+    report = checked(tmp_path)
+    assert found(report) == expected
+    assert report.faults == sum(KINDS[kind].serious for kind in expected)
+    for finding in report.findings:
+        assert finding.title in text(report)
+        assert finding.advice in text(report)
+
+
+def test_the_groups_say_what_is_equal(tmp_path):
+    files = {"train/cat/x.png": FIRST, "train/cat/y.bmp": encode(FIRST, "BMP"), "train/cat/z.png": FIRST[:, ::-1]}
+    place(tmp_path, clean() | files)
+    notes = {finding.kind: [item.note for item in finding.items] for finding in checked(tmp_path).findings}
+    assert notes == {"copies": ["same pixels"], "alike": ["mirrored"]}
+
+
+def test_images_without_labels_have_no_classes(tmp_path):
+    place(tmp_path, {f"{n}.png": photo(n) for n in range(4)} | {"5.png": photo(0)})
+    report = checked(tmp_path)
+    assert (report.classes, report.unlabelled) == ({}, {"all": 5})
+    assert list(found(report)) == ["copies"]
+    assert text(report).startswith("5 images without labels. 1 thing to look at.")
+
+
+def test_labels_that_are_unknown_contradict_none_and_are_counted():
+    images = np.stack([photo(n) for n in (0, 1, 0, 2)])
+    sources = {"all": Arrays(images, np.array([0, 1, -1, -1]), ("cat", "dog"), "x")}
+    report = check(sources, progress=False)
+    assert found(report)["copies"] == [("x[0]", "x[2]")]
+    assert report.unlabelled == {"all": 2}
+    assert "without a label" in text(report)
+    test = Arrays(np.stack([photo(8), photo(9)]), np.array([-1, -1]), ("cat", "dog"), "y")
+    assert "missing" not in found(check({**sources, "test": test}, progress=False))
+
+
+def test_nothing_at_all_and_nothing_readable_are_said(tmp_path):
+    none = check({"all": Subset(fashion("test"), [])}, progress=False)
+    assert none.faults == 0
+    assert text(none).startswith("0 images without labels")
+    place(tmp_path, {"a/1.png": b"", "b/2.png": b""})
+    report = checked(tmp_path)
+    assert (report.sizes, report.colours, report.kinds, report.small) == ({}, {}, {}, 0.0)
+    assert "2 images that cannot be read" in text(report)
+
+
+def test_the_packaged_images_have_few_look_alikes_and_no_copies():
+    splits = {"train": Subset(fashion("train"), range(1500)), "test": Subset(fashion("test"), range(300))}
+    report = check(splits, progress=False)
+    assert set(found(report)) <= {"alike", "alike across splits"}
+    assert sum(len(finding.items) for finding in report.findings) <= 1
+    assert report.small == 1.0
+
+
+def test_the_text_cuts_long_lists_and_the_document_does_not(tmp_path):
+    place(tmp_path, clean() | {f"train/cat/x{n}.png": b"" for n in range(12)})
+    report = checked(tmp_path)
+    assert text(report).count("is empty") == 5
+    assert "... and 7 more; --json lists all" in text(report)
+    document = json.loads(json.dumps(report.document()))
+    assert (document["images"], document["faults"]) == (40, 1)
+    assert len(document["findings"][0]["items"]) == 12
+    first = document["findings"][0]["items"][0]
+    assert (first["records"][0]["split"], first["records"][0]["label"]) == ("train", "cat")
+    assert document["classes"]["cat"] == {"train": 24, "val": 2}
+
+
+def test_many_classes_are_cut_in_the_middle():
+    names = tuple(f"class {n}" for n in range(100))
+    labels = np.repeat(np.arange(100), np.arange(100) // 20 + 1)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 9, 9, 3), np.uint8)
+    shown = text(check({"all": Arrays(images, labels, names, "x")}, progress=False))
+    assert "... 90 classes between" in shown
+    assert "class 80" in shown
+    assert "class 19" in shown
+    assert "class 50 " not in shown
+
+
+def test_names_cannot_command_the_terminal(tmp_path):
+    place(tmp_path, clean() | {"train/cat/\x1b[31m\nx.png": b"", "train/cat/grün 猫.png": b""})
+    shown = text(checked(tmp_path))
+    assert "\\x1b[31m\\nx.png is empty" in shown
+    assert "grün 猫.png is empty" in shown
+    assert "\x1b" not in shown
+    undecodable = Item((Record("all", 0, "a\udcff.png", "b"),), "1 x 1 pixels")
+    assert line(undecodable) == "a\udcff.png (b): 1 x 1 pixels"
+
+
+def test_lines_say_which_images_and_of_many_the_first():
+    records = tuple(Record("all", n, f"{n}.png", "cat") for n in range(8))
+    expected = "alike: 0.png (cat), 1.png (cat), 2.png (cat), 3.png (cat), 4.png (cat) and 3 more"
+    assert line(Item(records, "alike")) == expected
+    assert line(Item((), "owl: none in val")) == "owl: none in val"
+
+
+def test_the_order_is_by_weight(tmp_path):
+    files = [FAULTS[name][0] for name in ("misnamed", "tiny", "leak", "re-encoded", "cut")]
+    for number, part in enumerate(files):
+        place(tmp_path, {name.replace("x.", f"x{number}."): content for name, content in part.items()})
+    place(tmp_path, clean())
+    kinds = list(found(checked(tmp_path)))
+    assert kinds == ["unreadable", "copies across splits", "alike across splits", "tiny", "misnamed"]

@@ -1,0 +1,79 @@
+"""The paper's choice of a learning rate (Table 4): a run for each on a part of the training images, judged on the rest.
+
+    trials = choices(run, images, rates)                # recipes/finetune.py
+    if usable(folder, run, trials):
+        tried = choose(trials, folder)                  # a run folder each, FOLDER.choice/lr-0.003
+        outcome = settle(at(run, best(tried)), folder, AGAIN)
+
+Every step goes on where an earlier call was interrupted, so that the same command may be typed again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vitrail import run as runs
+from vitrail.cli.launch import DIVERGED, settle
+from vitrail.cli.results import Outcome, ended, headline
+from vitrail.progress import say
+from vitrail.run import Run
+from vitrail.train import score
+
+AGAIN = "the same command"
+
+
+def at(run: Run, rate: float) -> Run:
+    """The run at another learning rate."""
+    return replace(run, optim=replace(run.optim, lr=rate))
+
+
+def usable(folder: Path, run: Run, trials: Sequence[Run]) -> bool:
+    """Whether the choice and its run can begin in a folder, or go on there after an interruption."""
+    wanted = [at(run, trial.optim.lr) for trial in trials]
+    new = not folder.exists() or (_holds(folder, wanted) and ended(folder) is None)
+    return new and all(not (there := _place(folder, one)).exists() or _holds(there, [one]) for one in trials)
+
+
+def choose(trials: Sequence[Run], folder: Path) -> dict[float, Outcome | None]:
+    """The outcome of each trial by its rate; None where the loss was no number. Raises and exits as `begin` does."""
+    found: dict[float, Outcome | None] = {}
+    for trial in trials:
+        place, rate = _place(folder, trial), trial.optim.lr
+        try:
+            found[rate] = None if (place / DIVERGED).exists() else settle(trial, place, AGAIN)
+        except ValueError:
+            if not (place / DIVERGED).exists():
+                raise
+            say(f"at a learning rate of {rate:g} the loss became no number.")
+            found[rate] = None
+    return found
+
+
+def best(tried: Mapping[float, Outcome | None]) -> float:
+    """The rate with the highest score, the first of equals. ValueError where all diverged."""
+    scores = {rate: score(outcome.metrics) for rate, outcome in tried.items() if outcome}
+    if not scores:
+        raise ValueError(f"the loss was no number at any rate ({', '.join(map(str, tried))}); give lower --rates.")
+    return max(scores, key=lambda rate: scores[rate])
+
+
+def table(tried: Mapping[float, Outcome | None]) -> str:
+    """A line for each rate."""
+    words = {
+        rate: headline(outcome.metrics) if outcome else "the loss was no number" for rate, outcome in tried.items()
+    }
+    return "\n".join(
+        f"lr {rate:<8g} {said}{'  the best' if rate == best(tried) else ''}" for rate, said in words.items()
+    )
+
+
+def _place(folder: Path, trial: Run) -> Path:
+    return folder.with_name(f"{folder.name}.choice") / f"lr-{trial.optim.lr:g}"
+
+
+def _holds(folder: Path, wanted: Sequence[Run]) -> bool:
+    """Whether the folder is that of one of these runs."""
+    try:
+        return runs.read(folder) in wanted
+    except ValueError:  # of no run, or damaged
+        return False

@@ -1,0 +1,1 @@
+"""The audit of a data set: unreadable images, duplicates, leaks between splits, label conflicts."""

@@ -1,0 +1,1 @@
+"""Images: files to pixels, and everything that happens to pixels before the model sees them."""

@@ -1,0 +1,1 @@
+"""Sources: every kind of place that holds images, and the door to them (open.py)."""

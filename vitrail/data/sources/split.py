@@ -1,0 +1,97 @@
+"""Which images are held back of those at hand, and training that sees every class equally often.
+
+    train, held_back = stratified(source, share=0.1, seed=0)    # a tenth of each class, the same one every time
+    even = balanced(train)                                      # rare classes come round again and again
+
+Both are pure functions of the source and the seed, and keep no copy of any image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.data.order import permute
+from vitrail.data.sources.source import Source, Subset, counts
+
+SALT = 0x082EFA98EC4E6C89  # more digits of pi: a training run of the same seed draws other numbers
+
+
+def stratified(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
+    """(the rest, the share held back), 0 < share < 1, both in the source's order.
+
+    Every class gives the same share, rounded by largest remainders so that the whole is right, but at least one image
+    of each class with two or more stays on either side. An image with several labels counts for the rarest of them.
+    ValueError where no class has two images.
+    """
+    labels = _strata(source)
+    sizes = np.bincount(labels + 1)  # first those without a label
+    quotas = _quotas([int(size) for size in sizes], Fraction(share).limit_denominator(10**6))
+    chosen = np.zeros(len(labels), bool)
+    for stratum, members in enumerate(np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])):
+        if quotas[stratum]:
+            chosen[members[permute(np.arange(quotas[stratum]), len(members), seed ^ SALT, stratum)]] = True
+    if not chosen.any():
+        raise ValueError(
+            f"nothing can be held back: none of the {len(source.class_names)} classes has two images; add images, or"
+            " name a place with others to hold back."
+        )
+    return Subset(source, np.flatnonzero(~chosen)), Subset(source, np.flatnonzero(chosen))
+
+
+def _strata(source: Source) -> NDArray[np.int64]:
+    """The class that each image counts for, (N,), -1 without any."""
+    frequency = counts(source) if source.multi_label else ()
+
+    def stratum(index: int) -> int:
+        target = source.target(index)
+        if not isinstance(target, tuple):
+            return target
+        return min(target, key=lambda number: (frequency[number], number), default=-1)
+
+    return np.fromiter(map(stratum, range(len(source))), np.int64, len(source))
+
+
+def _quotas(sizes: list[int], share: Fraction) -> list[int]:
+    """How many of each class are held back, by largest remainders; of equal remainders, the first class's."""
+    exact = [share * size for size in sizes]
+    quotas = [int(part) for part in exact]
+    left = round(share * sum(sizes)) - sum(quotas)
+    for place in sorted(range(len(sizes)), key=lambda k: quotas[k] - exact[k])[:left]:
+        quotas[place] += 1
+    return [min(max(quota, 1), size - 1) if size > 1 else 0 for quota, size in zip(quotas, sizes, strict=True)]
+
+
+def balanced(source: Source) -> Subset:
+    """Every class as often as the largest: image i is of class i % K, its images one after the other, round and round.
+
+    K counts the classes that have images. ValueError where images have several labels.
+    """
+    if source.multi_label:
+        raise ValueError("balance needs one label an image, but these have several; train without it.")
+    labels = _strata(source)
+    order = np.argsort(labels, kind="stable")
+    numbers, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    labelled = numbers >= 0
+    return Subset(source, _Rounds(order, starts[labelled], sizes[labelled]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounds(Sequence[int]):
+    """The indices of `balanced`, worked out when asked for: there may be many more of them than images.
+
+    order: the images by class, (N,). starts, sizes: where each class begins in it and how many it has, (K,).
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.sizes) * int(self.sizes.max())
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]
+        turn, number = divmod(index, len(self.sizes))
+        return int(self.order[self.starts[number] + turn % self.sizes[number]])

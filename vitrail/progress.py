@@ -1,0 +1,40 @@
+"""Progress of long work on standard error: a bar on a terminal, otherwise a line now and then.
+
+for image in track(images, len(images), "packing"): ...
+say("a line")
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
+
+
+def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items as they come, with a bar on standard error where that is a terminal, else a line now and then."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    bar = Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
+    started = spoke = time.perf_counter()
+    with bar:
+        task = bar.add_task(what, total=total, speed="")
+        for done, item in enumerate(items, 1):
+            yield item
+            speed = f"{done / max(time.perf_counter() - started, 1e-9):.0f}/s"
+            bar.update(task, completed=done, speed=speed)
+            if not console.is_terminal and time.perf_counter() - spoke > QUIET_SECONDS:
+                spoke = time.perf_counter()
+                say(f"{what} {done}/{total}  {speed}")
+
+
+def say(text: str) -> None:
+    """A line on standard error; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""How a model is computed on a machine: precision, compilation, threads, transfers, interruption."""

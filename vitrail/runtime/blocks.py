@@ -1,0 +1,83 @@
+"""How the blocks of a model are computed: precision, compilation, activation checkpointing.
+
+    checkpoint_blocks(model)        # before torch.compile and fully_shard
+    compile_blocks(model)
+    with autocast("auto", device): ...
+
+Checkpointing (Chen et al., 2016, "Training deep nets with sublinear memory cost") keeps only the input of each block
+and computes the rest again in the backward pass: one more forward pass of time, the activations of one block of memory.
+The loss and the gradients are the same bit for bit, dropout included.
+"""
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.models import resnet, vit
+from vitrail.models.layers import DropPath
+
+Precision = Literal["auto", "fp32", "bf16", "fp8", "fp64"]
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Checkpoint every `Block` and `Bottleneck` of `model`, in place; nothing else about the model changes.
+
+    Only `forward` is replaced: torch's wrapper module would add its own name to `named_parameters`, by which the rules
+    of the optimiser and the weights know a parameter, and another class would be in the way of `fully_shard`, which
+    puts in one of its own.
+    """
+    for module in model.modules():
+        if isinstance(module, vit.Block | resnet.Bottleneck):
+            # The random state is kept by default: the second pass drops what the first dropped.
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+class CompiledDropPath(DropPath):
+    """Stochastic depth whose rate is a tensor: of a number, each block's own, torch.compile makes a graph each, and
+    after eight of them it gives up without a word and leaves the other blocks as they are."""
+
+    keep: Tensor
+
+    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        if not self.training:
+            return z
+        keep = self.keep.expand(z.shape[0], 1, 1)
+        return z * (torch.bernoulli(keep) / keep).to(z.dtype)
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """torch.compile for every `Block` and `Bottleneck` of `model`, in place: names and weights stay as they are, and
+    blocks of one shape share what is compiled.
+
+    Each size of a micro-batch is compiled once, for it alone (a size left open makes slower code). What is only
+    evaluated should be so under `uncompiled`.
+    """
+    dropping = any(isinstance(module, DropPath) and module.rate for module in model.modules())
+    for module in list(model.modules()):
+        if isinstance(module, DropPath) and dropping:  # those of rate 0, too: one graph for all
+            like = next(model.parameters())
+            module.__class__ = CompiledDropPath
+            module.register_buffer("keep", like.new_tensor(1 - module.rate), persistent=False)
+        if isinstance(module, vit.Block | resnet.Bottleneck):
+            module.compile(dynamic=False, backend=backend)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Inside it compiled blocks run as they are written: an evaluation in another precision and mode, and with a last
+    batch of its own size, would compile twice for what is seldom done."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Matrix products in bf16 where `precision` says so (fp8: those that are not in 8 bits); auto does on a GPU that
+    has it, and not on a CPU, where it may be ten times slower. ValueError where the device has none."""
+    able = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if precision in ("bf16", "fp8") and not able:
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp32.")
+    half = precision in ("bf16", "fp8") or (precision == "auto" and device.type == "cuda" and able)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)

@@ -179,10 +179,10 @@ def _tensors(data: str, setting: Setting, split: str) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
-    from vitrail.data.sources.open import Data, open_parts
+    from vitrail.data.sources.open import Data, open_splits
     from vitrail.data.sources.source import pixels
 
-    source = getattr(open_parts(Data(data)), split)
+    source = getattr(open_splits(Data(data)), split)
     records = [source[i] for i in range(len(source))]
     stacked = np.stack([pixels(content, setting.shape.channels, name) for content, _, name in records])
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (setting.mean, setting.std))
@@ -194,12 +194,12 @@ def folders(data: Path, folder: Path, channels: int) -> Path:
     """The data as train/ and test/ with a folder for each class, which is what timm's script reads."""
     from PIL import Image
 
-    from vitrail.data.sources.open import Data, open_parts
+    from vitrail.data.sources.open import Data, open_splits
     from vitrail.data.sources.source import pixels
 
     if data.is_file() or (data / "train").is_dir():
         return unpacked(data, folder)
-    parts = open_parts(Data(str(data)))
+    parts = open_splits(Data(str(data)))
     for split, source in (("train", parts.train), ("test", parts.val)):
         for index in range(len(source)):
             content, target, name = source[index]

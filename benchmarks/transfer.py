@@ -30,7 +30,7 @@ from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import vit
 from vitrail.optim.build import Config
 from vitrail.optim.schedule import Schedule
-from vitrail.recipes.adapt import for_data
+from vitrail.recipes import REMOVED
 from vitrail.run import Run
 from vitrail.tasks.classify import Config as TaskConfig
 from vitrail.train import Trainer

@@ -34,10 +34,10 @@ def quick(monkeypatch):
     from vitrail import train
     from vitrail.data.sources.source import Subset
 
-    opened = train.open_parts
+    opened = train.open_splits
 
-    def shortened(data):
-        parts = opened(data)
-        return replace(parts, val=Subset(parts.val, range(100)))
+    def shortened(data, needs):
+        splits = opened(data, needs)
+        return replace(splits, val=Subset(splits.val, range(100)))
 
-    monkeypatch.setattr(train, "open_parts", shortened)
+    monkeypatch.setattr(train, "open_splits", shortened)

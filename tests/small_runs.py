@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from vitrail import run as runs
 from vitrail.data.images.augment import Augment
 from vitrail.recipes.demo import demo
-from vitrail.tasks import classify
+from vitrail.tasks import ClassifyConfig
 from vitrail.train import Trainer
 
 EVERYTHING = {
     "ema": 0.9,
     "micro_batch": 4,
     "augment": Augment(crop="shift", shift=1, randaugment=1, erase=0.2, mixup=0.2, cutmix=0.5),
-    "task": classify.Config(smoothing=0.1),
+    "task": ClassifyConfig(smoothing=0.1),
 }
 
 

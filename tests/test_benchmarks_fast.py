@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import fast
 from benchmarks.fast import SETTINGS, Job, run_all, summary, text
 from benchmarks.machine import describe
-from vitrail.data.sources.open import Data, open_parts
+from vitrail.data.sources.open import Data, open_splits
 
 
 def job(folder, name, accuracy, seed=0, code=""):
@@ -84,7 +84,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path, capsys):
 
 
 def test_mnists_files_become_folders_of_the_same_images(tmp_path):
-    data = open_parts(Data(str(write_mnist(tmp_path / "mnist"))))
+    data = open_splits(Data(str(write_mnist(tmp_path / "mnist"))))
     folder = fast.folders(tmp_path / "mnist", tmp_path / "folders", 1)
     for split, source in (("train", data.train), ("test", data.val)):
         assert len(list((folder / split).rglob("*.png"))) == len(source)

@@ -7,10 +7,10 @@ import pytest
 from command_line import printed, write_mnist
 from PIL import Image
 
-from vitrail.data.sources.open import Data, open_parts
+from vitrail.data.sources.open import Data, open_splits
 from vitrail.models.cost import parameters, tokens
 from vitrail.optim.schedule import steps_of
-from vitrail.recipes.adapt import for_data
+from vitrail.recipes import REMOVED
 from vitrail.recipes.fast import Look, fast, look_at
 
 
@@ -85,7 +85,7 @@ def test_data_that_is_not_there_is_said_when_it_is_opened(tmp_path):
     run = fast(str(tmp_path / "none"))
     assert run.model.image_size == (32, 32)
     with pytest.raises(ValueError, match="does not exist"):
-        open_parts(run.data)
+        open_splits(run.data)
 
 
 def test_train_without_a_recipe_is_fast(capsys, tmp_path, monkeypatch):
@@ -98,4 +98,4 @@ def test_train_without_a_recipe_is_fast(capsys, tmp_path, monkeypatch):
 
 def test_it_fits_the_classes_of_its_data(tmp_path):
     data = photos(tmp_path / "two", [(20, 20)])
-    assert for_data(fast(data), open_parts(Data(data)).train).model.classes == 2
+    assert for_data(fast(data), open_splits(Data(data)).train).model.classes == 2

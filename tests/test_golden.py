@@ -22,7 +22,7 @@ from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import resnet, vit
 from vitrail.pipeline import Pipeline
 from vitrail.recipes import RECIPES
-from vitrail.recipes.adapt import for_data
+from vitrail.tasks import Classify
 from vitrail.train import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,7 +51,7 @@ def tiny(run):
         run,
         recipe="tiny",  # models that differ in size alone are one here, and trained once
         model=model,
-        data=replace(run.data, hold_back=0.005),  # 55 images: how the model is judged is not what is tested here
+        data=replace(run.data, val_fraction=0.005),  # 55 images: how the model is judged is not what is tested here
         preprocessing=replace(how, image_size=(28, 28), mean=how.mean[:1], std=how.std[:1]),
         optim=replace(run.optim, schedule=replace(run.optim.schedule, warmup="25%")),
         batch=8,
@@ -67,7 +67,7 @@ def weights(folder):
     """What the recipes for fine-tuning start from."""
     model = vit.ViT(vit.Config(**SHAPE, classes=3, representation=16))
     model.init_weights(torch.Generator().manual_seed(1))
-    Pipeline(model, Preprocessing((28, 28), (0.5,), (0.5,)), ("a", "b", "c")).save(folder)
+    Pipeline(Classify(model, Preprocessing((28, 28), (0.5,), (0.5,)), None, ("a", "b", "c"))).save(folder)
     return str(folder)
 
 
@@ -75,12 +75,13 @@ def made(name, start):
     """A recipe's tiny run, from the weights in the folder `start` where it needs some."""
     recipe = RECIPES[name]
     more = {"weights": start} if "weights" in inspect.signature(recipe).parameters else {}
-    return for_data(tiny(recipe("fashion", **more)), opened())
+    run = tiny(recipe("fashion", **more))
+    return run.task.adapt(run, opened())
 
 
 @cache
 def opened():
-    return open_splits(Data())[0]
+    return open_splits(Data()).train
 
 
 @cache

@@ -13,7 +13,7 @@ from test_source import Tagged, arrays
 
 from vitrail.data.sources import arrow, mnist, open, table, tar
 from vitrail.data.sources.mnist import FASHION, FILES, fashion
-from vitrail.data.sources.open import Data, Parts, describe, find_splits, open_parts, open_source, open_splits
+from vitrail.data.sources.open import Data, Parts, describe, find_splits, open_splits, open_source, open_splits
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ ALL = {"train": {"cats": 20, "dogs": 10}, "val": {"cats": 3, "dogs": 2}, "test":
 )  # fmt: skip
 def test_which_images_are_held_back(photos, splits, how, train, val, test, words):
     data = Data(photos(**{split: ALL[split] for split in splits}), **how)
-    parts = open_parts(data)
+    parts = open_splits(data)
     assert isinstance(parts, Parts)
     assert len(parts.train) == train
     assert parts.val[0][0].decode().split()[0] == val
@@ -265,8 +265,8 @@ def test_classes_that_were_not_trained_on_are_named(photos):
     with pytest.raises(ValueError, match=sentence + "which has dog instead; give both the same classes"):
         open_splits(Data(place))
     with pytest.raises(ValueError, match=r"the test images of .*: the classes eel are not in .*photos; give both"):
-        open_source(Data(place, hold_back=0.5), "test")
-    open_splits(Data(place, hold_back=0.5))  # the test images are not in the way of training
+        open_source(Data(place, val_fraction=0.5), "test")
+    open_splits(Data(place, val_fraction=0.5))  # the test images are not in the way of training
 
 
 def test_images_without_labels_are_not_trained_on(photos, monkeypatch):

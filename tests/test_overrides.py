@@ -81,7 +81,7 @@ def test_a_stem_has_options_only_where_there_is_one():
 
 def test_a_part_of_a_run_is_overridden_by_its_full_names():
     found = override(Data("photos"), {"data.hold_back": ["0.3"]}, prefix="data.")
-    assert found == Data("photos", hold_back=0.3)
+    assert found == Data("photos", val_fraction=0.3)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_same_images_are_held_back(tmp_path):
     pack({"all": source}, tmp_path / "out")
     found = find_splits(Data(str(tmp_path / "out")))["all"]
     assert all(np.array_equal(found[i][0], images[i]) for i in range(40))
-    train, val = open_splits(Data(str(tmp_path / "out"), hold_back=0.25))
+    train, val = open_splits(Data(str(tmp_path / "out"), val_fraction=0.25))
     assert len(train) == 30
     held_back = stratified(source, 0.25, 0)[1]
     assert [val.name(i) for i in range(len(val))] == [held_back.name(i) for i in range(len(held_back))]

@@ -14,7 +14,7 @@ from vitrail.models import cost, vit
 from vitrail.optim.schedule import multiplier, steps_of
 from vitrail.pipeline import Pipeline
 from vitrail.recipes import MODERN, PRETRAIN, RECIPES
-from vitrail.recipes.adapt import for_data
+from vitrail.recipes import REMOVED
 from vitrail.recipes.finetune import choices, finetune, finetune_small, recipe_for, size_of
 from vitrail.tasks.classify import Config as TaskConfig
 
@@ -215,7 +215,7 @@ def test_choices_differ_in_the_learning_rate_alone(weights):
     several = choices(replace(run, data=replace(run.data, val="elsewhere")), 2000)
     rates = [one.optim.lr for one in several]
     assert rates == pytest.approx([run.optim.lr / 3, run.optim.lr, run.optim.lr * 3])
-    held = replace(run.data, hold_back=0.1)
+    held = replace(run.data, val_fraction=0.1)
     for one, rate in zip(several, rates, strict=True):
         assert one == replace(run, data=held, optim=replace(run.optim, lr=rate))
     assert [one.optim.lr for one in choices(run, 2000, [0.5])] == [0.5]

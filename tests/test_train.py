@@ -181,13 +181,13 @@ class Damaged:
 
 
 def test_unreadable_images_are_refused_or_skipped_by_choice(tmp_path, quick, monkeypatch):
-    opened = train.open_parts
+    opened = train.open_splits
 
     def damaged(data):
         parts = opened(data)
         return replace(parts, train=Damaged(parts.train), val=Damaged(parts.val))
 
-    monkeypatch.setattr(train, "open_parts", damaged)
+    monkeypatch.setattr(train, "open_splits", damaged)
     with pytest.raises(ValueError, match=r"is cut short\. --data.unreadable skip trains without such images"):
         start(small(), tmp_path / "refused").fit()
     result = start(small(data=Data(unreadable="skip")), tmp_path / "skipped").fit()

@@ -1,15 +1,36 @@
-"""Values into the fields of frozen dataclasses: how run.json and config.json are read, and overrides are checked.
+"""Frozen dataclasses to JSON and back: how run.json and config.json are written and read, and overrides are checked.
 
-parse(Run, json.loads(text)["run"])
-parse_field(vit.Config, "patch_size", [16, 16])      # (16, 16)
+    text = json.dumps(dump(run))
+    run = parse(Run, json.loads(text))
+    parse_field(vit.Config, "patch_size", [16, 16])      # (16, 16)
+
+Where a field may hold one of several dataclasses, each has a `kind`, and the JSON says which it is:
+{"kind": "vit", "config": {...}}. Which there are, the annotation tells: the members of a union, or the subclasses of an
+abstract class, those in a file of the user's among them (`attribute`).
 """
 
+import inspect
+import sys
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def dump(value: Any) -> Any:
+    """A value of dataclasses, tuples, lists, dicts and plain values as JSON has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: dump(getattr(value, field.name)) for field in fields(value)}
+        kind = _kind(type(value))
+        return found if kind is None else {"kind": kind, "config": found}
+    if isinstance(value, dict):
+        return {name: dump(item) for name, item in value.items()}
+    return [dump(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def parse(kind: type[T], value: Any) -> T:
@@ -26,38 +47,98 @@ def parse_field(kind: type, field: str, value: Any) -> Any:
     try:
         return _parse(hint, value)
     except TypeError:
-        raise ValueError(f"{field} is {value!r}; it must be {_name(hint)}.") from None
+        raise ValueError(f"{field} is {value!r}; it must be {name_of(hint)}.") from None
 
 
-def _parse(kind: Any, value: Any) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+def kinds(base: Any) -> dict[str, type]:
+    """The dataclasses that a field of this annotation may hold, by their `kind`; none where they have none."""
+    members = [base] if isinstance(base, type) else typing.get_args(base)
+    found = [kind for member in members if isinstance(member, type) for kind in _family(member)]
+    return {name: kind for kind in found if (name := _kind(kind)) is not None}
+
+
+def attribute(reference: str, run: bool = False) -> Any:
+    """What "folder/file.py:name" refers to. run: whether the file may be run, where it has not been yet.
+
+    ValueError where it is not such a reference, may not be run, fails, or has no such name.
+    """
+    place, _, name = reference.rpartition(":")
+    path = Path(place).resolve()
+    if str(path) not in sys.modules:
+        if not run:
+            raise ValueError(f"{reference} is code of your own, which runs only if you say so: --code {place}")
+        spec = spec_from_file_location(str(path), path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise ValueError(f"{place} is not a Python file; {reference!r} must name one, and something in it.")
+        module = sys.modules[str(path)] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[str(path)]
+            raise ValueError(f"{place} cannot be run ({type(error).__name__}: {error}).") from error
+    found = vars(sys.modules[str(path)])
+    if name not in found:
+        raise ValueError(f"{place} has nothing called {name!r}.")
+    return found[name]
+
+
+def _kind(kind: type) -> str | None:
+    """A dataclass's tag: an attribute of the class. A field of that name is none."""
+    found = getattr(kind, "kind", None)
+    return found if isinstance(found, str) and "kind" not in {field.name for field in fields(kind)} else None
+
+
+def _family(kind: type) -> Iterator[type]:
+    """A dataclass and those that are derived from it, but for the abstract ones."""
+    if is_dataclass(kind) and not inspect.isabstract(kind):
+        yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+def _parse(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType) and value is None and type(None) in arguments:
+        return None
+    if tagged := kinds(hint):
+        return _tagged(tagged, value)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
         return _parse(next(a for a in arguments if a is not type(None)), value)
     if origin is typing.Literal:
         if value not in arguments:
-            raise TypeError(f"{value!r} is none of {_name(kind)}")
+            raise TypeError(f"{value!r} is none of {name_of(hint)}")
         return value
-    if is_dataclass(kind):
-        return value if isinstance(value, typing.cast(type, kind)) else _dataclass(typing.cast(type, kind), value)
+    if is_dataclass(hint):
+        return value if isinstance(value, typing.cast(type, hint)) else _dataclass(typing.cast(type, hint), value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"{value!r} is not a list")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) != len(value):
-            raise TypeError(f"{value!r} has {len(value)} elements, not {len(kinds)}")
-        return tuple(_parse(k, v) for k, v in zip(kinds, value, strict=True))
-    if kind is float and type(value) is int:
+        items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(items) != len(value):
+            raise TypeError(f"{value!r} has {len(value)} elements, not {len(items)}")
+        return tuple(_parse(k, v) for k, v in zip(items, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return value
+    if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is not {_name(kind)}")
+    if type(value) is not hint:
+        raise TypeError(f"{value!r} is not {name_of(hint)}")
     return value
+
+
+def _tagged(tagged: dict[str, type], value: Any) -> Any:
+    if isinstance(value, tuple(tagged.values())):
+        return value
+    if not isinstance(value, dict) or set(value) != {"kind", "config"}:
+        raise TypeError(f'{value!r} is not {{"kind": ..., "config": ...}}')
+    if value["kind"] not in tagged:
+        raise TypeError(f"the kind {value['kind']!r} is not known here; there is {', '.join(sorted(tagged))}")
+    return _dataclass(tagged[value["kind"]], value["config"])
 
 
 def _dataclass(kind: type, value: Any) -> Any:
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not {_name(kind)}")
+        raise TypeError(f"{value!r} is not {name_of(kind)}")
     hints, known = typing.get_type_hints(kind), {field.name for field in fields(kind)}
     if unknown := set(value) - known:
         raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
@@ -73,14 +154,14 @@ def _dataclass(kind: type, value: Any) -> Any:
     return kind(**found)
 
 
-def _name(hint: Any) -> str:
-    """An annotation in words: "int or None", "pad or crop", "(int, int)"."""
+def name_of(hint: Any) -> str:
+    """An annotation in words: "a whole number or None", "pad or crop", "(a whole number, a whole number)"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_name, arguments))
+        return " or ".join(map(name_of, arguments))
     if origin is typing.Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
-        return f"({', '.join('...' if a is Ellipsis else _name(a) for a in arguments)})"
+        return f"({', '.join('...' if a is Ellipsis else name_of(a) for a in arguments)})"
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", type(None): "None"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))

@@ -4,61 +4,75 @@ Every consumer uses this one description, so that a prediction does not depend o
 
     predict = Pipeline.load("runs/demo")    # or a model folder, or any weights that weights/load.py reads
     predict("cat.jpg")                      # [Prediction(label="tabby", index=281, probability=0.98), ...], best first
-    predict(["cat.jpg", image])             # such a list for each; an image is uint8 (H, W, C)
+    predict(["cat.jpg", image])             # such a list for each
     for result in predict.stream(paths):    # the same, one by one; a bad file is a ValueError and stops no other
+    outputs = predict.module(uint8_images)  # (B, C, H, W) -> a dict of tensors: what export traces
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image as Pillow
+from torch import Tensor, nn
 
-from vitrail.data.images.decode import decode
-from vitrail.data.images.preprocessing import Preprocessing, normalise, prepare
-from vitrail.data.loader import prefetch
-from vitrail.models.vit import ViT
+from vitrail.batch import Batch
+from vitrail.config import dump, kinds, parse
+from vitrail.data.images.decode import opened
+from vitrail.data.images.decode import read as read_bytes
+from vitrail.data.images.geometry import View, centred
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.stream import prefetch
 from vitrail.runtime.inference import batch_size, prepared
-from vitrail.weights import folder as model_folder
+from vitrail.tasks import Task, TaskConfig
+from vitrail.weights import folder
 from vitrail.weights.hub import resolve
-from vitrail.weights.load import fit, read
+from vitrail.weights.load import instantiate, read
 
-Image = NDArray[np.uint8] | Path | str
+Image = NDArray[np.uint8] | Path | str | bytes | Pillow.Image | BinaryIO
 
 AT_ONCE = 2**20  # pixels that are collected for the model: 21 images of 224 x 224, 256 of 64 x 64 or less
 WORKERS = min(8, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One class and how probable the model finds it, in [0, 1]."""
+class Module(nn.Module):
+    """uint8 (B, C, H, W) -> what the task predicts of each image: preprocessing, model and head as one graph."""
 
-    label: str
-    index: int
-    probability: float
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, images: UInt8[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        return self.task.predict(Batch(images=images))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Call it with images: paths, or uint8 arrays (H, W, C), of any sizes.
+    """Call it with images of any sizes: paths, bytes or open files, Pillow's images, or uint8 arrays (H, W, C).
 
-    loss: what the model was trained with. After softmax the probabilities of an image sum to 1; after sigmoid each
-    class has its own, for an image may show several. int8: whether the linear layers of the blocks are computed in 8
-    bits (inference.py), with the weights as they are at the first call.
+    int8: whether the linear layers of the blocks are computed in 8 bits (runtime/inference.py), with the weights as
+    they are at the first call.
     """
 
-    model: ViT
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    loss: model_folder.Loss = "softmax"
+    task: Task
     int8: bool = False
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the model's input."""
+        return self.task.preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """() where the model has no classes."""
+        return self.task.class_names
 
     @classmethod
     def load(cls, path: Path | str, *, int8: bool = False) -> "Pipeline":
@@ -70,43 +84,41 @@ class Pipeline:
         place = locate(resolve(path))
         weights = read(place)
         try:
-            model = fit(weights, weights.config)[0]
-        except ValueError as error:
+            names = weights.class_names or tuple(map(str, range(weights.config.classes)))
+            task = _config(weights.task).task(instantiate(weights, weights.config)[0], weights.preprocessing, names)
+            if weights.format == "vitrail":
+                _restore(task, weights.extra)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{place}: {error}") from None
-        names = weights.class_names or tuple(map(str, range(weights.config.classes)))
-        return cls(model, weights.preprocessing, names, weights.loss, int8)
+        return cls(task.eval(), int8)
 
-    def save(self, path: Path) -> None:
-        """Writes the model folder."""
-        model_folder.save(path, self.model, self.preprocessing, self.class_names, self.loss)
+    def save(self, path: Path | str) -> None:
+        """Writes the model folder. ValueError where the disk refuses."""
+        task = self.task
+        card = folder.Card(task.model.config, task.preprocessing, task.class_names, dump(task.config))
+        folder.write(Path(path), task.model.state_dict(), card, _outside(task))
 
-    @overload
-    def __call__(self, images: Image, top: int = 5) -> list[Prediction]: ...
-    @overload
-    def __call__(self, images: Sequence[Image], top: int = 5) -> list[list[Prediction]]: ...
-    def __call__(self, images: Image | Sequence[Image], top: int = 5) -> list[Prediction] | list[list[Prediction]]:
-        """The `top` most probable classes, best first, of one image or of each; without dropout, whatever the mode.
+    def __call__(self, images: Image | Sequence[Image], **options: Any) -> Any:
+        """The task's answers for one image or for each; without dropout, whatever the mode.
 
-        ValueError, naming the file, for the first image that is of another kind or damaged.
+        options: as the task's `answers` takes them, such as top=5. ValueError, naming the file, for the first image
+        that is of another kind or damaged.
         """
-        one = isinstance(images, np.ndarray | Path | str)
-        found: list[list[Prediction]] = []
-        for result in self.stream([images] if one else images, top):
+        several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+        found = []
+        for result in self.stream(images if several else [images], **options):  # type: ignore[arg-type, list-item]
             if isinstance(result, ValueError):
                 raise result
             found.append(result)
-        return found[0] if one else found
+        return found if several else found[0]
 
-    def stream(self, images: Iterable[Image], top: int = 5) -> Iterator[list[Prediction] | ValueError]:
-        """For each image in turn its `top` answers, or the ValueError that says what is wrong with it.
+    def stream(self, images: Iterable[Image], **options: Any) -> Iterator[Any]:
+        """For each image in turn its answer, or the ValueError that says what is wrong with it. ValueError for options
+        that the task refuses.
 
         Threads decode ahead while the model works; images that have one size by then go through it together, which
         changes no answer by more than rounding.
         """
-        if top < 1:
-            raise ValueError(f"top is {top}; it must be 1 or more.")
-        if not self.class_names:
-            raise ValueError("the model has no head, so it has no classes to predict; fine-tune it first.")
         # At their own size, a few images may already fill the memory.
         ahead = WORKERS if self.preprocessing.resize == "native" else 32
         waiting: list[_Item] = []
@@ -115,25 +127,32 @@ class Pipeline:
             waiting.append(item)
             filled += max(item.pixels, AT_ONCE // 256)
             if filled >= AT_ONCE:
-                yield from self._answers(waiting, top)
+                yield from self._answers(waiting, options)
                 waiting, filled = [], 0
-        yield from self._answers(waiting, top)
+        yield from self._answers(waiting, options)
+
+    @cached_property
+    def module(self) -> Module:
+        """From prepared images to what the task predicts, in evaluation mode; it shares its parameters with the task,
+        and int8 weights are made once, at the first call."""
+        return Module(prepared(self.task, "int8" if self.int8 else "plain"))
 
     def _prepared(self, image: Image) -> "_Item":
         """What the model reads of an image, or what is wrong with it."""
-        name = "" if isinstance(image, np.ndarray) else f"{image}: "
+        file = isinstance(image, Path | str)
+        name = str(image) if file else "the image"
         try:
-            pixels = image if isinstance(image, np.ndarray) else decode(Path(image), len(self.preprocessing.mean))
-        except ValueError as error:  # which names the file already
-            return _Item(name, error)
-        try:
-            return _Item(name, prepare(pixels, self.preprocessing))
+            found = opened(read_bytes(Path(image)) if file else _content(image), name)
+            view = centred(found.size, self.preprocessing)
+            pixels = view.apply(found.decode(view.crop, len(self.preprocessing.mean)))
         except ValueError as error:
-            return _Item(name, ValueError(f"{name}{error}"))
+            text = str(error)
+            return _Item(name, None, error if not file or text.startswith(name) else ValueError(f"{name}: {text}"))
+        return _Item(name, view, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
-    def _answers(self, items: Sequence["_Item"], top: int) -> list[list[Prediction] | ValueError]:
+    def _answers(self, items: Sequence["_Item"], options: dict[str, Any]) -> list[Any]:
         """One result an item, in their order; those of one size are one batch."""
-        results: dict[int, list[Prediction] | ValueError] = {}
+        results: dict[int, Any] = {}
         sizes: dict[torch.Size, dict[int, Tensor]] = {}
         for place, item in enumerate(items):
             if isinstance(item.content, ValueError):
@@ -142,47 +161,70 @@ class Pipeline:
                 sizes.setdefault(item.content.shape, {})[place] = item.content
         for group in sizes.values():
             try:
-                results |= zip(group, self._classified(torch.stack(list(group.values())), top), strict=True)
+                outputs = self._predicted(torch.stack(list(group.values())))
             except ValueError as error:  # a size that the model refuses
-                results |= {place: ValueError(f"{items[place].name}{error}") for place in group}
+                results |= {place: ValueError(f"{items[place].name}: {error}") for place in group}
+                continue
+            views = [view for place in group if (view := items[place].view)]
+            results |= zip(group, self.task.answers(outputs, views, **options), strict=True)
         return [results[place] for place in range(len(items))]
 
-    @cached_property
-    def _prepared_model(self) -> ViT:
-        """Shares its parameters with `model`; int8 weights are made once, at the first call."""
-        return prepared(self.model, "int8" if self.int8 else "plain")
-
     @torch.inference_mode()
-    def _classified(self, images: UInt8[Tensor, "B C H W"], top: int) -> list[list[Prediction]]:
-        model, weight = self._prepared_model, next(self.model.parameters())
-        height, width = images.shape[-2:]
-        size = batch_size(model.config, (height, width), weight.device)
-        training = model.training
-        model.eval()
-        try:
-            parts = (part.to(weight.device) for part in images.split(size))
-            logits = torch.cat([model(normalise(part, self.preprocessing, weight.dtype)) for part in parts]).float()
-        finally:
-            model.train(training)
-        shares = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
-        best = shares.topk(min(top, len(self.class_names)))
-        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [
-            [Prediction(self.class_names[index], index, value) for value, index in zip(*row, strict=True)]
-            for row in rows
-        ]
+    def _predicted(self, images: UInt8[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        device, height, width = next(self.task.parameters()).device, *images.shape[-2:]
+        size = batch_size(self.task.model.config, (height, width), device)
+        parts = [self.module(part.to(device)) for part in images.split(size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)
 class _Item:
-    """An image on its way. name: in front of a message, "" for an array. content: uint8 (C, H, W)."""
+    """An image on its way. content: uint8 (C, H, W)."""
 
     name: str
+    view: View | None
     content: Tensor | ValueError
 
     @property
     def pixels(self) -> int:
         return 0 if isinstance(self.content, ValueError) else self.content[0].numel()
+
+
+def _content(image: NDArray[np.uint8] | bytes | Pillow.Image | BinaryIO) -> NDArray[np.uint8] | bytes | Pillow.Image:
+    """What `opened` takes: a grey array has one channel, and one of four is red, green, blue and alpha."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+            raise ValueError(f"an image is {image.dtype} {image.shape}; it must be uint8 (height, width, channels).")
+        image = image[..., None] if image.ndim == 2 else image
+        return Pillow.fromarray(image) if image.shape[2] == 4 else image
+    return image if isinstance(image, bytes | Pillow.Image) else image.read()
+
+
+def _outside(task: Task) -> dict[str, Tensor]:
+    """What a task keeps besides its model."""
+    return {name: tensor for name, tensor in task.state_dict().items() if not name.startswith("model.")}
+
+
+def _restore(task: Task, found: Mapping[str, Tensor]) -> None:
+    """Puts in what a model folder has besides the model. ValueError where it is not what the task keeps."""
+    own = _outside(task)
+    if own.keys() != found.keys():
+        name = min(own.keys() ^ found.keys())
+        raise ValueError(
+            f"{folder.TASK} {'has no' if name in own else 'has an unknown'} {name}; the folder is damaged."
+        )
+    task.load_state_dict({**task.state_dict(), **found})
+
+
+def _config(card: dict[str, Any]) -> TaskConfig:
+    """The config of a model folder's task. ValueError for a kind that is not known."""
+    known = kinds(TaskConfig)
+    if card["kind"] not in known:
+        raise ValueError(
+            f"its task is {card['kind']!r}, and {', '.join(sorted(known))} are known; if it is of your own code, name"
+            " the file with --code."
+        )
+    return parse(known[card["kind"]], card["config"])
 
 
 def locate(path: Path) -> Path:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vitrail.models import vit
-from vitrail.models.cost import activations, parameters
+from vitrail.models.cost import Config, activations, parameters
 from vitrail.run import Run
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -34,7 +33,7 @@ class Need:
 
 
 def needed(
-    config: vit.Config, batch: int, *, optimizer: str = "adamw", ema: bool = False, width: int = 4, again: bool = False
+    config: Config, batch: int, *, optimizer: str = "adamw", ema: bool = False, width: int = 4, again: bool = False
 ) -> Need:
     """For steps of `batch` images at config.image_size. width: bytes of an activation. again: with checkpointing."""
     copies = 2 + {"sgd": 1, "muon": 2}.get(optimizer, 2) + ema

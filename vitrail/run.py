@@ -11,20 +11,21 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import parse
+from vitrail.config import dump, kinds, parse
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data
-from vitrail.models import vit
+from vitrail.evaluate import Evaluator
+from vitrail.models import resnet, vit
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration
 from vitrail.runtime.blocks import Precision
-from vitrail.tasks.classify import Config as TaskConfig
+from vitrail.tasks import ClassifyConfig, TaskConfig
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")
 
@@ -34,11 +35,11 @@ class Run:
     """What is trained, on what, how and for how long. Recipes are functions that return one."""
 
     recipe: str
-    model: vit.Config
+    model: vit.Config | resnet.Config
     preprocessing: Preprocessing
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskConfig = field(default_factory=ClassifyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     start: str | None = None
     """Weights to start from: any file or folder that `vitrail predict` reads; None is from scratch."""
@@ -64,7 +65,9 @@ class Run:
     log_every: int = 10
     """Steps."""
     evaluate_every: Duration = "1 epoch"
-    """On the held-back images; the end is always evaluated."""
+    """On the validation images; the end is always evaluated."""
+    evaluate: tuple[Evaluator, ...] = ()
+    """What judges the task then; empty: what the task names itself."""
     checkpoint_every: Duration = "200 steps"
     """To the disk; the end is always kept."""
     keep: int = 2
@@ -89,8 +92,22 @@ class Run:
         channels = len(self.preprocessing.mean)
         if channels != self.model.channels:
             raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}.")
-        if self.task.loss == "softmax" and self.augment.mixup + self.augment.cutmix and self.batch == 1:
+        if self.augment.mixup + self.augment.cutmix and self.batch == 1:
             raise ValueError("images are mixed in pairs, but the batch is 1; give a batch of 2 or more.")
+
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """What judges the task."""
+        return self.evaluate or tuple(kinds(Evaluator)[name]() for name in self.task.evaluators)
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """What chooses the best checkpoint, higher being better. ValueError where no evaluator has measured it."""
+        name = next((name for name in self.task.best if name in metrics), None)
+        if name is None:
+            wanted = " or ".join(self.task.best)
+            raise ValueError(
+                f"the best checkpoint is chosen by {wanted}, but the evaluators found {', '.join(metrics)}."
+            )
+        return -metrics[name] if self.task.lower_is_better else metrics[name]
 
 
 def vacant(folder: Path) -> None:
@@ -105,7 +122,7 @@ def write(run: Run, folder: Path, data: Mapping[str, Any] | None = None) -> None
     vacant(folder)
     folder.mkdir(parents=True)
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
-    record = {"run": asdict(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine}
+    record = {"run": dump(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine}
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +15,10 @@ from vitrail.cli.options import Flag
 
 if TYPE_CHECKING:
     from vitrail.data.sources.source import Source
-    from vitrail.evaluate.results import ClassificationResult
+    from vitrail.evaluate import Result
     from vitrail.run import Run
+
+    Found = tuple[dict[str, float], dict[str, Result]]
 
 WORST = 3  # classes that are named
 
@@ -47,30 +50,39 @@ class Evaluate:
         import torch
 
         from vitrail import run as runs
-        from vitrail.data.loader import workers_for
-        from vitrail.evaluate.accuracy import Accuracy
+        from vitrail.config import kinds
+        from vitrail.data.stream import workers_for
+        from vitrail.evaluate import Evaluator, Validation
+        from vitrail.evaluate.evaluator import judge
         from vitrail.pipeline import Pipeline
         from vitrail.progress import say
-        from vitrail.tasks.classify import Classify, Config
-        from vitrail.train import pick_device
+        from vitrail.runtime.blocks import pick_device
+        from vitrail.runtime.inference import batch_size, prepared
 
         run = runs.read(Path(self.model)) if (Path(self.model) / "run.json").is_file() else None
-        pipeline = Pipeline.load(self.model)
-        source = matched(self._source(run), pipeline.class_names, self.data or self.model)
-        loss = "sigmoid" if source.multi_label else pipeline.loss
+        task = Pipeline.load(self.model).task
+        source = self._source(run)
+        if task.config.needs == "classes":
+            source = matched(source, task.class_names, self.data or self.model)
+        task = task.for_targets(source.targets)
         device = torch.device(pick_device("cpu" if self.int8 or (run and run.device == "cpu") else "auto"))
-        task = Classify(pipeline.model, pipeline.preprocessing, Config(loss)).to(device)
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
+        evaluators = run.evaluators() if run else [kinds(Evaluator)[name]() for name in task.config.evaluators]
         say(f"evaluating {self.model} on {len(source):,} images, on {device}")
-        judge = Accuracy(source, workers=workers_for(device, run and run.workers), skipped=say if skip else None)
-        examination = judge.examine(task)
-        quiet = replace(judge, int8=True, skipped=(lambda _: None) if skip else None)  # it was said once
-        small = quiet.examine(task) if self.int8 else None
-        if self.json:
-            print(jsonlib.dumps(document(examination, small), indent=2))
-        else:
-            print(text(examination, small))
-        if examination.problems:
+        data = Validation(
+            source,
+            task.preprocessing,
+            partial(task.config.collate, source=source),
+            batch_size(task.model.config, task.preprocessing.image_size, device),
+            device,
+            workers_for(device, run and run.workers),
+            say if skip else None,
+        )
+        found = judge(evaluators, prepared(task.to(device)), data)
+        quiet = replace(data, skipped=(lambda _: None) if skip else None)  # it was said once
+        small = judge(evaluators, prepared(task, "int8"), quiet) if self.int8 else None
+        print(jsonlib.dumps(document(found, small), indent=2) if self.json else text(found, small))
+        if found[0].get("unreadable"):
             sys.exit(1)
 
     def _source(self, run: "Run | None") -> "Source":
@@ -154,44 +166,50 @@ def matched(source: "Source", names: tuple[str, ...], where: str) -> "Source":
     return Renumbered(source, names)
 
 
-def document(examination: "ClassificationResult", small: "ClassificationResult | None" = None) -> dict[str, Any]:
+def document(found: "Found", small: "Found | None" = None) -> dict[str, Any]:
     """What was measured, for JSON; a rate of nothing is null. small: the same in int8."""
     from vitrail.cli.results import interval
-    from vitrail.evaluate.results import agreement
+    from vitrail.evaluate.results import ClassificationResult, agreement
 
-    rates, metrics = examination.per_class(), examination.metrics
-    columns = {name: getattr(rates, name).tolist() for name in ("precision", "recall", "f1")}
-    classes = [
-        {"label": name, "images": int(rates.support[place])}
-        | {rate: None if math.isnan(values[place]) else values[place] for rate, values in columns.items()}
-        for place, name in enumerate(examination.class_names)
-    ]
-    samples = int(metrics["samples"])
-    found = {"metrics": metrics, "samples": samples, "interval": interval(metrics), "per_class": classes}
+    metrics, result = found[0], found[1].get("classification")
+    document = {"metrics": metrics, "samples": int(metrics["samples"]), "interval": interval(metrics)}
+    if isinstance(result, ClassificationResult):
+        rates = result.per_class()
+        columns = {name: getattr(rates, name).tolist() for name in ("precision", "recall", "f1")}
+        document["per_class"] = [
+            {"label": name, "images": int(rates.support[place])}
+            | {rate: None if math.isnan(values[place]) else values[place] for rate, values in columns.items()}
+            for place, name in enumerate(result.class_names)
+        ]
     if small is not None:
-        same = agreement(examination, small)
-        found["int8"] = {"metrics": small.metrics, "interval": interval(small.metrics), "same": same}
-    return found
+        document["int8"] = {"metrics": small[0], "interval": interval(small[0])}
+        other = small[1].get("classification")
+        if isinstance(result, ClassificationResult) and isinstance(other, ClassificationResult):
+            document["int8"]["same"] = agreement(result, other)
+    return document
 
 
-def text(examination: "ClassificationResult", small: "ClassificationResult | None" = None) -> str:
+def text(found: "Found", small: "Found | None" = None) -> str:
     """What was measured, for people, with the weakest classes. small: the same in int8."""
     from vitrail.cli.results import headline
-    from vitrail.evaluate.results import agreement
+    from vitrail.evaluate.results import ClassificationResult, agreement
 
-    metrics, rates = examination.metrics, examination.per_class()
-    others = [f"{name} {value:.4g}" for name, value in metrics.items() if name in ("top5", "f1", "loss")]
-    weakest = [place for place in rates.f1.argsort(kind="stable").tolist() if rates.support[place]][:WORST]
-    named = [f"{examination.class_names[place]} {rates.f1[place]:.2f}" for place in weakest]
-    lines = [
-        f"{headline(metrics)} on {metrics['samples']:,.0f} images; {', '.join(others)}",
-        f"the weakest classes, by F1: {', '.join(named)}",
-    ]
+    metrics, result = found[0], found[1].get("classification")
+    first = headline(metrics)
+    others = [f"{n} {v:.4g}" for n, v in metrics.items() if n not in ("samples", "unreadable", first.partition(" ")[0])]
+    lines = ["; ".join([f"{first} on {metrics['samples']:,.0f} images", ", ".join(others)]).rstrip("; ")]
+    if isinstance(result, ClassificationResult):
+        rates = result.per_class()
+        weakest = [place for place in rates.f1.argsort(kind="stable").tolist() if rates.support[place]][:WORST]
+        named = [f"{result.class_names[place]} {rates.f1[place]:.2f}" for place in weakest]
+        lines.append(f"the weakest classes, by F1: {', '.join(named)}")
     if small is not None:
-        same = agreement(examination, small)
-        lines.append(f"in int8: {headline(small.metrics)}; {same:.2%} of the answers are the same")
-    if examination.problems:
-        lines.append(f"images that could not be read and were left out: {len(examination.problems):,}")
+        other, same = small[1].get("classification"), ""
+        if isinstance(result, ClassificationResult) and isinstance(other, ClassificationResult):
+            same = f"; {agreement(result, other):.2%} of the answers are the same"
+        lines.append(f"in int8: {headline(small[0])}{same}")
+    if unread := metrics.get("unreadable"):
+        lines.append(f"images that could not be read and were left out: {unread:,.0f}")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from vitrail.cli.options import Flag, out_folder
 from vitrail.cli.words import options
 
 if TYPE_CHECKING:
-    from vitrail.data.sources.open import Parts
+    from vitrail.data.sources.open import Splits
     from vitrail.run import Run
 
 
@@ -52,13 +52,13 @@ class Finetune:
         from vitrail.recipes.finetune import choices
 
         rates = numbers(self.rates)
-        run, parts = self._run(options(rest, "finetune takes one place with images"))
+        run, splits = self._run(options(rest, "finetune takes one place with images"))
         run = at(run, rates[0]) if rates else run
-        trials = choices(run, len(parts.train), rates) if self.rates else []
+        trials = choices(run, len(splits.train), rates) if self.rates else []
         if len(trials) < 2:
             folder = Path(self.out) if self.out else out_folder(run.recipe, lambda path: not path.exists())
             runs.vacant(folder)
-            outcome, tried = begin(run, folder, parts), {}
+            outcome, tried = begin(run, folder, splits), {}
         else:
             folder = Path(self.out) if self.out else out_folder(run.recipe, lambda path: usable(path, run, trials))
             if not usable(folder, run, trials):
@@ -66,31 +66,30 @@ class Finetune:
                 raise ValueError(f"{folder}.choice holds other runs; name another folder with --out.")
             tried = choose(trials, folder)
             if not self.json:
-                print(table(tried))
-            outcome = settle(at(run, best(tried)), folder, AGAIN)
+                print(table(tried, run))
+            outcome = settle(at(run, best(tried, run)), folder, AGAIN)
         found = [{"lr": lr, "outcome": one and one.document()} for lr, one in tried.items()]
         print(jsonlib.dumps({**outcome.document(), "choices": found}, indent=2) if self.json else outcome.text())
 
-    def _run(self, words: dict[str, list[str]]) -> tuple["Run", "Parts"]:
+    def _run(self, words: dict[str, list[str]]) -> tuple["Run", "Splits"]:
         """The run that is asked for, at one rate, and its data."""
         import torch
 
         from vitrail.cli.overrides import override
-        from vitrail.data.sources.open import Data, open_parts
-        from vitrail.recipes.adapt import for_data
+        from vitrail.data.sources.open import Data, open_splits
         from vitrail.recipes.finetune import finetune, finetune_small, recipe_for
-        from vitrail.train import pick_device
+        from vitrail.runtime.blocks import pick_device
 
         own = [field.name for field in fields(self)]
         # How the data is read comes first: the recipe depends on how many images there are.
         reading = {name: said for name, said in words.items() if name.startswith("data.")}
-        parts = open_parts(override(Data(self.data), reading, own, "data."))
-        count = len(parts.train)
+        splits = open_splits(override(Data(self.data), reading, own, "data."))
+        count = len(splits.train)
         device = torch.device(pick_device(" ".join(words.get("device", ["auto"])))).type
         recipe = {"paper": finetune, "small": finetune_small}.get(self.recipe) or recipe_for(count, device)
         images = {"images": count} if recipe is finetune else {}
         run = override(recipe(self.data, self.weights, **images), words, own)
-        return run if "model.classes" in words else for_data(run, parts.train), parts
+        return run if "model.classes" in words else run.task.adapt(run, splits.train), splits
 
 
 def numbers(rates: Sequence[str]) -> list[float]:

@@ -17,28 +17,29 @@ from vitrail import checkpoint
 from vitrail import run as runs
 from vitrail.cli.results import Outcome, ended
 from vitrail.data.sources.fingerprint import fingerprint
-from vitrail.data.sources.open import Parts, open_parts
+from vitrail.data.sources.open import Splits, open_splits
 from vitrail.plan import refuse
 from vitrail.progress import say
 from vitrail.report.run_page import write_report
 from vitrail.run import Run
+from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.interrupt import Interrupted
-from vitrail.train import Trainer, pick_device
+from vitrail.train import Trainer
 
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss is no number
 
 
-def begin(run: Run, folder: Path, parts: Parts | None = None, again: str | None = None) -> Outcome:
-    """Trains a new run. parts: its data, where it is open. again: the command that goes on after an interruption.
+def begin(run: Run, folder: Path, splits: Splits | None = None, again: str | None = None) -> Outcome:
+    """Trains a new run. splits: its data, where it is open. again: the command that goes on after an interruption.
 
     The folder is made once it is known that the run can begin. Exits with 130 when interrupted; ValueError, with what
     to type next, where run and data do not agree, the loss is no number or a disk is full.
     """
-    parts = parts or open_parts(run.data)
+    splits = splits or open_splits(run.data, run.task.needs)
     refuse(run, torch.device(pick_device(run.device)))
-    trainer = Trainer(run, folder, parts)
-    runs.write(run, folder, _fingerprints(parts))
-    return _fit(trainer, parts, again)
+    trainer = Trainer(run, folder, splits)
+    runs.write(run, folder, _fingerprints(splits))
+    return _fit(trainer, splits, again)
 
 
 def go_on(folder: Path, anyway: bool = False, again: str | None = None) -> Outcome:
@@ -50,8 +51,8 @@ def go_on(folder: Path, anyway: bool = False, again: str | None = None) -> Outco
     if (metrics := ended(folder)) is not None:
         say(f"{folder} has ended; there is nothing left to train.")
         return Outcome(folder, metrics)
-    parts = open_parts(run.data)
-    data, others = runs.changes(folder, _fingerprints(parts))
+    splits = open_splits(run.data, run.task.needs)
+    data, others = runs.changes(folder, _fingerprints(splits))
     if data and not anyway:
         raise ValueError(
             f"since {folder} began there have changed {'; '.join(data)}: it would be another run; put the data back, "
@@ -60,7 +61,7 @@ def go_on(folder: Path, anyway: bool = False, again: str | None = None) -> Outco
     if data or others:
         say(f"since {folder} began there have changed {'; '.join(data + others)}: it goes on, but may end differently.")
     refuse(run, torch.device(pick_device(run.device)))
-    return _fit(Trainer(run, folder, parts), parts, again)
+    return _fit(Trainer(run, folder, splits), splits, again)
 
 
 def settle(run: Run, folder: Path, again: str) -> Outcome:
@@ -68,19 +69,18 @@ def settle(run: Run, folder: Path, again: str) -> Outcome:
     return go_on(folder, again=again) if folder.exists() else begin(run, folder, again=again)
 
 
-def _fit(trainer: Trainer, parts: Parts, again: str | None) -> Outcome:
+def _fit(trainer: Trainer, splits: Splits, again: str | None) -> Outcome:
     """Trains, between a line that says what and one that says how to go on, should it not reach its end."""
     run, folder, started = trainer.run, trainer.folder, time.perf_counter()
     size = sum(p.numel() for p in trainer.task.parameters())
     say(
-        f"{run.recipe}: {size:,} parameters; {parts.words}; {run.duration} = {trainer.total:,} steps of {run.batch}; "
+        f"{run.recipe}: {size:,} parameters; {splits.words}; {run.duration} = {trainer.total:,} steps of {run.batch}; "
         f"on {trainer.device}; into {folder}" + (f"; going on after step {trainer.done:,}" if trainer.done else "")
     )
     again = again or _resume(folder)
     try:
         metrics = trainer.fit()
-        assert trainer.result is not None
-        write_report(folder, run, parts.val, trainer.result, metrics, trainer.notes)
+        write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
     except Interrupted as stop:
         say(f"{stop}; go on with: {again}")
         sys.exit(130)
@@ -97,8 +97,8 @@ def _fit(trainer: Trainer, parts: Parts, again: str | None) -> Outcome:
     return Outcome(folder, metrics, time.perf_counter() - started)
 
 
-def _fingerprints(parts: Parts) -> dict[str, Any]:
-    return {"train": fingerprint(parts.train), "val": fingerprint(parts.val)}
+def _fingerprints(splits: Splits) -> dict[str, Any]:
+    return {"train": fingerprint(splits.train), "val": fingerprint(splits.val)}
 
 
 def _resume(folder: Path) -> str:

@@ -3,7 +3,7 @@
     trials = choices(run, images, rates)                # recipes/finetune.py
     if usable(folder, run, trials):
         tried = choose(trials, folder)                  # a run folder each, FOLDER.choice/lr-0.003
-        outcome = settle(at(run, best(tried)), folder, AGAIN)
+        outcome = settle(at(run, best(tried, run)), folder, AGAIN)
 
 Every step goes on where an earlier call was interrupted, so that the same command may be typed again.
 """
@@ -17,7 +17,6 @@ from vitrail.cli.launch import DIVERGED, settle
 from vitrail.cli.results import Outcome, ended, headline
 from vitrail.progress import say
 from vitrail.run import Run
-from vitrail.train import score
 
 AGAIN = "the same command"
 
@@ -49,21 +48,21 @@ def choose(trials: Sequence[Run], folder: Path) -> dict[float, Outcome | None]:
     return found
 
 
-def best(tried: Mapping[float, Outcome | None]) -> float:
+def best(tried: Mapping[float, Outcome | None], run: Run) -> float:
     """The rate with the highest score, the first of equals. ValueError where all diverged."""
-    scores = {rate: score(outcome.metrics) for rate, outcome in tried.items() if outcome}
+    scores = {rate: run.score(outcome.metrics) for rate, outcome in tried.items() if outcome}
     if not scores:
         raise ValueError(f"the loss was no number at any rate ({', '.join(map(str, tried))}); give lower --rates.")
     return max(scores, key=lambda rate: scores[rate])
 
 
-def table(tried: Mapping[float, Outcome | None]) -> str:
+def table(tried: Mapping[float, Outcome | None], run: Run) -> str:
     """A line for each rate."""
     words = {
         rate: headline(outcome.metrics) if outcome else "the loss was no number" for rate, outcome in tried.items()
     }
     return "\n".join(
-        f"lr {rate:<8g} {said}{'  the best' if rate == best(tried) else ''}" for rate, said in words.items()
+        f"lr {rate:<8g} {said}{'  the best' if rate == best(tried, run) else ''}" for rate, said in words.items()
     )
 
 

@@ -40,7 +40,7 @@ class Outcome:
         after = "" if self.seconds is None else f", after {self.seconds:.0f} s"
         return "\n".join(
             (
-                f"{headline(self.metrics)} on {self.metrics['samples']:,.0f} held-back images{after}",
+                f"{headline(self.metrics)} on {self.metrics['samples']:,.0f} validation images{after}",
                 f"report: {self.folder / 'report.html'}",
                 f"model: {self.folder / 'model'}",
                 f"next: vitrail predict {shlex.quote(str(self.folder))} IMAGE",
@@ -49,9 +49,10 @@ class Outcome:
 
 
 def headline(metrics: Mapping[str, float]) -> str:
-    """ "accuracy 86.9% (85.3% to 88.3%)", with the interval that holds the true one 95 times in 100; or "mAP 61.2%"."""
+    """ "accuracy 86.9% (85.3% to 88.3%)", with the interval that holds the true one 95 times in 100; or "mAP 61.2%"; or
+    the first metric that there is."""
     if (bounds := interval(metrics)) is None:
-        return f"mAP {metrics['mAP']:.1%}"
+        return f"mAP {metrics['mAP']:.1%}" if "mAP" in metrics else "{} {:.4g}".format(*next(iter(metrics.items())))
     return f"accuracy {metrics['accuracy']:.1%} ({bounds[0]:.1%} to {bounds[1]:.1%})"
 
 

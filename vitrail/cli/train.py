@@ -40,16 +40,15 @@ class Demo:
     def run(self, rest: list[str]) -> None:
         from vitrail import run as runs
         from vitrail.cli.launch import begin
-        from vitrail.data.sources.open import open_parts
-        from vitrail.recipes.adapt import for_data
+        from vitrail.data.sources.open import open_splits
         from vitrail.recipes.demo import demo
 
         folder = Path(self.out)
         runs.vacant(folder)
         run = demo(self.data, self.duration, self.seed)
-        parts = open_parts(run.data)
-        outcome = begin(for_data(run, parts.train), folder, parts)
-        examples = _examples(parts.val, folder)
+        splits = open_splits(run.data)
+        outcome = begin(run.task.adapt(run, splits.train), folder, splits)
+        examples = _examples(splits.val, folder)
         if self.json:
             print(jsonlib.dumps({**outcome.document(), "predictions": examples}, indent=2))
             return
@@ -81,16 +80,15 @@ class Train:
         from vitrail import run as runs
         from vitrail.cli.launch import begin
         from vitrail.cli.overrides import override
-        from vitrail.data.sources.open import open_parts
-        from vitrail.recipes.adapt import for_data
+        from vitrail.data.sources.open import open_splits
 
         name, *others = self.recipe or ("fast",)
         words = options([*others, *rest], "train takes one recipe")
         run = override(recipe(name, self.data), words, [field.name for field in fields(self)])
         folder = Path(self.out) if self.out else out_folder(name, lambda path: not path.exists())
         runs.vacant(folder)
-        parts = open_parts(run.data)
-        outcome = begin(run if "model.classes" in words else for_data(run, parts.train), folder, parts)
+        splits = open_splits(run.data, run.task.needs)
+        outcome = begin(run if "model.classes" in words else run.task.adapt(run, splits.train), folder, splits)
         print(jsonlib.dumps(outcome.document(), indent=2) if self.json else outcome.text())
 
 
@@ -165,13 +163,13 @@ def page(name: str, width: int) -> str:
 
 def _examples(source: "Source", folder: Path, count: int = 5) -> list[dict[str, Any]]:
     """The saved model's answers on the first held-back images: what was trained is what predicts."""
-    from vitrail.data.sources.source import pixels
+    from vitrail.data.sources.source import classes_of
     from vitrail.pipeline import Pipeline
 
     pipeline, found = Pipeline.load(folder), []
     for index in range(min(count, len(source))):
-        content, target, name = source[index]
-        [best] = pipeline(pixels(content, len(pipeline.preprocessing.mean), name), top=1)
-        truth = ", ".join(source.class_names[n] for n in (target if isinstance(target, tuple) else [target]))
+        image, target, name, _ = source[index]
+        [best] = pipeline(image, top=1)
+        truth = ", ".join(source.class_names[number] for number in classes_of(target))
         found.append({"file": name, "truth": truth, "label": best.label, "probability": best.probability})
     return found

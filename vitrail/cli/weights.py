@@ -114,8 +114,8 @@ def _predict(model: str, files: list[Path], top: int, int8: bool, json: bool) ->
     from vitrail.progress import say, track
 
     pipeline = Pipeline.load(model, int8=int8)
-    pipeline.model.to("cuda" if torch.cuda.is_available() and not int8 else "cpu")
-    results = pipeline.stream(files, top)
+    pipeline.task.to("cuda" if torch.cuda.is_available() and not int8 else "cpu")
+    results = pipeline.stream(files, top=top)
     # Where the answers appear on a terminal, they are the progress.
     bar = len(files) > 1 and (json or not sys.stdout.isatty())
     document, failed = [], 0

@@ -31,10 +31,14 @@ LIMIT = 2**63  # positions and indices are int64 outside this file
 # may be more or less frequent than odd ones: a network whose halves both have two bits or more is an even order.)
 ROUNDS = 24
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# The order and the augmentations of one seed must not share random numbers: each has its own salt (digits of pi).
+# What one seed decides must not share random numbers: each has its own salt, the digits of pi in turn.
 ORDER_SALT = 0x243F6A8885A308D3
 SAMPLE_SALT = 0x13198A2E03707344
 STEP_SALT = 0xA4093822299F31D0
+AUGMENT_SALT = 0x082EFA98EC4E6C89
+MIX_SALT = 0x452821E638D01377
+SPLIT_SALT = 0x082EFA98EC4E6C89
+VIEW_SALT = 0xBE5466CF34E90C6C
 WINDOW = 16  # blocks that are mixed with each other, where not all samples are
 
 
@@ -93,6 +97,11 @@ def sample_seeds(step: int, batch: int, seed: int) -> Words:
     """
     positions = np.uint64(_start(step, batch)) + np.arange(batch, dtype=np.uint64)
     return _keys(seed, SAMPLE_SALT, positions)
+
+
+def view_keys(key: int, view: int) -> int:
+    """The key of one of the views of a sample, by the sample's own, which the first view has."""
+    return key if view == 0 else int(_keys(key, VIEW_SALT, np.array([view], np.uint64))[0])
 
 
 def step_seed(step: int, seed: int) -> int:

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from vitrail.data.images.decode import Part
-from vitrail.data.loader import Unreadable, prefetch
+from vitrail.data.images.decode import opened
+from vitrail.data.images.geometry import Crop, resize
+from vitrail.data.loader import Unreadable
 from vitrail.data.sources.packed import FILE, INT64, Kind
-from vitrail.data.sources.source import SmallFile, SmallPixels, Source, Target, part_pixels
+from vitrail.data.sources.source import Boxes, Mask, Source, Target
+from vitrail.data.stream import prefetch
 from vitrail.progress import track
 
 TRIED = 64  # images of a split that are made small to estimate its size
@@ -107,7 +107,7 @@ def _write(
                     continue
                 name = item.name.encode("utf-8", "surrogateescape")
                 rows.extend((total, names, len(targets), *item.shape, *item.whole))
-                targets.extend(item.target if isinstance(item.target, tuple) else (item.target,))
+                targets.extend(_numbers(item.target))
                 images.write(item.content)
                 words.write(name)
                 total, names = total + len(item.content), names + len(name)
@@ -117,7 +117,7 @@ def _write(
         (folder / f"{split}.targets").write_bytes(np.frombuffer(targets, np.int64).astype(INT64).tobytes())
         counts[split] = len(index) - 1
         classes = list(source.class_names)
-        described[split] = {"images": counts[split], "classes": classes, "multi_label": source.multi_label}
+        described[split] = {"images": counts[split], "classes": classes, "targets": source.targets}
     document = {"version": 2, "kind": kind, "size": size, "splits": described, "left_out": left_out}
     (folder / FILE).write_text(json.dumps(document, indent=1) + "\n")
     return Packing(counts, sum(file.stat().st_size for file in folder.iterdir()), tuple(left_out))
@@ -144,15 +144,13 @@ def _refuse_what_does_not_fit(splits: Mapping[str, Source], folder: Path, size: 
 
 
 def _item(source: Source, index: int, size: int, kind: Kind, quality: int) -> _Item:
-    content, target, name = source[index]
+    content, target, name, original = source[index]
     channels = 3 if isinstance(content, bytes) else content.shape[2]
-
-    def choose(whole: tuple[int, int]) -> Part | None:
-        return Part(0, 0, *whole, _fitted(whole, size))
-
-    pixels, whole = part_pixels(content, choose, channels, name)
-    packed = isinstance(content, (SmallPixels, SmallFile))  # else the codec may have shrunk it, to more than is wanted
-    small = _resized(pixels, _fitted((pixels.shape[0], pixels.shape[1]) if packed else whole, size))
+    image = opened(content, name)
+    goal = _fitted(image.size, size)
+    # The codec may shrink it, to more than is wanted.
+    small = _resized(image.decode(Crop(0, 0, *image.size, goal), channels), goal)
+    whole = original or image.size
     if kind == "raw":
         return _Item(small.tobytes(), small.shape, whole, target, name)
     if channels not in (1, 3):
@@ -160,6 +158,13 @@ def _item(source: Source, index: int, size: int, kind: Kind, quality: int) -> _I
     space = "RGB" if channels == 3 else "GRAY"
     encoded = simplejpeg.encode_jpeg(small, quality, space, "444" if channels == 3 else "Gray")
     return _Item(encoded, small.shape, whole, target, name)
+
+
+def _numbers(target: Target) -> tuple[int, ...]:
+    """A target as whole numbers; -1 is that none is known."""
+    if isinstance(target, Boxes | Mask):
+        raise ValueError("boxes and masks cannot be packed; train from the images themselves.")
+    return target if isinstance(target, tuple) else (-1 if target is None else target,)
 
 
 def _fitted(whole: tuple[int, int], size: int) -> tuple[int, int]:
@@ -174,6 +179,4 @@ def _fitted(whole: tuple[int, int], size: int) -> tuple[int, int]:
 def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     if pixels.shape[:2] == size:
         return np.ascontiguousarray(pixels)
-    planes = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)[None]
-    small = F.interpolate(planes, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
-    return np.ascontiguousarray(small.numpy())
+    return np.ascontiguousarray(resize(pixels, size, "bicubic"))

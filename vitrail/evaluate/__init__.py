@@ -1,1 +1,7 @@
-"""Judges: an evaluator runs a task over a source and yields (name, value)."""
+"""Evaluators: each runs a task over the validation images and yields (name, value). The kinds that ship are named
+here."""
+
+from vitrail.evaluate.accuracy import Accuracy
+from vitrail.evaluate.evaluator import Evaluator, Result, Validation
+
+__all__ = ["Accuracy", "Evaluator", "Result", "Validation"]

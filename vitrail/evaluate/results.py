@@ -10,12 +10,14 @@ as the recall of a class without images, is NaN.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Shaped
 from numpy.typing import NDArray
+
+from vitrail.evaluate.evaluator import Result
 
 BINS = 15  # of the calibration, as Guo et al. (2017) have it
 NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
@@ -52,12 +54,11 @@ class Calibration:
 
 
 @dataclass(frozen=True, eq=False)
-class ClassificationResult(ABC):
+class ClassificationResult(Result):
     """What one pass over a source found.
 
-    indices: the records of the images, rising. losses: of each. problems: a sentence for each image that could not be
-    read and was left out.
-    """
+    indices: the numbers of the images in the source, rising. losses: of each. problems: a sentence for each image that
+    could not be read and was left out."""
 
     class_names: tuple[str, ...]
     indices: Int64[np.ndarray, "N"]

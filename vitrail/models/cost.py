@@ -10,12 +10,13 @@ are not, nor is the standardising of a ResNet's weights, which does not grow wit
 import math
 
 from vitrail.models import resnet, vit
-from vitrail.models.zoo import Config, build
+
+Config = vit.Config | resnet.Config
 
 
 def parameters(config: Config) -> int:
     """The number of parameters, counted on a model that is built without memory."""
-    return sum(p.numel() for p in build(config, "meta").parameters())
+    return sum(p.numel() for p in config.build("meta").parameters())
 
 
 def tokens(config: vit.Config, image_size: tuple[int, int]) -> int:
@@ -29,8 +30,11 @@ def flops(config: Config, image_size: tuple[int, int]) -> int:
     return 2 * (_resnet(config, image_size) if isinstance(config, resnet.Config) else _vit(config, image_size))
 
 
-def activations(config: vit.Config, width: int = 4, again: bool = False) -> int:
+def activations(config: Config, width: int = 4, again: bool = False) -> int:
     """Bytes that one image keeps alive until the backward pass. width: of a number. again: with checkpointing."""
+    pixels = config.channels * config.image_size[0] * config.image_size[1] * (1 + 2 * width)
+    if isinstance(config, resnet.Config):
+        return pixels + _convolutions(config, config.image_size, width)
     count, dim, gated = tokens(config, config.image_size), config.width, config.activation == "swiglu"
     # The inputs of the block, its two norms' outputs, q, k, v, the heads' output, the sum between attention and MLP;
     # the MLP before and after its activation. Dropout keeps what it multiplied by, thrice a block.
@@ -38,17 +42,15 @@ def activations(config: vit.Config, width: int = 4, again: bool = False) -> int:
     inner += 2 * dim * ((config.layer_scale is not None) + config.qk_norm)
     block = count * inner * width
     kept = config.depth * count * dim * width + block if again else config.depth * block
-    pixels = config.channels * config.image_size[0] * config.image_size[1]
-    return pixels * (1 + 2 * width) + kept + 2 * count * dim * width + _stem(config, width)
+    stem = _convolutions(config.stem, config.image_size, width) if config.stem else 0
+    return pixels + kept + 2 * count * dim * width + stem
 
 
-def _stem(config: vit.Config, width: int) -> int:
-    """Of a hybrid's ResNet: each convolution keeps its input and its norm's, at strides 2 to 16."""
-    if config.stem is None:
-        return 0
-    area, total = config.image_size[0] * config.image_size[1] // 16, 0
-    for stage, depth in enumerate(config.stem.blocks):
-        total += depth * (area >> 2 * stage) * (64 * config.stem.width_factor << stage) * 14
+def _convolutions(config: resnet.Config, image_size: tuple[int, int], width: int) -> int:
+    """Of a ResNet: each convolution keeps its input and its norm's, at strides 2 to 16."""
+    area, total = image_size[0] * image_size[1] // 16, 0
+    for stage, depth in enumerate(config.blocks):
+        total += depth * (area >> 2 * stage) * (64 * config.width_factor << stage) * 14
     return total * width
 
 

@@ -12,6 +12,7 @@ Parameter names are timm's ResNetV2 (with `preact=False`), so that its hybrids l
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class Config:
     channels: of the image. classes: 0 leaves the head off. image_size: what it is meant for, (height, width).
     """
 
+    kind: ClassVar[str] = "resnet"
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     width_factor: int = 1
     channels: int = 3
@@ -44,6 +46,10 @@ class Config:
             raise ValueError(f"blocks is {self.blocks}; every stage needs 1 or more.")
         if self.classes < 0:
             raise ValueError(f"classes is {self.classes}; it must be 0 (no head) or more.")
+
+    def build(self, device: torch.device | str | None = None) -> "ResNet":
+        """The model, with its initial values (none on the meta device)."""
+        return ResNet(self, None if device is None else torch.device(device))
 
     @property
     def stride(self) -> int:
@@ -158,10 +164,9 @@ class Stage(nn.Module):
 class ResNet(nn.Module):
     """Images -> feature map -> logits. With `device="meta"` nothing is allocated; `init_weights` comes later."""
 
-    def __init__(self, config: Config, device: torch.device | str | None = None) -> None:
+    def __init__(self, config: Config, device: torch.device | None = None) -> None:
         super().__init__()
         self.config = config
-        device = torch.device(device) if device is not None else None
         inputs = 64 * config.width_factor
         self.stem = Root(config.channels, inputs, device)
         stages = []
@@ -174,9 +179,9 @@ class ResNet(nn.Module):
         if self.stem.conv.weight.device.type != "meta":
             self.init_weights()
 
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter to its initial value (models/init.py)."""
-        initialise(self, generator=generator)
+    def init_weights(self, generator: torch.Generator | None = None, only: set[str] | None = None) -> None:
+        """Set every parameter, or those named in `only`, to its initial value (models/init.py)."""
+        initialise(self, generator=generator, only=only)
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         """(B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)); nothing of the image is lost (SAME padding)."""

@@ -18,7 +18,7 @@ Parameter names are timm's. Any image size works at call time.
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class Config:
     stem: a ResNet whose feature map the patches are cut from (the hybrid); classes: 0 leaves the head off.
     """
 
+    kind: ClassVar[str] = "vit"
     image_size: tuple[int, int] = (224, 224)
     patch_size: tuple[int, int] = (16, 16)
     channels: int = 3
@@ -120,6 +121,10 @@ class Config:
     def prefix(self) -> int:
         """Tokens before the patches: [class] and registers."""
         return int(self.class_token) + self.registers
+
+    def build(self, device: torch.device | str | None = None) -> "ViT":
+        """The model, with its initial values (none on the meta device)."""
+        return ViT(self, None if device is None else torch.device(device))
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches for an image of (height, width). ValueError where `remainder` refuses it."""

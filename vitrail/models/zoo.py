@@ -19,6 +19,7 @@ from vitrail.config import parse_field
 from vitrail.models import resnet, vit
 
 Config = vit.Config | resnet.Config
+Model = vit.ViT | resnet.ResNet
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 # name: (width, depth, heads, MLP)
@@ -209,21 +210,13 @@ def override(config: ConfigT, name: str, overrides: Mapping[str, Any]) -> Config
     return replace(config, **changes)
 
 
-def build(config: Config, device: torch.device | str | None = None) -> vit.ViT | resnet.ResNet:
-    """The model of a configuration, with its initial values (none on the meta device)."""
-    device = torch.device(device) if device is not None else None
-    return resnet.ResNet(config, device) if isinstance(config, resnet.Config) else vit.ViT(config, device)
-
-
-def create(
-    name: str, *, device: torch.device | str | None = None, seed: int | None = None, **overrides: Any
-) -> vit.ViT | resnet.ResNet:
+def create(name: str, *, device: torch.device | str | None = None, seed: int | None = None, **overrides: Any) -> Model:
     """A model by name, freshly initialised: `create("ViT-B/16", classes=10, image_size=(192, 256))`.
 
     seed: makes the initial values a function of it alone; otherwise torch's global generator is used. Raises what
     `configure` raises.
     """
-    model = build(configure(name, **overrides), "meta")
+    model = configure(name, **overrides).build("meta")
     if torch.device(device or "cpu").type == "meta":
         return model
     model.to_empty(device=device or torch.get_default_device())

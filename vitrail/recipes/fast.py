@@ -20,7 +20,7 @@ from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.run import Run
-from vitrail.tasks.classify import Config as TaskConfig
+from vitrail.tasks import ClassifyConfig
 
 NATIVE = 64  # pixels a side, up to which images that all have one size keep it
 PHOTO = 96  # what others become
@@ -72,7 +72,7 @@ def fast(data: str) -> Run:
         preprocessing=Preprocessing(size, mean, std, resize="crop"),
         data=Data(data),
         augment=replace(augment, randaugment=1, mixup=0.2) if often else augment,
-        task=TaskConfig(smoothing=0.1),
+        task=ClassifyConfig(smoothing=0.1),
         optim=optim.Config("muon", lr=3e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%")),
         batch=128,
         duration=f"{epochs} epochs",
@@ -88,7 +88,7 @@ def look_at(data: str) -> Look:
     """
     if data != PACKAGED and not Path(data).exists():
         return Look((32, 32), 3, 50_000)
-    source = open_splits(Data(data))[0]
+    source = open_splits(Data(data)).train
     seen = _some(source)
     shapes = {image.shape[:2] for image in seen}
     size = next(iter(shapes)) if len(shapes) == 1 else None
@@ -102,9 +102,9 @@ def _some(source: Source) -> list[np.ndarray]:
     """A few images of a source, evenly spread, without those that cannot be read."""
     found = []
     for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
-        content, _, name = source[index]
         try:
-            found.append(pixels(content, 3, name))
+            example = source[index]
+            found.append(pixels(example.image, 3, example.name))
         except ValueError:
             continue
     return found

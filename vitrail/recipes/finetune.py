@@ -17,6 +17,7 @@ from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import vit
+from vitrail.models.zoo import Config
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.pipeline import locate
@@ -65,9 +66,10 @@ def finetune(data: str, weights: str, images: int | None = None, image_size: int
     less what is no whole patch. Crops are Google's input_pipeline.py's; so is the warm-up of 500 steps, of which the
     paper says nothing: here a tenth of the run where that is less.
     """
-    steps = size_of(len(open_splits(Data(data))[0]) if images is None else images).steps
+    steps = size_of(len(open_splits(Data(data)).train) if images is None else images).steps
     model, how = _start(weights)
-    height, width = (max(image_size // stride, 1) * stride for stride in model.stride)
+    strides = model.stride if isinstance(model, vit.Config) else (1, 1)
+    height, width = (max(image_size // stride, 1) * stride for stride in strides)
     how = replace(how, image_size=(height, width), resize="squash", crop_fraction=1.0)
     return Run(
         recipe="finetune",
@@ -130,11 +132,12 @@ def choices(run: Run, images: int, rates: Sequence[float] = ()) -> list[Run]:
     """
     size = size_of(images)
     rates = rates or (size.rates if run.optim.name == "sgd" else [run.optim.lr * factor for factor in (1 / 3, 1, 3)])
-    data = replace(run.data, hold_back=size.dev, val=None)
+    data = replace(run.data, val_fraction=size.dev, val=None)
     return [replace(run, data=data, optim=replace(run.optim, lr=rate)) for rate in rates]
 
 
-def _start(weights: str) -> tuple[vit.Config, Preprocessing]:
+def _start(weights: str) -> tuple[Config, Preprocessing]:
     """The model that weights are for, without a pre-logits layer, and the images that it knows."""
     found = read(locate(resolve(weights)))
-    return replace(found.config, representation=None), found.preprocessing
+    config = found.config
+    return replace(config, representation=None) if isinstance(config, vit.Config) else config, found.preprocessing

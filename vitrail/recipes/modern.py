@@ -27,7 +27,7 @@ from vitrail.models.zoo import sized
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.run import Run
-from vitrail.tasks.classify import Config as TaskConfig
+from vitrail.tasks import ClassifyConfig
 
 HALF = (0.5, 0.5, 0.5)
 # AugReg's names: (RandAugment's magnitude, Mixup's alpha). Magnitude 0 is "actually not nothing", as its authors say.
@@ -43,7 +43,7 @@ def _augreg(recipe: str, data: str, classes: int, size: str, level: str, weight_
         preprocessing=Preprocessing((224, 224), HALF, HALF, resize="crop", crop_fraction=224 / 256),
         data=Data(data),
         augment=Augment(crop="inception", scale=(0.05, 1.0), randaugment=2, magnitude=magnitude, mixup=mixup),
-        task=TaskConfig("sigmoid", head_bias=-math.log(classes)),
+        task=ClassifyConfig("sigmoid", head_bias=-math.log(classes)),
         optim=optim.Config(
             lr=1e-3, weight_decay=weight_decay, schedule=Schedule("cosine", warmup="40_960_000 examples")
         ),
@@ -110,7 +110,7 @@ def _deit3(recipe: str, data: str, size: str, image: int, drop_path: float) -> R
         preprocessing=Preprocessing((image, image), IMAGENET_MEAN, IMAGENET_STD, "crop", interpolation="bicubic"),
         data=Data(data),
         augment=Augment(crop="inception", colour=0.3, three_augment=True, mixup=0.8, cutmix=1.0),
-        task=TaskConfig("sigmoid", head_bias=-math.log(1000)),
+        task=ClassifyConfig("sigmoid", head_bias=-math.log(1000)),
         optim=optim.Config(lr=2e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5 epochs")),
         batch=2048,
         duration="800 epochs",

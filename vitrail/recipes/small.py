@@ -14,7 +14,7 @@ from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.run import Run
-from vitrail.tasks.classify import Config as TaskConfig
+from vitrail.tasks import ClassifyConfig
 
 # The training images' own.
 FASHION_MEAN, FASHION_STD = (0.286,), (0.353,)
@@ -35,7 +35,7 @@ def small(data: str) -> Run:
         preprocessing=Preprocessing((96, 96), IMAGENET_MEAN, IMAGENET_STD, resize="crop"),
         data=Data(data),
         augment=Augment(crop="inception", scale=(0.25, 1.0), randaugment=2, mixup=0.2, erase=0.25),
-        task=TaskConfig(smoothing=0.1),
+        task=ClassifyConfig(smoothing=0.1),
         optim=_adamw(),
         duration="100 epochs",
         evaluate_every="5 epochs",
@@ -58,7 +58,7 @@ def fashion_mnist(data: str) -> Run:
         preprocessing=Preprocessing((28, 28), FASHION_MEAN, FASHION_STD),
         data=Data(data),
         augment=Augment(crop="shift", shift=1, flip=0.5),
-        task=TaskConfig(smoothing=0.1),
+        task=ClassifyConfig(smoothing=0.1),
         optim=_adamw(1.5e-3),
         batch=64,
         duration="28 epochs",
@@ -83,7 +83,7 @@ def cifar10(data: str) -> Run:
         preprocessing=Preprocessing((32, 32), CIFAR_MEAN, CIFAR_STD),
         data=Data(data),
         augment=Augment(crop="shift", shift=4, flip=0.5, randaugment=1),
-        task=TaskConfig(smoothing=0.1),
+        task=ClassifyConfig(smoothing=0.1),
         optim=_adamw(),
         batch=128,
         duration="100 epochs",

@@ -165,7 +165,7 @@ def _pictures(
     shown = []
     for place in places.tolist():
         try:
-            content, _, name = source[int(examination.indices[place])]
+            content, _, name, _ = source[int(examination.indices[place])]
             picture = pixels(content, channels, name)
         except ValueError:  # it has gone since it was examined
             continue

@@ -7,7 +7,7 @@ What is wrong comes first, copies side by side; then the numbers, and some image
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitrail.data.audit.findings import SMALL, Finding, Item, Report, line, verdict
 from vitrail.data.audit.scan import Record
 from vitrail.data.order import permute
-from vitrail.data.sources.source import Source, Splits, pixels
+from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.report.charts import meter
 from vitrail.report.html import Html, document, facts, folded, gallery, image, join, paragraph, section, table
 
@@ -30,7 +30,7 @@ PROMISE = (
 ROWS = 20  # of the table of classes, before the rest is folded away
 
 
-def write(report: Report, path: Path, splits: Splits) -> Path:
+def write(report: Report, path: Path, splits: Mapping[str, Source]) -> Path:
     """Writes the page and returns its path. splits: those that were checked; what is shown of them is read again.
 
     ValueError where the page cannot be written.
@@ -67,7 +67,7 @@ def _numbers(report: Report) -> Iterator[tuple[str, str]]:
         yield f"{name} of red, green, blue", ", ".join(f"{value:.3f}" for value in values)
 
 
-def _cases(finding: Finding, splits: Splits) -> Iterator[Html]:
+def _cases(finding: Finding, splits: Mapping[str, Source]) -> Iterator[Html]:
     """What to do, and the cases: pairs side by side, single images in rows, and what has no picture in words."""
     items, most = finding.items, CASES
     yield paragraph(finding.advice)
@@ -84,7 +84,7 @@ def _cases(finding: Finding, splits: Splits) -> Iterator[Html]:
         yield paragraph(f"... and {len(items) - most:,} more; --json lists all.")
 
 
-def _pair(item: Item, splits: Splits) -> Html:
+def _pair(item: Item, splits: Mapping[str, Source]) -> Html:
     """Two images that are or look the same beside each other, of different splits or labels where some are."""
     first, *others = item.records
     other = next((r for r in others if (r.split, r.label) != (first.split, first.label)), others[0])
@@ -97,13 +97,13 @@ def _pair(item: Item, splits: Splits) -> Html:
     return join(Html(frame), inside, Html("</div><figcaption>"), caption, Html("</figcaption></figure>\n"))
 
 
-def _gallery(records: Iterable[tuple[Record, str]], splits: Splits, side: int = SIDE) -> Html:
+def _gallery(records: Iterable[tuple[Record, str]], splits: Mapping[str, Source], side: int = SIDE) -> Html:
     """Images with their captions."""
     pictures = ((_picture(record, splits), caption) for record, caption in records)
     return gallery([(picture, caption) for picture, caption in pictures if picture is not None], side)
 
 
-def _picture(record: Record, splits: Splits) -> NDArray[np.uint8] | None:
+def _picture(record: Record, splits: Mapping[str, Source]) -> NDArray[np.uint8] | None:
     """Its pixels; None where it cannot be read any more."""
     try:
         return pixels(splits[record.split][record.index][0], 3, record.name)
@@ -134,7 +134,7 @@ def _classes(report: Report) -> Iterator[Html]:
         yield section("Images of each class", first, more)
 
 
-def _samples(report: Report, splits: Splits) -> Iterator[Html]:
+def _samples(report: Report, splits: Mapping[str, Source]) -> Iterator[Html]:
     """Some images of each class in the first split, or of all without labels; always the same ones."""
     split, source = next(iter(splits.items()))
     members = _members(source) if report.classes else {"": range(len(source))} if len(source) else {}
@@ -155,8 +155,6 @@ def _members(source: Source) -> dict[str, list[int]]:
     """The images of each class that has any."""
     found = defaultdict[str, list[int]](list)
     for index in range(len(source)):
-        target = source.target(index)
-        for number in target if isinstance(target, tuple) else (target,):
-            if number >= 0:
-                found[source.class_names[number]].append(index)
+        for number in classes_of(source.target(index)):
+            found[source.class_names[number]].append(index)
     return found

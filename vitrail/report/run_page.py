@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitrail.config import dump
 from vitrail.data.sources.source import Source
+from vitrail.evaluate import Result
 from vitrail.evaluate.results import ClassificationResult
 from vitrail.log import History, Series, read_history
 from vitrail.models.cost import parameters as count
@@ -34,25 +36,26 @@ def write_report(
     folder: Path,
     run: Run,
     source: Source,
-    examination: ClassificationResult,
+    results: Mapping[str, Result],
     result: Mapping[str, float],
     notes: Sequence[str] = (),
     parameters: int | None = None,
 ) -> Path:
     """Writes the page and returns its path.
 
-    source: the held-back images that were examined. result: the metrics of the final evaluation. notes: remarks of the
-    run. parameters: of the model; None counts those of run.model.
+    source: the validation images. results: what the evaluators found besides numbers. result: the metrics of the final
+    evaluation. notes: remarks of the run. parameters: of the model; None counts those of run.model.
     """
     history = read_history(folder / "metrics.jsonl")
     size = count(run.model) if parameters is None else parameters
-    settings = table(["setting", "value"], _flat(asdict(run)))
+    settings = table(["setting", "value"], _flat(dump(run)))
+    classified = [found for found in results.values() if isinstance(found, ClassificationResult)]
     body = [
-        headline(examination),
+        *(headline(found) for found in classified),
         facts(_about(folder, run, size, history, result)),
         *_remarks(notes, history.speed(run.batch)[2]),
         _curves(history),
-        *details(examination, source, len(run.preprocessing.mean)),
+        *(piece for found in classified for piece in details(found, source, len(run.preprocessing.mean))),
         section("Settings", folded("Every setting of this run", settings)),
         section("What to type next", code(_next(folder, run))),
     ]

@@ -81,3 +81,12 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp32.")
     half = precision in ("bf16", "fp8") or (precision == "auto" and device.type == "cuda" and able)
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def pick_device(name: str) -> str:
+    """ "auto" is the GPU where there is one. ValueError for a device that torch does not have here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
+        raise ValueError(f"the device {name!r} is not available here; use auto or cpu.")
+    return name

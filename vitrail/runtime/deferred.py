@@ -47,13 +47,16 @@ class Mover:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
-        """The same tensors on the device."""
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        """The same batch on the device."""
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+            moved = batch.to(self.device)
         if self.stream:
             here = torch.cuda.current_stream(self.device)
             here.wait_stream(self.stream)
-            for tensor in moved.values():
+
+            def keep(tensor: Tensor) -> Tensor:
                 tensor.record_stream(here)  # its memory was the other stream's
-        return Batch(**moved)  # type: ignore[typeddict-item]
+                return tensor
+
+            moved = moved.map(keep)
+        return moved

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitrail.batch import Batch
 
@@ -98,10 +98,7 @@ class Replicas(Generic[M]):
 
 def shares(batch: Batch, count: int) -> list[Batch]:
     """At most `count` parts of a batch, of even sizes but for the last: pairs that are mixed stay together."""
-    size = -(-len(batch["images"]) // (2 * count)) * 2
-    cut = {name: value.split(size) for name, value in batch.items() if isinstance(value, Tensor)}
-    number = len(cut["images"])
-    return [Batch(**{name: parts[i] for name, parts in cut.items()}) for i in range(number)]  # type: ignore[typeddict-item]
+    return batch.split(-(-len(batch) // (2 * count)) * 2)
 
 
 def _replica(module: M) -> M:

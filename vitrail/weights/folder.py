@@ -1,94 +1,92 @@
 """The model folder: weights, configuration, preprocessing and class names, all that leads from pixels to a name.
 
-`model.safetensors` has timm's parameter names and `config.json` is timm's, with our section under "vitrail": the folder
-is loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and by transformers, too.
+`model.safetensors` has timm's parameter names and `config.json` is timm's, with our card under "vitrail": the folder is
+loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and by transformers, too. What a task has outside its
+model is in `task.safetensors`.
 
-    save(folder, model, preprocessing, class_names)
-    model, preprocessing, class_names = load(folder)
+    write(folder, model.state_dict(), card)
+    card, tensors, extra = read(folder)
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitrail.config import parse
+from vitrail.config import dump, parse
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.models import vit
-from vitrail.models.zoo import build
+from vitrail.models import resnet, vit
 from vitrail.weights import timm
 
-Loss = Literal["softmax", "sigmoid"]
+TASK = "task.safetensors"
 
 
 @dataclass(frozen=True)
 class Card:
     """Our section of config.json. ValueError where its parts do not agree.
 
-    loss: by which logits become probabilities.
+    task: {"kind": ..., "config": {...}}, what the model was trained for, as tasks/ knows it.
     """
 
-    model: vit.Config
+    model: vit.Config | resnet.Config
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
-    loss: Loss = "softmax"
+    task: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if len(self.class_names) != self.model.classes:
+        if len(self.class_names) not in (0, self.model.classes):
             raise ValueError(f"the head has {self.model.classes} classes, but there are {len(self.class_names)} names")
         if (channels := len(self.preprocessing.mean)) != self.model.channels:
             raise ValueError(f"the preprocessing has {channels} channels, the model reads {self.model.channels}")
+        if set(self.task) != {"kind", "config"}:
+            raise ValueError(f'its task is {self.task}, not {{"kind": ..., "config": ...}}')
 
 
-def save(
-    folder: Path,
-    model: vit.ViT,
-    preprocessing: Preprocessing,
-    class_names: tuple[str, ...],
-    loss: Loss = "softmax",
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], card: Card, extra: Mapping[str, Tensor] | None = None
 ) -> list[str]:
-    """Writes the folder; see `write`. ValueError where class names or preprocessing do not fit the model, too."""
-    return write(folder, model.state_dict(), Card(model.config, preprocessing, class_names, loss))
+    """Writes the folder; returns what timm will not see of it, in words. ValueError where the disk refuses.
 
-
-def write(folder: Path, tensors: Mapping[str, Tensor], card: Card) -> list[str]:
-    """Writes the folder; returns what timm will not see of it, in words. ValueError where the disk refuses."""
-    stored = timm.write(card.model, tensors)
-    settings = timm.describe(card.model, card.preprocessing, card.class_names)
+    tensors: the model's. extra: what the task has besides.
+    """
+    config, settings, stored, lost = card.model, dict[str, Any](), dict(tensors), ["a ResNet of this kind"]
+    if isinstance(config, vit.Config):
+        stored, lost = timm.write(config, tensors), timm.lost(config)
+        settings = timm.describe(config, card.preprocessing, card.class_names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps({**settings, "vitrail": asdict(card)}, indent=2) + "\n")
+        save_file(_plain(stored), folder / "model.safetensors", metadata={"format": "pt"})
+        if extra:
+            save_file(_plain(extra), folder / TASK)
+        (folder / "config.json").write_text(json.dumps({**settings, "vitrail": dump(card)}, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / 'model.safetensors'} could not be written ({error}).") from error
-    return timm.lost(card.model)
+    return lost
 
 
-def load(folder: Path) -> tuple[vit.ViT, Preprocessing, tuple[str, ...]]:
-    """(model in evaluation mode, preprocessing, class names). ValueError names the file that is missing or damaged."""
-    card = describe(folder)
-    weights = folder / "model.safetensors"
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{weights} cannot be read ({error}).") from error
-    tensors = timm.ours(card.model, tensors)
-    model = build(card.model, "meta")
-    assert isinstance(model, vit.ViT)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+def read(folder: Path) -> tuple[Card, dict[str, Tensor], dict[str, Tensor]]:
+    """(card, the model's tensors by our names, in float32, what the task has besides).
+
+    ValueError names the file that is missing or damaged.
+    """
+    card, path = describe(folder), folder / "model.safetensors"
+    tensors = _tensors(path)
+    if isinstance(card.model, vit.Config):
+        tensors = timm.ours(card.model, tensors)
+    expected = {name: tensor.shape for name, tensor in card.model.build("meta").state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             here, there = (str(tuple(s[name])) if name in s else "missing" for s in (found, expected))
-            raise ValueError(f"{weights} does not fit config.json: {name} is {here} in it, {there} by config.json.")
-    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
-    return model.eval(), card.preprocessing, card.class_names
+            raise ValueError(f"{path} does not fit config.json: {name} is {here} in it, {there} by config.json.")
+    tensors = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    return card, tensors, _tensors(folder / TASK) if (folder / TASK).exists() else {}
 
 
 def describe(folder: Path) -> Card:
@@ -103,3 +101,14 @@ def describe(folder: Path) -> Card:
         raise ValueError(f"{path.parent} is not a model folder: it has no config.json.") from None
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}).") from error
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -21,7 +21,7 @@ from torch import Tensor
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.models.positions import resample
-from vitrail.models.zoo import override
+from vitrail.models.zoo import Config, Model, override
 from vitrail.weights import folder, google, hub, huggingface, timm, torchvision
 from vitrail.weights.npz import Npz
 from vitrail.weights.tensors import open_tensors
@@ -36,11 +36,11 @@ class Weights:
     origin: our name -> the file's own names. preprocessing: the file's own, or its family's. class_names: None where
     the format does not carry them. The rest is for writing it back as it was: Google's layout, tensors that are not the
     model's, those that are only in sums of ours, the types that they had (here all are float32), and config.json.
-    loss: by which logits become probabilities; only our own format tells.
+    task: what the model was trained for; only our own format tells. extra: there what the task has besides its model.
     """
 
     format: str
-    config: vit.Config
+    config: Config
     tensors: Mapping[str, Tensor]
     origin: Mapping[str, str]
     preprocessing: Preprocessing
@@ -50,7 +50,7 @@ class Weights:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    loss: folder.Loss = "softmax"
+    task: dict[str, Any] = field(default_factory=lambda: {"kind": "classify", "config": {}})
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Report:
         return "\n".join([f"{self.format}: {counts}", *told])
 
 
-def load(path: Path | str, **overrides: Any) -> vit.ViT:
+def load(path: Path | str, **overrides: Any) -> Model:
     """The model in a file or folder, in evaluation mode; see `load_and_report`."""
     return load_and_report(path, **overrides)[0]
 
 
-def load_and_report(path: Path | str, **overrides: Any) -> tuple[vit.ViT, Report]:
+def load_and_report(path: Path | str, **overrides: Any) -> tuple[Model, Report]:
     """The model in a file or folder, and what became of every tensor.
 
     overrides: fields of vit.Config. `image_size` resamples the positions to its grid; `classes` puts a zero-initialised
@@ -100,7 +100,7 @@ def load_and_report(path: Path | str, **overrides: Any) -> tuple[vit.ViT, Report
         overrides = {"representation": None, **overrides}
     try:
         config = override(weights.config, str(path), overrides)
-        return fit(weights, config, new_head="classes" in overrides)
+        return instantiate(weights, config, new_head="classes" in overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -149,10 +149,10 @@ def _folder(path: Path, size: tuple[int, int] | None, heads: int | None) -> Weig
     """A model folder of ours, or of timm's or transformers'."""
     settings = _json(path / "config.json")
     if "vitrail" in settings:
-        model, how, names = folder.load(path)
-        tensors = model.state_dict()
-        loss = folder.describe(path).loss
-        return Weights("vitrail", model.config, tensors, {name: name for name in tensors}, how, names, loss=loss)
+        card, tensors, extra = folder.read(path)
+        origin = {name: name for name in tensors}
+        names = card.class_names or None
+        return Weights("vitrail", card.model, tensors, origin, card.preprocessing, names, extra=extra, task=card.task)
     beside = path / "preprocessor_config.json"
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     files = [path / name for name in names if (path / name).is_file()]
@@ -221,12 +221,12 @@ def _state_dict(
     )
 
 
-def fit(weights: Weights, config: vit.Config, new_head: bool = False, seed: int = 0) -> tuple[vit.ViT, Report]:
+def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: int = 0) -> tuple[Model, Report]:
     """A model of `config` with the weights in it: positions resampled, the head new where it is asked for.
 
     What the weights lack gets the initial value that `seed` draws ("reset"). ValueError where a tensor fits in no way.
     """
-    model = vit.ViT(config, torch.device("meta"))
+    model = config.build("meta")
     lines: list[Line] = []
     state: dict[str, Tensor] = {}
     for name, like in model.state_dict().items():
@@ -237,7 +237,7 @@ def fit(weights: Weights, config: vit.Config, new_head: bool = False, seed: int 
         elif found.shape == like.shape:
             state[name] = found
             lines.append(Line(name, "loaded", weights.origin[name]))
-        elif name == "pos_embed":
+        elif name == "pos_embed" and isinstance(config, vit.Config) and isinstance(weights.config, vit.Config):
             state[name] = _resized(found, weights.config, config)
             change = f"{tuple(found.shape)} -> {tuple(like.shape)}"
             lines.append(Line(name, "resized", weights.origin[name], change))

@@ -46,7 +46,7 @@ def save(weights: Weights, target: Path, to: Format) -> list[str]:
         if to == "google":
             _google(weights, partial)
         elif to == "torchvision":
-            tensors = torchvision.write(weights.config, weights.tensors)
+            tensors = torchvision.write(_vit(weights), weights.tensors)
             _file(_as_it_was(weights, tensors, "torchvision"), partial, target.suffix)
         elif to == "huggingface":
             _huggingface(weights, partial)
@@ -60,11 +60,21 @@ def save(weights: Weights, target: Path, to: Format) -> list[str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
-    return notes + _changed(weights.config, target)
+    return notes + _changed(weights, target)
 
 
-def _changed(config: vit.Config, target: Path) -> list[str]:
+def _vit(weights: Weights) -> vit.Config:
+    """ValueError for a model that only our own format can hold."""
+    if not isinstance(weights.config, vit.Config):
+        raise ValueError("this format has no place for a ResNet; write it as vitrail.")
+    return weights.config
+
+
+def _changed(weights: Weights, target: Path) -> list[str]:
     """What a reader of the target takes for another numerics than the model has: its tensors are whole all the same."""
+    config = weights.config
+    if not isinstance(config, vit.Config):
+        return []
     again = read(target, config.image_size, config.heads).config
     pairs = [(name, getattr(config, name), getattr(again, name)) for name in NUMERICS]
     return [f"{name} {ours!r} (read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
@@ -72,25 +82,25 @@ def _changed(config: vit.Config, target: Path) -> list[str]:
 
 def _google(weights: Weights, path: Path) -> None:
     layout = weights.layout if weights.format == "google" else None
-    arrays: dict[str, Any] = {**google.write(weights.config, weights.tensors, layout)}
+    arrays: dict[str, Any] = {**google.write(_vit(weights), weights.tensors, layout)}
     with path.open("wb") as file:  # numpy would append .npz to a path
         np.savez(file, **arrays)
 
 
 def _huggingface(weights: Weights, path: Path) -> None:
     own = weights.format == "huggingface"
-    settings = weights.settings if own else huggingface.describe(weights.config, weights.class_names)
+    settings = weights.settings if own else huggingface.describe(_vit(weights), weights.class_names)
     kind, root = settings["model_type"], "vit." if weights.config.classes else ""
     if own:
         root = huggingface.prefix(kind, _their_names(weights))
-    tensors = huggingface.write(weights.config, weights.tensors, kind, root)
+    tensors = huggingface.write(_vit(weights), weights.tensors, kind, root)
     processor = huggingface.processor(weights.preprocessing)
     _folder(path, _as_it_was(weights, tensors, "huggingface"), settings, {"preprocessor_config.json": processor})
 
 
 def _timm(weights: Weights, path: Path, suffix: str) -> None:
     """timm's own, as it was: a folder, or a bare state dict."""
-    tensors = _as_it_was(weights, timm.write(weights.config, weights.tensors), "timm")
+    tensors = _as_it_was(weights, timm.write(_vit(weights), weights.tensors), "timm")
     if suffix:
         _file(tensors, path, suffix)
     else:
@@ -99,7 +109,8 @@ def _timm(weights: Weights, path: Path, suffix: str) -> None:
 
 def _ours(weights: Weights, path: Path) -> list[str]:
     names = weights.class_names or tuple(str(i) for i in range(weights.config.classes))
-    return folder.write(path, weights.tensors, folder.Card(weights.config, weights.preprocessing, names, weights.loss))
+    card = folder.Card(weights.config, weights.preprocessing, names, weights.task)
+    return folder.write(path, weights.tensors, card, weights.extra if weights.format == "vitrail" else None)
 
 
 def _file(tensors: dict[str, Tensor], path: Path, suffix: str) -> None:

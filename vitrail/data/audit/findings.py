@@ -10,7 +10,7 @@ splits, under two labels, or twice; classes without images, or with few. duplica
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from vitrail.data.audit.duplicates import alike, copies
 from vitrail.data.audit.scan import TRAITS, Record, Scan
-from vitrail.data.sources.source import Splits, counts
+from vitrail.data.sources.source import Source, counts
 
 FEW = 10  # images of a class that are too few to learn it from
 UNEVEN = 10  # times the images of one class in another
@@ -141,7 +141,7 @@ class Report:
         return {"images": sum(self.splits.values()), "faults": self.faults, **asdict(self)}
 
 
-def check(splits: Splits, progress: bool = True, workers: int | None = None) -> Report:
+def check(splits: Mapping[str, Source], progress: bool = True, workers: int | None = None) -> Report:
     """Reads every image of every split once. progress: bars on standard error. workers: threads; None is one a core.
 
     An image that cannot be read is a finding, not an error.
@@ -177,7 +177,7 @@ def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else noun + ('es' if noun[-1] == 's' else 's')}"
 
 
-def _classes(splits: Splits) -> dict[str, dict[str, int]]:
+def _classes(splits: Mapping[str, Source]) -> dict[str, dict[str, int]]:
     """Of each class that a split names, its images in each split; nothing where no image has a label."""
     found: dict[str, dict[str, int]] = {}
     for split, source in splits.items():

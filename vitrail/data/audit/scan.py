@@ -8,7 +8,7 @@ scan.record(17)              # Record(split="train", index=17, name="photos/trai
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePath
@@ -21,8 +21,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.audit.duplicates import COLOURS, SIDE, digest, thumbnail
 from vitrail.data.images.decode import BITS, FORMATS, ORIENTATION, UPRIGHT, quiet
-from vitrail.data.loader import prefetch
-from vitrail.data.sources.source import Source, Splits, Target, pixels
+from vitrail.data.sources.source import Source, pixels
+from vitrail.data.stream import prefetch
 from vitrail.progress import track
 
 # size: bytes of the file, 0 of pixels in memory. file, pixels: digests. traits: TRAITS as bits. Unreadable: all 0.
@@ -60,7 +60,7 @@ class Scan:
     """What was seen. kinds: how many images are of each. colours: (2, 3) mean and deviation of R, G and B in [0, 1],
     NaN where no image can be read."""
 
-    sources: Splits
+    sources: Mapping[str, Source]
     rows: np.ndarray
     labels: list[str]
     problems: dict[int, str]
@@ -68,7 +68,7 @@ class Scan:
     colours: NDArray[np.float64]
 
     @classmethod
-    def of(cls, sources: Splits, progress: bool = False, workers: int | None = None) -> "Scan":
+    def of(cls, sources: Mapping[str, Source], progress: bool = False, workers: int | None = None) -> "Scan":
         """Reads every image in `workers` threads; None is one a core, up to 16. An unreadable one becomes a problem."""
         total = sum(map(len, sources.values()))
         rows, labels = np.zeros(total, ROW), [label for source in sources.values() for label in _labels(source)]
@@ -96,16 +96,15 @@ class Scan:
 
 
 def _labels(source: Source) -> Iterator[str]:
-    names: dict[Target, str] = {}  # one string for each label, not for each image
+    names: dict[tuple[int, ...], str] = {}  # one string for each label, not for each image
     for index in range(len(source)):
-        target = source.target(index)
-        if target not in names:
-            several = target if isinstance(target, tuple) else (target,)
-            names[target] = " + ".join(source.class_names[number] for number in sorted(several) if number >= 0)
-        yield names[target]
+        classes = classes_of(source.target(index))
+        if classes not in names:
+            names[classes] = " + ".join(source.class_names[number] for number in sorted(classes))
+        yield names[classes]
 
 
-def _all(sources: Splits, every: int, workers: int) -> Iterator[_Seen | str]:
+def _all(sources: Mapping[str, Source], every: int, workers: int) -> Iterator[_Seen | str]:
     """What is seen of each image, in turn; the colours of the first of `every` images."""
     chunks = [
         (source, range(start, min(start + CHUNK, len(source))))
@@ -123,7 +122,7 @@ def _all(sources: Splits, every: int, workers: int) -> Iterator[_Seen | str]:
 def _look(source: Source, index: int, sampled: bool) -> _Seen | str:
     """What one image shows, or the sentence that says why it cannot be read."""
     try:
-        content, _, name = source[index]
+        content, _, name, _ = source[index]
         image = pixels(content, 3, name)
     except ValueError as error:
         return str(error)

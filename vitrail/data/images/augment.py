@@ -1,41 +1,35 @@
-"""What is done to training images: where they are cropped, mirrored, recoloured, erased, and how they are mixed.
+"""Augmentation: where training images are cropped, mirrored, recoloured and erased, and how they are mixed.
 
     how = Augment(crop="inception", randaugment=2, magnitude=15.0, mixup=0.5)    # AugReg's "medium2"
-    augment(image, how, preprocessing, key)      # uint8 (H, W, C) of any size -> uint8 (h, w, C), the model's size
-    part_seen((3024, 4032), how, preprocessing, key)    # which part of a large image that needs, before it is decoded
+    view, paint = draw((3024, 4032), how, preprocessing, key)       # from the header alone
+    pixels = paint(view.apply(image.decode(view.crop)))             # uint8 (h, w, C)
 
 Every random choice is a function of the sample's 64-bit key (order.py), drawn in one order: the mirror's and the
 eraser's coins, the crop, then what Pillow does (randaugment.py), then the erased rectangle. What concerns two images,
-Mixup and CutMix, is described here and done on the device (tasks/mixup.py).
+Mixup and CutMix, is described here and done on the device (mixing.py).
 """
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import UInt8
 from numpy.random import Generator, Philox
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-from vitrail.data.images.decode import Part
-from vitrail.data.images.preprocessing import Preprocessing, prepare
+from vitrail.data.images.geometry import Crop, Size, View, centred, mean_colour
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.images.randaugment import jitter, randaugment, three_augment
+from vitrail.data.order import AUGMENT_SALT
 
-Crop = Literal["none", "inception", "simple", "shift"]
+CropKind = Literal["none", "inception", "simple", "shift"]
 
-# Beside order.py's salts, the next digits of pi: one key, another stream of random numbers.
-AUGMENT_SALT = 0x082EFA98EC4E6C89
 REFLECTED = 4  # pixels that DeiT III's simple crop may reach beyond an image's border
 # Random erasing as in timm, after Zhong et al. (arXiv 1708.04896): its share of the area, its width / height.
 ERASED, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
-LITTLE, BIG = ({size: np.dtype(f"{order}u{size}") for size in (1, 2, 4, 8)} for order in "<>")
-WORDY = 2**12  # bytes of an image from which on it is mirrored by words
 RANGES = {
     "flip": (0, 1),
     "colour": (0, 1),
@@ -52,7 +46,7 @@ RANGES = {
 class Augment:
     """What is done to training images. ValueError for a value out of its range."""
 
-    crop: Crop = "none"
+    crop: CropKind = "none"
     """none: as evaluation does (transforms.prepare). inception: a random part of the image, resized to the model's size
     (Szegedy et al., arXiv 1409.4842). simple: the shorter side to the model's size, then a random part of that size,
     which may reach 4 pixels beyond the border, into its reflection (DeiT III, arXiv 2204.07118). shift: as evaluation
@@ -86,8 +80,8 @@ class Augment:
     """The probability that a pair is mixed at all."""
 
     def __post_init__(self) -> None:
-        if self.crop not in get_args(Crop):
-            raise ValueError(f"crop is {self.crop!r}; choose one of {', '.join(get_args(Crop))}.")
+        if self.crop not in get_args(CropKind):
+            raise ValueError(f"crop is {self.crop!r}; choose one of {', '.join(get_args(CropKind))}.")
         for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from {low} to {high}.")
@@ -99,49 +93,29 @@ class Augment:
             raise ValueError(f"shift is {self.shift} and crop is {self.crop!r}; 1 or more belongs to 'shift' alone.")
 
 
-def augment(
-    image: UInt8[np.ndarray, "H W C"],
-    how: Augment,
-    to: Preprocessing,
-    key: int,
-    whole: tuple[int, int] | None = None,
-) -> UInt8[np.ndarray, "h w C"]:
-    """One training image at to.image_size (a native one that is not cropped keeps its size), in memory of its own.
+def draw(
+    stored: Size, how: Augment, to: Preprocessing, key: int, size: Size | None = None
+) -> tuple[View, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]:
+    """What the key shows of an image of (height, width) `stored`, and what it then does to the pixels.
 
-    There each channel may be a plane, as torch leaves it and a batch wants it: turning it takes as long as resizing.
-    key: of 64 bits. whole: the size of the image of which `image` is what `part_seen` says; None: it is whole itself.
-    ValueError where the image's channels are not those of the preprocessing, are neither 1 nor 3 and shall be
-    recoloured, or where a shift would leave nothing of it.
+    key: of 64 bits. size: of the original, where it was larger. Where the image has less than four times the model's
+    pixels on a side, whatever the key, the view's crop is as it is in the whole image, and whoever keeps decoded images
+    may keep the whole. ValueError where a shift would leave nothing of the image.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != len(to.mean) or not image.size:
-        raise ValueError(f"an image is {image.dtype} {image.shape}; it must be uint8 (height, width, {len(to.mean)}).")
+    size = size or stored
     generator = philox(key, AUGMENT_SALT)
     mirrored, erased = generator.random(2).tolist()
-    pixels = _cropped(image, how, to, generator, whole or (image.shape[0], image.shape[1]))
-    if mirrored < how.flip:
-        pixels = _mirrored(pixels)
-    if how.randaugment or how.three_augment or how.colour:
-        pixels = _painted(pixels, how, to, generator)
-    if pixels is image or not pixels.flags.writeable:
-        pixels = pixels.copy()
-    if erased < how.erase:
-        _erase(pixels, generator)
-    return pixels
+    view = replace(_cropped(stored, size, how, to, generator), mirror=mirrored < how.flip)
 
+    def paint(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if how.randaugment or how.three_augment or how.colour:
+            pixels = _painted(pixels, how, to, generator)
+        if erased < how.erase:
+            pixels = pixels.copy(order="K")  # which may be the data set's own
+            _erase(pixels, generator)
+        return pixels
 
-def part_seen(size: tuple[int, int], how: Augment, to: Preprocessing, key: int) -> Part | None:
-    """The part of an image of (height, width) that `augment` will look at, for a decoder that can save work; None for
-    all of it. Where the image has less than four times the model's pixels on a side, whatever the key, it is a part as
-    it is in the whole image, and whoever keeps decoded images may keep the whole."""
-    (height, width), (rows, columns) = size, to.image_size
-    large = min(height // rows, width // columns) >= 4
-    if how.crop == "simple" and large:
-        return Part(0, 0, height, width, _covering(size, to))
-    if how.crop != "inception":
-        return None
-    generator = philox(key, AUGMENT_SALT)
-    generator.random(2)  # the coins of `augment`, which come first
-    return Part(*_inception(size, how, generator), to.image_size if large else None)
+    return view, paint
 
 
 class _Key(ISeedSequence):
@@ -160,17 +134,18 @@ def philox(key: int, salt: int) -> Generator:
     return Generator(Philox(_Key(np.array([key, salt], np.uint64))))  # type: ignore[arg-type]  # NumPy's stub is too narrow
 
 
-def _cropped(
-    image: NDArray[np.uint8], how: Augment, to: Preprocessing, generator: Generator, whole: tuple[int, int]
-) -> NDArray[np.uint8]:
+def _cropped(stored: Size, size: Size, how: Augment, to: Preprocessing, generator: Generator) -> View:
+    large = min(size[0] // to.image_size[0], size[1] // to.image_size[1]) >= 4
     if how.crop == "inception":
-        box = _inception(whole, how, generator)
-        return _resize(Part(*box, to.image_size).of(image) if image.shape[:2] == whole else image, to)
+        box = _inception(size, how, generator)
+        crop = Crop(*box, to.image_size if large else None).within(stored, size)
+        return View(size, to.image_size, to.image_size, box, to.interpolation, crop, method="torch")
     if how.crop == "simple":
-        return _simple(image, to, generator, whole)
-    fits = to.resize == "native" or (image.shape[:2] == to.image_size and to.crop_fraction == 1)
-    pixels = image if fits else prepare(image, to).permute(1, 2, 0).numpy()
-    return _shifted(pixels, how.shift, to, generator) if how.crop == "shift" else pixels
+        scaled = _covering(size, to)
+        view = _simple(size, scaled, to, generator)
+        return replace(view, crop=Crop(0, 0, *size, scaled)) if large and stored == size else view
+    view = centred(stored, to, size)
+    return _shifted(view, how.shift, to, generator) if how.crop == "shift" else view
 
 
 def _inception(size: tuple[int, int], how: Augment, generator: Generator) -> tuple[int, int, int, int]:
@@ -207,69 +182,37 @@ def _covering(size: tuple[int, int], to: Preprocessing) -> tuple[int, int]:
     return (rows, rows * width // height) if upright else (columns * height // width, columns)
 
 
-def _simple(
-    image: NDArray[np.uint8], to: Preprocessing, generator: Generator, whole: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """DeiT III's simple random crop; only what it shows is resized, by Pillow, which knows parts of pixels."""
-    (height, width), (rows, columns) = image.shape[:2], to.image_size
-    tall, wide = _covering(whole, to)
+def _simple(size: Size, scaled: Size, to: Preprocessing, generator: Generator) -> View:
+    """DeiT III's simple random crop; only what it shows is resized."""
+    (tall, wide), (rows, columns) = scaled, to.image_size
     reach = min(REFLECTED, rows - 1, columns - 1)
     down, across = generator.random(2).tolist()
     top = int(down * (tall - rows + 2 * reach + 1)) - reach
     left = int(across * (wide - columns + 2 * reach + 1)) - reach
-    upper, lower = max(top, 0), min(top + rows, tall)
-    first, last = max(left, 0), min(left + columns, wide)
-    box = first * width / wide, upper * height / tall, last * width / wide, lower * height / tall
-    parts = [image] if image.shape[2] == 3 else [image[..., c] for c in range(image.shape[2])]
-    filter, size = Image.Resampling[to.interpolation.upper()], (last - first, lower - upper)
-    done = [np.asarray(Image.fromarray(part).resize(size, filter, box)) for part in parts]
-    seen = done[0] if image.shape[2] == 3 else np.stack(done, -1)
-    beyond = (upper - top, top + rows - lower), (first - left, left + columns - last), (0, 0)
-    return np.pad(seen, beyond, "reflect")
+    inside = max(0, -top), max(0, -left), min(rows, tall - top), min(columns, wide - left)
+    return View(
+        size,
+        to.image_size,
+        scaled,
+        (0, 0, *size),
+        to.interpolation,
+        None,
+        (top, left),
+        inside,
+        "reflect",
+        "pillow part",
+    )
 
 
-def _resize(image: NDArray[np.uint8], to: Preprocessing) -> NDArray[np.uint8]:
-    """An image at the model's size by torch, whose vector code takes a quarter of Pillow's time for the same numbers
-    (0.01 grey levels apart on average, and by more only where bicubic overshoots black or white). Its channels are
-    planes."""
-    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)[None]
-    return F.interpolate(pixels, to.image_size, mode=to.interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
-
-
-def _shifted(image: NDArray[np.uint8], most: int, to: Preprocessing, generator: Generator) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
+def _shifted(view: View, most: int, to: Preprocessing, generator: Generator) -> View:
+    height, width = view.output
     if most >= min(height, width):
         raise ValueError(f"shift is {most} pixels and an image is {height} x {width}; choose less than its sides.")
     down, across = (int(draw * (2 * most + 1)) - most for draw in generator.random(2).tolist())
-    out = np.empty_like(image)
-    out[:] = _mean_pixel(to.mean)
-    kept = image[max(0, -down) : height - max(0, down), max(0, -across) : width - max(0, across)]
-    out[max(0, down) : height + min(0, down), max(0, across) : width + min(0, across)] = kept
-    return out
-
-
-def _mean_colour(mean: tuple[float, ...]) -> tuple[int, ...]:
-    return tuple(min(255, max(0, round(255 * value))) for value in mean)
-
-
-@lru_cache(maxsize=16)
-def _mean_pixel(mean: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Kept: making it takes as long as filling an image of CIFAR with it."""
-    return np.array(_mean_colour(mean), np.uint8)
-
-
-def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """With channels that are planes."""
-    height, width, channels = image.shape
-    out = np.empty((channels, height, width), np.uint8)
-    if image.strides[1] == 1 and image.size >= WORDY:
-        # Words of 8 bytes in the opposite order, each with its bytes reversed: half the time of single bytes.
-        word = math.gcd(width, 8)
-        out.view(BIG[word])[:] = image.transpose(2, 0, 1).view(LITTLE[word])[..., ::-1]
-    else:
-        for channel, plane in enumerate(out):  # all channels at once would be an inner loop of three bytes
-            plane[:] = image[:, ::-1, channel]
-    return out.transpose(1, 2, 0)
+    top, left, bottom, right = view.inside or (0, 0, height, width)
+    inside = max(0, top + down), max(0, left + across), min(height, bottom + down), min(width, right + across)
+    window = view.window[0] - down, view.window[1] - across
+    return replace(view, window=window, inside=inside, border=mean_colour(to.mean))
 
 
 def _painted(image: NDArray[np.uint8], how: Augment, to: Preprocessing, generator: Generator) -> NDArray[np.uint8]:
@@ -278,7 +221,7 @@ def _painted(image: NDArray[np.uint8], how: Augment, to: Preprocessing, generato
         raise ValueError(f"an image has {image.shape[2]} channels; only grey and RGB ones can be recoloured.")
     seen = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
     if how.randaugment:
-        seen = randaugment(seen, how.randaugment, how.magnitude, _mean_colour(to.mean), generator)
+        seen = randaugment(seen, how.randaugment, how.magnitude, mean_colour(to.mean), generator)
     if how.three_augment:
         seen = three_augment(seen, generator)
     if how.colour:

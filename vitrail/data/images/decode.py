@@ -2,7 +2,8 @@
 
     decode(Path("cat.jpg"))                 # uint8 (H, W, 3), RGB
     decode(Path("scan.tif"), channels=1)    # uint8 (H, W, 1), grey
-    decode_part(data, choose)               # what a crop shows of it, shrunk on the way where it is large
+    image = opened(data, "cat.jpg")         # its header is read: image.size is (height, width)
+    image.decode(crop)                      # what a crop shows of it, shrunk on the way where it is large
     find(Path("photos"))                    # the image files in a folder and below, sorted
 
 Grey and RGB JPEGs are decoded by simplejpeg (jpeg.py), which gives the same bits as Pillow in two thirds of the time,
@@ -16,7 +17,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,6 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.images import jpeg
+from vitrail.data.images.geometry import Crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -48,82 +50,111 @@ UPRIGHT = {
 SIDEWAYS = {UPRIGHT[number] for number in (5, 6, 7, 8)}
 
 
-@dataclass(frozen=True)
-class Part:
-    """A rectangle of an image, in pixels, and the (height, width) to which it will be resized; None: all its pixels are
-    wanted, as they are in the whole image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    wanted: tuple[int, int] | None
-
-    @property
-    def shrink(self) -> int:
-        """By how much a JPEG may be smaller on each side: 1, 2, 4 or 8. Twice the pixels that are wanted each way are
-        left, so that the rectangle's place is right to a quarter of one of them, and the rest is antialiased."""
-        if self.wanted is None:
-            return 1
-        room = min(self.height // (2 * self.wanted[0]), self.width // (2 * self.wanted[1]))
-        return max(s for s in (1, 2, 4, 8) if s <= max(room, 1))
-
-    def of(self, image: NDArray[np.uint8], shrunk: int = 1) -> NDArray[np.uint8]:
-        """The rectangle of the whole image, which is 1 / `shrunk` as large as the rectangle's numbers mean."""
-        sides = (self.top, self.left, self.top + self.height, self.left + self.width)
-        top, left, bottom, right = (round(side / shrunk) for side in sides)
-        return image[top : max(bottom, top + 1), left : max(right, left + 1)]
-
-    def within(self, size: tuple[int, int], whole: tuple[int, int]) -> "Part":
-        """The same part of an image that was made smaller, from (height, width) `whole` to `size`: to the pixel."""
-        tall, wide = size[0] / whole[0], size[1] / whole[1]
-        top, left = round(self.top * tall), round(self.left * wide)
-        bottom, right = round((self.top + self.height) * tall), round((self.left + self.width) * wide)
-        top, left = min(top, size[0] - 1), min(left, size[1] - 1)
-        return Part(top, left, max(bottom - top, 1), max(right - left, 1), None)
-
-
-# The size of the upright image -> the part to decode, or None for all of it.
-Choose = Callable[[tuple[int, int]], Part | None]
-
-
 def decode(source: bytes | Path, channels: int = 3, name: str = "the image") -> NDArray[np.uint8]:
     """The pixels of a file, or of its bytes: (H, W, channels), 3 being RGB and 1 grey.
 
     name: of bytes, for messages; a path is its own name. ValueError, one sentence that names the image, where it is
     missing, cut short, damaged, too large or no image; nothing else is raised, and nothing is warned of.
     """
-    return decode_part(source, lambda size: None, channels, name)[0]
-
-
-def decode_part(
-    source: bytes | Path, choose: Choose, channels: int = 3, name: str = "the image"
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """(pixels of the part that `choose` names, (height, width) of the whole image); ValueError as `decode` raises.
-
-    A JPEG whose part is much larger than wanted is decoded at a half, a quarter or an eighth of its size, which its
-    codec does by leaving out what is not seen: a photograph of 12 megapixels then takes a fifth of the time.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"images are decoded to 1 channel (grey) or 3 (RGB), not {channels}.")
     if isinstance(source, Path):
         source, name = read(source), str(source)
-    if not source:
+    return opened(source, name).decode(channels=channels)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image of which only the header was read, or pixels; size: (height, width), upright.
+
+    Of a file either `head` is set, and Pillow is not needed, or `picture` is, with the way in which EXIF turns it.
+    """
+
+    size: tuple[int, int]
+    name: str
+    content: bytes | NDArray[np.uint8]
+    head: jpeg.Header | None = None
+    picture: Image.Image | None = None
+    turn: Image.Transpose | None = None
+
+    def decode(self, crop: Crop | None = None, channels: int = 3) -> NDArray[np.uint8]:
+        """The pixels of a crop of it, or of all: uint8 (h, w, channels).
+
+        A JPEG whose crop is much larger than wanted is decoded at a half, a quarter or an eighth of its size, which its
+        codec does by leaving out what is not seen: a photograph of 12 megapixels then takes a fifth of the time.
+        ValueError, naming the image, where it is damaged, or an array has other channels that cannot become these.
+        """
+        if isinstance(self.content, np.ndarray):
+            return _channels(crop.of(self.content) if crop else self.content, channels, self.name)
+        if channels not in (1, 3):
+            raise ValueError(f"{self.name} can be decoded to 1 channel (grey) or 3 (RGB), not to {channels}.")
+        with _sentences(self.name, self.content):
+            if self.picture is None:
+                return self._plain(crop, channels)
+            return self._turned(self.picture, crop, channels)
+
+    def _plain(self, crop: Crop | None, channels: int) -> NDArray[np.uint8]:
+        """Without Pillow, whose opening a file takes as long as seven crops' random numbers."""
+        assert isinstance(self.content, bytes)
+        assert self.head is not None
+        shrink = crop.shrink if crop else 1
+        pixels = jpeg.decode(self.content, self.head, shrink, crop and crop.top + crop.height, channels)
+        if pixels is None:  # libjpeg warns of something, which Pillow shall judge
+            picture = Image.open(BytesIO(self.content), formats=FORMATS)
+            found = _picture(picture, self.content, self.name, None)
+            assert found.picture is not None
+            return found._turned(found.picture, crop, channels)
+        return _converted(crop.of(pixels, shrink) if crop else pixels, channels, self.name)
+
+    def _turned(self, picture: Image.Image, crop: Crop | None, channels: int) -> NDArray[np.uint8]:
+        shrink = 1
+        if self.content and picture.format == "JPEG" and picture.mode in ("L", "RGB"):
+            assert isinstance(self.content, bytes)
+            shrink = crop.shrink if crop else 1
+            bottom = crop.top + crop.height if crop and self.turn is None else None
+            pixels = _jpeg(picture, self.content, shrink, bottom)
+            if self.turn is not None:
+                pixels = _array(_image(pixels).transpose(self.turn))
+        else:
+            pixels = _pixels(picture if self.turn is None else picture.transpose(self.turn), channels, self.name)
+        return _converted(crop.of(pixels, shrink) if crop else pixels, channels, self.name)
+
+
+def opened(content: bytes | NDArray[np.uint8] | Image.Image, name: str) -> Opened:
+    """An image file's bytes, pixels (H, W, C) or a picture of Pillow's, ready to be decoded. ValueError as `decode`
+    raises it."""
+    if isinstance(content, np.ndarray):
+        return Opened((content.shape[0], content.shape[1]), name, content)
+    if isinstance(content, Image.Image):
+        with _sentences(name, b""):
+            return _picture(content, b"", name, None)
+    if not content:
         raise ValueError(f"{name} is empty; copy or download it again.")
-    head = jpeg.header(source)
+    head = jpeg.header(content)
     if head and head.plain and 0 < head.height * head.width <= PIXELS:
-        found = _plain(source, head, choose, channels, name)
-        if found is not None:
-            return found
+        return Opened((head.height, head.width), name, content, head)
+    with _sentences(name, content):
+        return _picture(Image.open(BytesIO(content), formats=FORMATS), content, name, head)
+
+
+def _picture(picture: Image.Image, content: bytes, name: str, head: jpeg.Header | None) -> Opened:
+    _bounded(picture, name)
+    if picture.format != "JPEG" or picture.mode not in ("L", "RGB"):
+        picture.load()  # only now does Pillow know which way up a TIFF is
+    turn = _turn(picture)
+    height, width = picture.size[:: 1 if turn in SIDEWAYS else -1]
+    return Opened((height, width), name, content, head, picture, turn)
+
+
+@contextmanager
+def _sentences(name: str, content: bytes) -> Iterator[None]:
+    """Whatever Pillow raises becomes one sentence that names the image. A file that opens may still fail anywhere in
+    its pixels."""
     try:
-        # A file that opens may still fail anywhere in its pixels, so the guard is around all of the decoding.
-        with quiet(), Image.open(BytesIO(source), formats=FORMATS) as image:
-            _bounded(image, name)
-            return _decoded(image, source, head, choose, channels, name)
+        with quiet():
+            yield
     except _Refused:
         raise
     except UnidentifiedImageError:
-        raise ValueError(f"{name} {_looks(source)}") from None
+        raise ValueError(f"{name} {_looks(content)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has more than the {PIXELS:,} pixels that are decoded; scale it down.") from None
     except Exception as error:  # damaged bytes make Pillow's parsers raise anything
@@ -131,50 +162,26 @@ def decode_part(
         raise ValueError(f"{name} is cut short or damaged ({reason}); copy or download it again.") from error
 
 
-def _plain(
-    source: bytes, head: jpeg.Header, choose: Choose, channels: int, name: str
-) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
-    """What `decode_part` gives, without Pillow, whose opening a file takes as long as seven crops' random numbers."""
-    part = choose((head.height, head.width))
-    shrink = part.shrink if part else 1
-    pixels = jpeg.decode(source, head, shrink, part and part.top + part.height, channels)
-    if pixels is None:
-        return None
-    seen = part.of(pixels, shrink) if part else pixels
-    return _converted(seen, channels, name), (head.height, head.width)
-
-
-def _decoded(
-    image: Image.Image, source: bytes, head: jpeg.Header | None, choose: Choose, channels: int, name: str
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """What `decode_part` gives, of an image that is open but not read yet."""
-    whole = image.format == "JPEG" and image.mode in ("L", "RGB")
-    if not whole:
-        image.load()  # only now does Pillow know which way up a TIFF is
-    turn = _turn(image)
-    height, width = image.size[:: 1 if turn in SIDEWAYS else -1]
-    part = choose((height, width))
-    if whole:
-        shrink = part.shrink if part else 1
-        pixels = _jpeg(image, source, head, shrink, part.top + part.height if part and turn is None else None)
-        if turn is not None:
-            pixels = _array(_image(pixels).transpose(turn))
-    else:
-        shrink = 1
-        pixels = _pixels(image if turn is None else image.transpose(turn), channels, name)
-    seen = part.of(pixels, shrink) if part else pixels
-    return _converted(seen, channels, name), (height, width)
-
-
-def _jpeg(
-    image: Image.Image, source: bytes, head: jpeg.Header | None, shrink: int, bottom: int | None
-) -> NDArray[np.uint8]:
+def _jpeg(picture: Image.Image, content: bytes, shrink: int, bottom: int | None) -> NDArray[np.uint8]:
     """A grey or RGB JPEG at 1 / shrink of its size, rounded up, down to `bottom` at least: uint8 (h, w, 1 or 3)."""
-    pixels = jpeg.decode(source, head, shrink, bottom) if head else None
+    head = jpeg.header(content)
+    pixels = jpeg.decode(content, head, shrink, bottom) if head else None
     if pixels is None:
         if shrink > 1:
-            image.draft(None, (image.size[0] // shrink, image.size[1] // shrink))
-        pixels = _array(image)
+            picture.draft(None, (picture.size[0] // shrink, picture.size[1] // shrink))
+        pixels = _array(picture)
+    return pixels
+
+
+def _channels(pixels: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
+    """An array's pixels with so many channels: grey as RGB, or RGB as grey. ValueError for any other change."""
+    found = pixels.shape[2]
+    if found == 1 != channels:
+        return np.repeat(pixels, channels, axis=2)
+    if found == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
+        return (pixels @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
+    if found != channels:
+        raise ValueError(f"{name} has {found} channels, but {channels} are wanted.")
     return pixels
 
 
@@ -182,9 +189,9 @@ def _image(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
 
 
-def _array(image: Image.Image) -> NDArray[np.uint8]:
+def _array(picture: Image.Image) -> NDArray[np.uint8]:
     """Grey or RGB as uint8 (H, W, 1 or 3)."""
-    return np.array(image).reshape(image.height, image.width, -1)
+    return np.array(picture).reshape(picture.height, picture.width, -1)
 
 
 def _converted(pixels: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:

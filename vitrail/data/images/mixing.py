@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrail.data.images.augment import Augment, philox
-
-MIX_SALT = 0x452821E638D01377  # the next digits of pi after augment.py's
+from vitrail.data.order import MIX_SALT
 
 
 def draws(

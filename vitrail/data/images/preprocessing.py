@@ -1,9 +1,9 @@
-"""What happens to images between decoding and the model: resizing, augmentation, normalisation.
+"""Preprocessing: how pixels become a model's input, described once, and carried with the weights (law 3).
 
-    prepare(image, how)                     # any size, uint8 (H, W, C) -> uint8 (C, h, w): timm's evaluation transforms
+    how = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD, resize="crop", crop_fraction=0.875)
     normalise(images, how, torch.float32)   # a batch on its device, uint8 -> float
 
-What is random about training images is in augment.py.
+geometry.py resizes and crops as it says; what is random about training images is in augment.py.
 """
 
 import math
@@ -11,18 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Float, Num, UInt8
-from numpy.typing import NDArray
-from PIL import Image
+from jaxtyping import Float, Num
 from torch import Tensor
 
 Resize = Literal["squash", "crop", "pad", "native"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LARGEST = 2**27  # pixels of a resized image: beyond it only lines, thousands of times longer than wide, come
 
 
 @dataclass(frozen=True)
@@ -64,71 +60,13 @@ class Preprocessing:
             raise ValueError(f"std is {self.std}; each must be above 0, and finite.")
 
 
-def prepare(image: UInt8[np.ndarray, "H W C"], how: Preprocessing) -> UInt8[Tensor, "C h w"]:
-    """One image at the size that the model reads, by Pillow, as timm's evaluation transforms do, to the last bit.
-
-    ValueError where its channels are not those of the preprocessing, or its shape is too extreme to be resized.
-    """
-    channels = len(how.mean)
-    if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != channels or not image.size:
-        raise ValueError(f"an image is {image.dtype} {image.shape}; it must be uint8 (height, width, {channels}).")
-    fit = image if how.resize == "native" else _fitted(image, how)
-    # A copy: torch cannot read every stride, and warns of arrays that are read-only.
-    return torch.from_numpy(np.array(fit.transpose(2, 0, 1), order="C"))
-
-
-def _fitted(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
-    """(H, W, C) of any size, with a height and width of how.image_size."""
-    size, (height, width) = _resized(image.shape[:2], how), how.image_size
-    fit = image if image.shape[:2] == size else _resample(image, size, how.interpolation)
-    if how.resize == "pad":
-        fit = _bordered(fit, how)
-    # Half a pixel goes where Python's rounding to even sends it.
-    top, left = round((fit.shape[0] - height) / 2), round((fit.shape[1] - width) / 2)
-    return fit[top : top + height, left : left + width]
-
-
-def _resized(size: tuple[int, ...], how: Preprocessing) -> tuple[int, int]:
-    """(height, width) before the crop, with the roundings of timm and torchvision."""
-    height, width = size
-    goal = math.floor(how.image_size[0] / how.crop_fraction), math.floor(how.image_size[1] / how.crop_fraction)
-    if how.resize == "squash":
-        return goal
-    if how.resize == "crop" and goal[0] == goal[1]:
-        long = int(goal[0] * max(size) / min(size))
-        return (goal[0], long) if height <= width else (long, goal[0])
-    ratios = height / goal[0], width / goal[1]
-    ratio = min(ratios) if how.resize == "crop" else max(ratios)
-    return max(1, round(height / ratio)), max(1, round(width / ratio))
-
-
-def _resample(image: NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation) -> NDArray[np.uint8]:
-    """(H, W, C) at another (height, width)."""
-    if size[0] * size[1] > LARGEST:
-        shape = f"{image.shape[0]} x {image.shape[1]}"
-        raise ValueError(f"an image of {shape} would become {size[0]} x {size[1]}; cut it into less extreme shapes.")
-    how = Image.Resampling[interpolation.upper()]
-    parts = [image] if image.shape[2] == 3 else [image[..., c] for c in range(image.shape[2])]
-    done = [np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize((size[1], size[0]), how)) for part in parts]
-    return done[0] if image.shape[2] == 3 else np.stack(done, -1)
-
-
-def _bordered(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
-    """With the mean colour around it, where it is smaller than the model's image; the odd pixel below and right."""
-    missing = [max(0, goal - side) for goal, side in zip(how.image_size, image.shape, strict=False)]
-    size = [side + more for side, more in zip(image.shape, missing, strict=False)]
-    canvas = np.empty((*size, image.shape[2]), np.uint8)
-    canvas[:] = [min(255, max(0, round(255 * mean))) for mean in how.mean]
-    top, left = (more // 2 for more in missing)
-    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return canvas
-
-
 def normalise(images: Num[Tensor, "B C H W"], how: Preprocessing, dtype: torch.dtype) -> Float[Tensor, "B C H W"]:
     """(images / 255 - mean) / std, as one multiply and one add per pixel, on the images' device; a half-precision
     `dtype` is rounded once, at the end. images: bytes, or, where they were mixed, numbers from 0 to 255."""
     exact = torch.promote_types(dtype, torch.float32)
-    shift, scale = _affine(how.mean, how.std, exact, images.device)
+    # What is made while a graph is traced is of that graph.
+    made = _affine.__wrapped__ if torch.compiler.is_compiling() else _affine
+    shift, scale = made(how.mean, how.std, exact, images.device)
     return torch.addcmul(shift, images.to(exact), scale).to(dtype)
 
 

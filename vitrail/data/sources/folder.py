@@ -5,7 +5,7 @@
 
 A class is the folder that directly holds images: "cats", or "pets/cats" where it lies deeper; classes are in the
 order of these names. A file such as classes.txt beside the split folders may give them words ("n01440764 tench").
-Images that lie loose, without any such folder, have no labels: target -1.
+Images that lie loose, without any such folder, have no labels.
 """
 
 import os
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.images.decode import SUFFIXES, read
-from vitrail.data.sources.source import Source
+from vitrail.data.sources.source import Example, Source, Targets
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -38,29 +38,29 @@ WORDS_BYTES = 2**24  # of such a file, what is read; WordNet's has 2.6 million
 class ClassFolders:
     """Image files and the folders that they lie in.
 
-    files: paths below `root`, with "/". labels: int64 (N,), -1 where the images lie loose.
+    files: paths below `root`, with "/". labels: int64 (N,); None where the images lie loose.
     """
 
     root: Path
     files: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
 
     @property
-    def multi_label(self) -> bool:
-        return False
+    def targets(self) -> Targets:
+        return "none" if self.labels is None else "class"
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.root} has images 0 to {len(self) - 1}, but {index} was asked for.")
         path = self.root / self.files[index]
-        return read(path), self.target(index), str(path)
+        return Example(read(path), self.target(index), str(path))
 
-    def target(self, index: int) -> int:
-        return int(self.labels[index])
+    def target(self, index: int) -> int | None:
+        return None if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
         return str(self.root / self.files[index])
@@ -151,9 +151,10 @@ def _source(root: Path, found: dict[str, list[str]], words: dict[str, str]) -> C
         if not _writable(name):
             raise ValueError(f"{root} has a class folder of an unreadable name, {name!a}; rename it.")
     files = [file for members in found.values() for file in members]
-    numbers = [-1] if loose else range(len(found))
-    labels = np.repeat(np.array(numbers, np.int64), [len(members) for members in found.values()])
-    return ClassFolders(root, files, labels, () if loose else tuple(words.get(name, name) for name in found))
+    if loose:
+        return ClassFolders(root, files, None, ())
+    labels = np.repeat(np.arange(len(found)), [len(members) for members in found.values()])
+    return ClassFolders(root, files, labels, tuple(words.get(name, name) for name in found))
 
 
 def _words(path: Path, classes: set[str]) -> dict[str, str]:

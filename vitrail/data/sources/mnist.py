@@ -80,7 +80,7 @@ def _find(folder: Path, stem: str) -> Path | None:
 
 
 def open_idx(images: Path, labels: Path | None, class_names: tuple[str, ...] | None) -> Arrays:
-    """An images file (N, H, W) and, if given, its labels file (N,), both uint8; labels are -1 without.
+    """An images file (N, H, W) and, if given, its labels file (N,), both uint8.
 
     Without `class_names`, the classes are "0" to the highest label found.
     Raises ValueError if a file cannot be read (see read_idx), has another shape or type (labels passed as images
@@ -90,10 +90,9 @@ def open_idx(images: Path, labels: Path | None, class_names: tuple[str, ...] | N
     if not pixels.size:
         raise ValueError(f"{images} holds no pixels: its shape is {pixels.shape}; pass a file with images.")
     if labels is None:
-        targets = np.full(len(pixels), -1, np.int64)
-    else:
-        targets = _uint8(labels, rank=1).astype(np.int64)
-        _check_labels(images, len(pixels), labels, targets, class_names)
+        return Arrays(pixels[..., None], None, class_names or (), images.name)
+    targets = _uint8(labels, rank=1).astype(np.int64)
+    _check_labels(images, len(pixels), labels, targets, class_names)
     if class_names is None:
         class_names = tuple(str(label) for label in range(int(targets.max()) + 1))
     return Arrays(pixels[..., None], targets, class_names, images.name)

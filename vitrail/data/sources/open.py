@@ -1,7 +1,8 @@
-"""The door to the data: which Source reads a path, and which of its images are held back.
+"""The door to the data: which Source reads a path, and which of its images are for validation.
 
-    train, val = open_splits(Data("photos"))
-    print(describe(Data("photos")))                     # 1,350 images to train on, 150 held back: a tenth of each ...
+    splits = open_splits(Data("photos"))
+    print(splits.words)                 # 1,350 images to train on, 150 for validation: a tenth of each class, by seed 0
+    splits.train, splits.val
 
 Read are: class folders (folder.py), MNIST's idx files (idx.py), CIFAR's batches (cifar.py), CSV, JSONL and Parquet
 tables (table.py), Hugging Face data sets saved to disk (arrow.py), tar and webdataset shards (shards.py), and what
@@ -10,37 +11,47 @@ tables (table.py), Hugging Face data sets saved to disk (arrow.py), tar and webd
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vitrail.config import attribute
 from vitrail.data.sources import arrow, cifar, folder, mnist, packed, table
 from vitrail.data.sources import tar as shards
-from vitrail.data.sources.source import Renumbered, Source, Split, counts
+from vitrail.data.sources.source import Renumbered, Source, Split, Targets, counts
 from vitrail.data.sources.split import balanced, stratified
 
 PACKAGED = "fashion"
 ARROW = {"dataset_info.json", "dataset_dict.json", "state.json"}
 SPLIT_TABLE = re.compile(rf"({'|'.join(folder.SPLITS)})\b.*\.(csv|tsv|jsonl)")
 SHOWN = 5  # classes in a message
+Needs = Literal["none", "classes", "boxes", "masks"]
+WORDS: dict[Targets, str] = {
+    "none": "no labels",
+    "class": "one label each",
+    "classes": "several labels each",
+    "boxes": "boxes",
+    "masks": "masks",
+}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads, and which part of it is held back. ValueError for values that no data could fit."""
+    """What a run reads, and which images it validates on. ValueError for values that no data could fit."""
 
     path: str = PACKAGED
-    """"fashion" for the images in the package, or a folder or file of any kind that is read."""
+    """"fashion" for the images in the package, a folder or file of any kind that is read, or FILE.py:NAME, a function
+    of yours that returns a Source or a dict of them by split."""
     val: str | None = None
-    """Held-back images, where they lie at another place."""
-    hold_back: float | None = None
-    """The share of the training images that is held back, of each class alike; None: only where there is no val or
-    test split, and then a tenth."""
+    """The validation images, where they lie at another place."""
+    val_fraction: float | None = None
+    """Fraction of the training set used for validation, of each class alike. Default: 0.1 if the data has no val or
+    test split, otherwise none."""
     split_seed: int = 0
-    """Decides which images are held back."""
+    """Decides which images are used for validation."""
     image_column: str | None = None
     """Of a table: the column with paths or bytes; None finds it."""
     label_column: str | None = None
@@ -49,7 +60,6 @@ class Data:
     """What becomes of an image that cannot be read: the run stops, or another takes its place."""
     balance: bool = False
     """Whether every class is seen equally often in training."""
-
     block: int = 0
     """Images that lie next to each other and are read together, such as 1000: for tars on slow disks, of which few are
     then read at a time; sixteen blocks are mixed. 0 mixes all images."""
@@ -57,55 +67,45 @@ class Data:
     def __post_init__(self) -> None:
         if self.block < 0:
             raise ValueError(f"block is {self.block}; it is a number of images, or 0.")
-        if self.hold_back is not None and not 0 < self.hold_back <= 0.9:
-            raise ValueError(f"hold_back is {self.hold_back}; it is a share above 0 and up to 0.9.")
-        if self.hold_back is not None and self.val is not None:
-            raise ValueError(f"val ({self.val}) and hold_back ({self.hold_back}) both name held-back images; give one.")
+        fraction = self.val_fraction
+        if fraction is not None and not 0 < fraction <= 0.9:
+            raise ValueError(f"val_fraction is {fraction}; it must be above 0 and at most 0.9.")
+        if fraction is not None and self.val is not None:
+            raise ValueError(f"val ({self.val}) and val_fraction ({fraction}) both name validation images; give one.")
         if not 0 <= self.split_seed < 2**64:
             raise ValueError(f"split_seed is {self.split_seed}; it must be at least 0 and below 2^64.")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """The images to train on, those held back, and a sentence that says which these are."""
+class Splits:
+    """The images to train on, those to validate on, and a sentence that says which these are."""
 
     train: Source
     val: Source
     words: str
 
 
-def open_splits(data: Data) -> tuple[Source, Source]:
-    """(the images to train on, those held back). Raises ValueError as open_parts does."""
-    parts = open_parts(data)
-    return parts.train, parts.val
+def open_splits(data: Data, needs: Needs = "classes") -> Splits:
+    """The images to train and to validate on, under the same class numbers.
+
+    Validation images are those at data.val; or the fraction data.val_fraction of each class; or the place's own val or
+    else test images; or a tenth of each class. needs: what the task needs of the data.
+    ValueError, naming place and remedy, where they cannot be read, or lack what is needed: labels of two classes or
+    more, boxes, masks; and where validation images have classes that are not trained on.
+    """
+    return _divided(data, find_splits(data), needs)
 
 
-def open_source(data: Data, split: Split) -> Source:
+def open_source(data: Data, split: Split, needs: Needs = "classes") -> Source:
     """The images of one split; "test" is what "val" is where the place has no labelled test images.
 
-    Raises ValueError as open_parts does.
+    Raises ValueError as open_splits does.
     """
-    splits = find_splits(data)
-    parts = _parts(data, splits)
-    if split == "test" and "test" in splits and _labelled(splits["test"]):
-        return _agreed(splits["test"], f"the test images of {data.path}", parts.train, data.path)
-    return parts.train if split == "train" else parts.val
-
-
-def describe(data: Data) -> str:
-    """How many images there are, and which of them are held back. Raises ValueError as open_parts does."""
-    return open_parts(data).words
-
-
-def open_parts(data: Data) -> Parts:
-    """The images to train on and those held back, under the same class numbers.
-
-    Held back are the images at data.val; or the share data.hold_back of each class; or the place's own val or else
-    test images; or a tenth of each class.
-    ValueError, naming place and remedy, where they cannot be read, have no labels, less than two classes, or classes
-    that were not trained on.
-    """
-    return _parts(data, find_splits(data))
+    found = find_splits(data)
+    splits = _divided(data, found, needs)
+    if split == "test" and "test" in found and _has(found["test"], needs):
+        return _agreed(found["test"], f"the test images of {data.path}", splits.train, data.path, needs)
+    return splits.train if split == "train" else splits.val
 
 
 def find_splits(data: Data) -> dict[str, Source]:
@@ -113,6 +113,9 @@ def find_splits(data: Data) -> dict[str, Source]:
 
     ValueError, naming the file and what to do, where it is missing, damaged, or nothing that is read.
     """
+    if ".py:" in data.path:
+        found = attribute(data.path)()
+        return dict(found) if isinstance(found, Mapping) else {"all": found}
     if data.path == PACKAGED:
         return {"train": mnist.fashion("train"), "test": mnist.fashion("test")}
     path = Path(data.path)
@@ -170,67 +173,70 @@ def _names(path: Path) -> list[str]:
     return [name.lower() for name in os.listdir(path) if not name.startswith(".")]
 
 
-def _parts(data: Data, splits: dict[str, Source]) -> Parts:
+def _divided(data: Data, splits: dict[str, Source], needs: Needs) -> Splits:
     whole = splits.get("train", splits.get("all"))
     if whole is None:
         raise ValueError(f"{data.path} has only {' and '.join(splits)} images; name a place with some to train on.")
-    present = np.flatnonzero(_check(whole, data.path))
-    if len(present) == 1 and not whole.multi_label:
-        raise ValueError(
-            f"{data.path} has one class only ({whole.class_names[present[0]]}); a classifier needs two or more: put"
-            " each class's images into a folder of its own."
-        )
-    train, val, how = _divided(data, splits, whole)
-    val = _agreed(val, how, train, data.path)
+    _check(whole, data.path, needs)
+    if needs == "classes" and whole.targets == "class":
+        present = np.flatnonzero(counts(whole))
+        if len(present) == 1:
+            raise ValueError(
+                f"{data.path} has one class only ({whole.class_names[present[0]]}); a classifier needs two or more:"
+                " put each class's images into a folder of its own."
+            )
+    train, val, how = _validation(data, splits, whole, needs)
+    val = _agreed(val, how, train, data.path, needs)
     even = ", each class equally often" if data.balance else ""
-    words = f"{len(train):,} images to train on{even}, {len(val):,} held back: {how}"
-    return Parts(balanced(train) if data.balance else train, val, words)
+    words = f"{len(train):,} images to train on{even}, {len(val):,} for validation: {how}"
+    return Splits(balanced(train) if data.balance else train, val, words)
 
 
-def _divided(data: Data, splits: dict[str, Source], whole: Source) -> tuple[Source, Source, str]:
-    """(train, val, which images val are), by the rules of open_parts."""
+def _validation(data: Data, splits: dict[str, Source], whole: Source, needs: Needs) -> tuple[Source, Source, str]:
+    """(train, val, which images val are), by the rules of open_splits."""
     if data.val is not None:
         found = find_splits(replace(data, path=data.val, val=None))
         name = next((name for name in ("val", "test", "all") if name in found), None)
         if name is None:
             raise ValueError(f"{data.val} has only images to train on; name a place with a val or test split, or none.")
         return whole, found[name], data.val if name == "all" else f"the {name} images of {data.val}"
-    if data.hold_back is None:
+    if data.val_fraction is None:
         for name in ("val", "test"):
-            if name in splits and _labelled(splits[name]):
+            if name in splits and _has(splits[name], needs):
                 return whole, splits[name], f"the {name} images of {data.path}"
-    share = data.hold_back or 0.1
-    train, val = stratified(whole, share, data.split_seed)
-    part = "a tenth" if share == 0.1 else f"{share:.4g}"
-    return train, val, f"{part} of each class, by seed {data.split_seed}"
+    fraction = data.val_fraction or 0.1
+    train, val = stratified(whole, fraction, data.split_seed)
+    part = "a tenth" if fraction == 0.1 else f"{fraction:.4g}"
+    return train, val, f"{part} of {'each class' if whole.class_names else 'them'}, by seed {data.split_seed}"
 
 
-def _labelled(source: Source) -> bool:
-    return any(source.target(index) != -1 for index in range(len(source)))
+def _has(source: Source, needs: Needs) -> bool:
+    """Whether any image has what is needed."""
+    return needs == "none" or any(source.target(index) is not None for index in range(len(source)))
 
 
-def _check(source: Source, where: str) -> NDArray[np.int64]:
-    """How many images each class has, (K,). ValueError where there are none, or some of unknown class."""
+def _check(source: Source, where: str, needs: Needs) -> None:
+    """ValueError where there are no images, or some without what is needed."""
     if not len(source):
         raise ValueError(f"{where}: there are no images; check the path.")
-    found = counts(source)
-    if source.multi_label:
-        unknown = sum(source.target(index) == -1 for index in range(len(source)))
-    else:
-        unknown = len(source) - int(found.sum())
+    if needs in ("boxes", "masks") and source.targets != needs:
+        raise ValueError(f"{where}: the task needs {needs}, and the images have {WORDS[source.targets]}.")
+    unknown = 0 if needs == "none" else sum(source.target(index) is None for index in range(len(source)))
     if unknown:
         raise ValueError(
             f"{where}: {unknown:,} of the {len(source):,} images have no label; put each class's images into a folder"
             " of its own, or give a table a column of labels."
         )
-    return found
 
 
-def _agreed(source: Source, where: str, train: Source, place: str) -> Source:
-    """Held-back images under the class numbers of those that are trained on."""
-    _check(source, where)
-    if source.multi_label != train.multi_label:
-        raise ValueError(f"{where}: images have one label each, and those of {place} several, or the reverse; use one.")
+def _agreed(source: Source, where: str, train: Source, place: str, needs: Needs) -> Source:
+    """Validation images under the class numbers of those that are trained on."""
+    _check(source, where, needs)
+    if needs == "none":
+        return source
+    if source.targets != train.targets:
+        ours, theirs = WORDS[source.targets], WORDS[train.targets]
+        raise ValueError(f"{where}: images have {ours}, and those of {place} have {theirs}; give both the same.")
     theirs, ours = set(source.class_names), set(train.class_names)
     if theirs - ours:
         instead = f", which has {_some(ours - theirs)} instead" if ours - theirs else ""

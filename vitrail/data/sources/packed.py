@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.sources.source import SmallFile, SmallPixels, Source, Target
+from vitrail.data.sources.source import Example, Source, Target, Targets
 
 FILE = "pack.json"
 INT64 = np.dtype("<i8")
@@ -37,30 +37,24 @@ class Packed:
     kind: Kind
     count: int
     class_names: tuple[str, ...]
-    multi_label: bool
+    targets: Targets
     columns: int
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[bytes | NDArray[np.uint8], Target, str]:
-        """(uint8 (h, w, C), which cannot be written to, or a JPEG's bytes; target; name)."""
+    def __getitem__(self, index: int) -> Example:
+        """The image is uint8 (h, w, C), which cannot be written to, or a JPEG's bytes."""
         row, end = self._rows(index)
         content = self._images[row[CONTENT] : end[CONTENT]]
         target, name = self._target(row, end), self._name(row, end)
         small = self.columns > WHOLE_WIDTH and row[HEIGHT:CHANNELS] != row[WHOLE_HEIGHT:]
+        size = (row[WHOLE_HEIGHT], row[WHOLE_WIDTH]) if small else None
         if self.kind == "jpeg":
-            file = SmallFile(content) if small else content.tobytes()
-            if isinstance(file, SmallFile):
-                file.whole = row[WHOLE_HEIGHT], row[WHOLE_WIDTH]
-            return file, target, name
+            return Example(content.tobytes(), target, name, size)
         if len(content) != row[HEIGHT] * row[WIDTH] * row[CHANNELS]:
             raise ValueError(f"{self._path('index')} is damaged at image {index}; pack the images again.")
-        pixels = content.reshape(row[HEIGHT], row[WIDTH], row[CHANNELS])
-        if small:
-            pixels = pixels.view(SmallPixels)
-            pixels.whole = row[WHOLE_HEIGHT], row[WHOLE_WIDTH]
-        return pixels, target, name
+        return Example(content.reshape(row[HEIGHT], row[WIDTH], row[CHANNELS]), target, name, size)
 
     def target(self, index: int) -> Target:
         return self._target(*self._rows(index))
@@ -70,7 +64,9 @@ class Packed:
 
     def _target(self, row: list[int], end: list[int]) -> Target:
         found = self._targets[row[TARGET] : end[TARGET]].tolist()
-        return tuple(found) if self.multi_label and found != [-1] else found[0]
+        if found == [-1]:
+            return None
+        return tuple(found) if self.targets == "classes" else found[0]
 
     def _name(self, row: list[int], end: list[int]) -> str:
         return self._names[row[NAME] : end[NAME]].tobytes().decode("utf-8", "surrogateescape")
@@ -142,7 +138,7 @@ def splits(folder: Path) -> dict[str, Source]:
                 found["kind"],
                 int(one["images"]),
                 tuple(one["classes"]),
-                bool(one["multi_label"]),
+                one.get("targets", "classes" if one.get("multi_label") else "class"),
                 COLUMNS[found["version"]],
             )
             for split, one in found["splits"].items()

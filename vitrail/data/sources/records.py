@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vitrail.data.images.decode import read
 from vitrail.data.sources.folder import SPLITS
-from vitrail.data.sources.source import Source, Target
+from vitrail.data.sources.source import Example, Source, Target, Targets
 
 NUMBER = re.compile(r"-?[0-9]{1,18}")
 MARKS = {"train": 0, "val": 1, "test": 2}
@@ -171,25 +171,25 @@ class Group:
 class Records:
     """The records `rows` (N,) of a group of images; a Source.
 
-    codes: (N,), the place of each record's target in `targets`, which has each once.
+    codes: (N,), the place of each record's target in `known`, which has each once.
     """
 
     images: Images
     rows: Rows
     codes: NDArray[np.int32]
-    targets: Sequence[Target] = field(repr=False)
+    known: Sequence[Target] = field(repr=False)
     class_names: tuple[str, ...]
-    multi_label: bool
+    targets: Targets
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[bytes, Target, str]:
+    def __getitem__(self, index: int) -> Example:
         row = self._row(index)
-        return self.images.read(row), self.target(index), self.images.name(row)
+        return Example(self.images.read(row), self.target(index), self.images.name(row))
 
     def target(self, index: int) -> Target:
-        return self.targets[self.codes[index]]
+        return self.known[self.codes[index]]
 
     def name(self, index: int) -> str:
         return self.images.name(self._row(index))
@@ -242,10 +242,11 @@ def _records(place: str, group: Group, rows: Rows, multi_label: bool) -> Records
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise ValueError(f"{place} has a class of an unreadable name, {name[:60]!a}; rename it.")
     numbers = {name: number for number, name in enumerate(classes)}
-    targets: list[Target] = [-1] * len(keys)
+    targets: list[Target] = [None] * len(keys)
     for code, names in named.items():
-        targets[code] = tuple(numbers[n] for n in names) if multi_label else numbers[names[0]] if names else -1
-    return Records(group.images, rows, codes, targets, classes, multi_label)
+        targets[code] = tuple(numbers[n] for n in names) if multi_label else numbers[names[0]] if names else None
+    kind = "classes" if multi_label else "class" if any(map(len, named.values())) else "none"
+    return Records(group.images, rows, codes, targets, classes, kind)
 
 
 def label(value: Any) -> Label:

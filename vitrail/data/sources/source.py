@@ -1,59 +1,75 @@
-"""A Source: records by number, without state, ranks or epochs; one in memory, and those that are made of another.
+"""A Source: examples by number, without state, ranks or epochs; one in memory, and those that are made of another.
 
-    image, target, name = source[17]        # bytes of a file, or uint8 (H, W, C); a class number; a name for messages
+    image, target, name, size = source[17]  # an Example: a file's bytes or uint8 (H, W, C), target, name for messages
     source.target(17)                       # the same target, without reading the image
     part = Subset(source, indices)
     source = Arrays(images, labels, ("cat", "dog"), "pets")
 
-A target is a class number, or, where images may have several labels, a tuple of class numbers; -1 is unknown.
+A source knows no task: what its targets are, `targets` says.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32, Int64, Integer
 from numpy.typing import NDArray
 
-from vitrail.data.images.decode import Choose, Part, decode_part
+from vitrail.data.images.decode import opened
 
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
-Target = int | tuple[int, ...]
-# What a place holds: its splits by name, or {"all": ...} where it is not divided.
-Splits = Mapping[str, "Source"]
+Targets = Literal["none", "class", "classes", "boxes", "masks"]
 
 
-class SmallPixels(np.ndarray):
-    """An image that was made smaller, and the (height, width) that it had."""
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The objects of an image, n of them. corners: (left, top, right, bottom) in pixels of the original. ignored:
+    whether an object is a crowd, or too hard to count."""
 
-    whole: tuple[int, int]
+    corners: Float32[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, "n"]
+    ignored: NDArray[np.bool_]
 
 
-class SmallFile(bytes):
-    """The same as a file's bytes."""
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The class of each pixel of the original, 255 where it does not count."""
 
-    whole: tuple[int, int]
+    labels: Integer[np.ndarray, "H W"]
+
+
+Target = int | tuple[int, ...] | Boxes | Mask | None
+
+
+class Example(NamedTuple):
+    """One image. target: a class number, several, boxes, a mask, or None where it is not known. size: (height, width)
+    of the original, where the image is stored smaller; None where it is as it was."""
+
+    image: Content
+    target: Target
+    name: str
+    size: tuple[int, int] | None = None
 
 
 @runtime_checkable
 class Source(Protocol):
-    """`len(source)` records, numbered from 0; IndexError outside."""
+    """`len(source)` examples, numbered from 0; IndexError outside."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
-    def multi_label(self) -> bool:
-        """Whether targets are tuples of class numbers."""
+    def targets(self) -> Targets:
+        """What the targets are; each may be None where "none" is not said, too."""
         ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Content, Target, str]:
-        """(encoded bytes, or uint8 (H, W, C); target; name). ValueError, naming the file, where it cannot be read."""
+    def __getitem__(self, index: int) -> Example:
+        """ValueError, naming the file, where it cannot be read."""
         ...
 
     def target(self, index: int) -> Target: ...
@@ -65,34 +81,36 @@ class Source(Protocol):
 class Arrays:
     """Images of one size and their labels in memory, made read-only.
 
-    images: uint8 (N, H, W, C). labels: int64 (N,), -1 where unknown. file: what the images' names begin with.
+    images: uint8 (N, H, W, C). labels: int64 (N,); None where they are unknown. file: what the images' names begin
+    with.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
     file: str
 
     def __post_init__(self) -> None:
         # A transform that writes into its input must not change the data set: see also __getitem__.
         self.images.flags.writeable = False
-        self.labels.flags.writeable = False
+        if self.labels is not None:
+            self.labels.flags.writeable = False
 
     @property
-    def multi_label(self) -> bool:
-        return False
+    def targets(self) -> Targets:
+        return "none" if self.labels is None else "class"
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int, str]:
-        """(image uint8 (H, W, C), a copy; target; name). IndexError outside 0 .. len - 1."""
+    def __getitem__(self, index: int) -> Example:
+        """The image is a copy. IndexError outside 0 .. len - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.file} has images 0 to {len(self) - 1}, but {index} was asked for.")
-        return self.images[index].copy(), self.target(index), self.name(index)
+        return Example(self.images[index].copy(), self.target(index), self.name(index))
 
-    def target(self, index: int) -> int:
-        return int(self.labels[index])
+    def target(self, index: int) -> int | None:
+        return None if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
         return f"{self.file}[{index}]"
@@ -100,7 +118,7 @@ class Arrays:
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """The records `indices` of another source, in that order."""
+    """The examples `indices` of another source, in that order."""
 
     source: Source
     indices: Sequence[int] | NDArray[np.int64]
@@ -110,13 +128,13 @@ class Subset:
         return self.source.class_names
 
     @property
-    def multi_label(self) -> bool:
-        return self.source.multi_label
+    def targets(self) -> Targets:
+        return self.source.targets
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Content, Target, str]:
+    def __getitem__(self, index: int) -> Example:
         return self.source[self._place(index)]
 
     def target(self, index: int) -> Target:
@@ -139,15 +157,15 @@ class Renumbered:
     class_names: tuple[str, ...]
 
     @property
-    def multi_label(self) -> bool:
-        return self.source.multi_label
+    def targets(self) -> Targets:
+        return self.source.targets
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Content, Target, str]:
-        content, target, name = self.source[index]
-        return content, self._new(target), name
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
+        return example._replace(target=self._new(example.target))
 
     def target(self, index: int) -> Target:
         return self._new(self.source.target(index))
@@ -161,58 +179,37 @@ class Renumbered:
         return [places[name] for name in self.source.class_names]
 
     def _new(self, target: Target) -> Target:
+        numbers = self._numbers
+        if isinstance(target, Boxes):
+            return replace(target, labels=np.array(numbers, np.int64)[target.labels])
+        if isinstance(target, Mask):
+            return Mask(np.array([*numbers, *range(len(numbers), 256)])[target.labels])
         if isinstance(target, tuple):
-            return tuple(self._numbers[number] for number in target)
-        return self._numbers[target] if target >= 0 else target
+            return tuple(numbers[number] for number in target)
+        return None if target is None else numbers[target]
 
 
 def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
-    """A record's content as uint8 (H, W, channels): decoded, or brought from grey to RGB or back.
+    """An example's image as uint8 (H, W, channels): decoded, or brought from grey to RGB or back.
 
     ValueError, naming the image, where it is damaged or no image.
     """
-    return part_pixels(content, lambda size: None, channels, name)[0]
+    return opened(content, name).decode(channels=channels)
 
 
-def part_pixels(
-    content: Content, choose: Choose, channels: int, name: str
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """(the part that `choose` names, as decode_part has it; (height, width) of the whole). Arrays come whole.
-
-    Of an image that was made smaller, `choose` and the whole mean the size that it had: a random crop shows what it
-    would show of the original.
-    """
-    if not isinstance(content, (SmallPixels, SmallFile)):
-        if isinstance(content, bytes):
-            return decode_part(content, choose, channels, name)
-        return _channels(content, channels, name), (content.shape[0], content.shape[1])
-    whole = content.whole
-
-    def chosen(size: tuple[int, int]) -> Part | None:
-        part = choose(whole)
-        return part and part.within(size, whole)
-
-    if isinstance(content, SmallFile):
-        return decode_part(content, chosen, channels, name)[0], whole
-    part = chosen((content.shape[0], content.shape[1]))
-    seen = content.view(np.ndarray)
-    return _channels(part.of(seen) if part else seen, channels, name), whole
-
-
-def _channels(content: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
-    found = content.shape[2]
-    if found == 1 != channels:
-        return np.repeat(content, channels, axis=2)
-    if found == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
-        return (content @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
-    if found != channels:
-        raise ValueError(f"{name} has {found} channels, but {channels} are wanted.")
-    return content
+def classes_of(target: Target) -> tuple[int, ...]:
+    """The numbers of the classes that are in a target, each once; none where it is not known."""
+    if target is None or isinstance(target, int):
+        return () if target is None else (target,)
+    if isinstance(target, Boxes):
+        return tuple(np.unique(target.labels).tolist())
+    if isinstance(target, Mask):
+        return tuple(number for number in np.unique(target.labels).tolist() if number != 255)
+    return target
 
 
 def counts(source: Source) -> NDArray[np.int64]:
-    """How many images each class has, (K,); those with several labels count for each."""
-    targets = map(source.target, range(len(source)))
-    numbers = chain.from_iterable(target if isinstance(target, tuple) else (target,) for target in targets)
-    found = np.fromiter(numbers, np.int64)
-    return np.bincount(found[found >= 0], minlength=len(source.class_names))
+    """How many images each class has, (K,); an image with several counts for each."""
+    found = np.zeros(len(source.class_names), np.int64)
+    numbers = np.fromiter((n for i in range(len(source)) for n in classes_of(source.target(i))), np.int64)
+    return found + np.bincount(numbers, minlength=len(found)) if len(numbers) else found

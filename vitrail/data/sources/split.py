@@ -13,10 +13,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.order import permute
-from vitrail.data.sources.source import Source, Subset, counts
-
-SALT = 0x082EFA98EC4E6C89  # more digits of pi: a training run of the same seed draws other numbers
+from vitrail.data.order import SPLIT_SALT, permute
+from vitrail.data.sources.source import Source, Subset, classes_of, counts
 
 
 def stratified(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
@@ -32,7 +30,7 @@ def stratified(source: Source, share: float, seed: int) -> tuple[Subset, Subset]
     chosen = np.zeros(len(labels), bool)
     for stratum, members in enumerate(np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])):
         if quotas[stratum]:
-            chosen[members[permute(np.arange(quotas[stratum]), len(members), seed ^ SALT, stratum)]] = True
+            chosen[members[permute(np.arange(quotas[stratum]), len(members), seed ^ SPLIT_SALT, stratum)]] = True
     if not chosen.any():
         raise ValueError(
             f"nothing can be held back: none of the {len(source.class_names)} classes has two images; add images, or"
@@ -43,13 +41,10 @@ def stratified(source: Source, share: float, seed: int) -> tuple[Subset, Subset]
 
 def _strata(source: Source) -> NDArray[np.int64]:
     """The class that each image counts for, (N,), -1 without any."""
-    frequency = counts(source) if source.multi_label else ()
+    frequency = counts(source)
 
     def stratum(index: int) -> int:
-        target = source.target(index)
-        if not isinstance(target, tuple):
-            return target
-        return min(target, key=lambda number: (frequency[number], number), default=-1)
+        return min(classes_of(source.target(index)), key=lambda number: (frequency[number], number), default=-1)
 
     return np.fromiter(map(stratum, range(len(source))), np.int64, len(source))
 
@@ -69,7 +64,7 @@ def balanced(source: Source) -> Subset:
 
     K counts the classes that have images. ValueError where images have several labels.
     """
-    if source.multi_label:
+    if source.targets != "class":
         raise ValueError("balance needs one label an image, but these have several; train without it.")
     labels = _strata(source)
     order = np.argsort(labels, kind="stable")

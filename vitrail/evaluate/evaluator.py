@@ -1,0 +1,108 @@
+"""Evaluators: a config in the Run, which judges a task on the validation images and yields (name, value).
+
+for name, value in Accuracy().run(task, Validation(source, preprocessing, collate, batch=16)): ...
+
+A value is a number, or a Result that a page has a section for. To add an evaluator, write a frozen dataclass in a file,
+here or outside the package (docs/extend.md).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitrail.batch import Batch
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.loader import Collate, evaluation
+from vitrail.data.sources.source import Source, Subset
+
+
+class Judged(Protocol):
+    """What an evaluator asks of a task (tasks/task.py)."""
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class Result:
+    """What an evaluator found, besides its numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """The images to be judged on, each once, with the targets that the task needs.
+
+    collate: the task's. batch: images that go through the model together. workers: processes that prepare them; 0 is
+    threads. skipped: is told of each image that cannot be read, and it is left out; without it, the first of them is a
+    ValueError. train: the images that were trained on, where an evaluator wants them.
+    """
+
+    source: Source
+    preprocessing: Preprocessing
+    collate: Collate
+    batch: int = 16
+    device: torch.device | str = "cpu"
+    workers: int = 0
+    skipped: Callable[[str], None] | None = None
+    train: Source | None = None
+
+    def batches(self) -> Iterator[Batch]:
+        """Every image that has a target once, in order, on the device; no padding, nothing dropped.
+
+        "indices" says which images of the source they are. ValueError where none of them can be read.
+        """
+        source, known = self.source, None
+        if source.targets != "none":
+            known = np.array([i for i in range(len(source)) if source.target(i) is not None], np.int64)
+            source = Subset(source, known)
+        some = False
+        read = {"batch": self.batch, "workers": self.workers, "skipped": self.skipped}
+        for batch in evaluation(source, self.preprocessing, self.collate, **read):
+            some = True
+            if known is not None:
+                batch = batch.plus(indices=torch.from_numpy(known[batch["indices"].numpy()]))
+            yield batch.to(self.device)
+        if not some:
+            raise ValueError("none of the images can be read and has a label, so there is nothing to evaluate.")
+
+
+@dataclass(frozen=True)
+class Evaluator(ABC):
+    """Judges a task. Each kind has a name of its own, `kind`, by which JSON and the command line know it."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float | Result]]:
+        """Yields what it finds; "samples", how many images were judged, among it. The task is in evaluation mode."""
+
+
+def judge(
+    evaluators: Iterable[Evaluator], task: Judged, data: Validation
+) -> tuple[dict[str, float], dict[str, Result]]:
+    """(the numbers, the results) that all of the evaluators find, by name."""
+    numbers, results = dict[str, float](), dict[str, Result]()
+    for evaluator in evaluators:
+        for name, value in evaluator.run(task, data):
+            if isinstance(value, Result):
+                results[name] = value
+            else:
+                numbers[name] = value
+    return numbers, results
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """All modules in evaluation mode; then each in the mode that it was in, because parts may be frozen in that
+    mode."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
 
+from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.evaluate.accuracy import Accuracy
+from vitrail.data.sources.source import Example
+from vitrail.evaluate import Accuracy, Validation
+from vitrail.evaluate.evaluator import evaluating, judge
 from vitrail.models import vit
-from vitrail.tasks.classify import Classify, Config
+from vitrail.tasks import Classify, ClassifyConfig
 
 HOW = Preprocessing((8, 8), (0.5,), (0.5,))
 
@@ -24,7 +28,7 @@ class Noise:
 
     length: int = 53
     classes: int = 4
-    multi_label: bool = False
+    targets: str = "class"
     encoded: bool = False
     gone: tuple[int, ...] = ()
     unlabelled: tuple[int, ...] = ()
@@ -41,16 +45,16 @@ class Noise:
             raise ValueError(f"{self.name(index)} is cut short")
         image = np.random.default_rng(index).integers(0, 256, (8, 8, 1), np.uint8)
         if not self.encoded:
-            return image, self.target(index), self.name(index)
+            return Example(image, self.target(index), self.name(index))
         stream = BytesIO()
         Image.fromarray(image[..., 0]).save(stream, "png")
-        return stream.getvalue(), self.target(index), self.name(index)
+        return Example(stream.getvalue(), self.target(index), self.name(index))
 
     def target(self, index):
         generator = np.random.default_rng([index, 1])
-        if self.multi_label:
+        if self.targets == "classes":
             return tuple(np.flatnonzero(generator.random(self.classes) < 0.4).tolist())
-        return -1 if index in self.unlabelled else int(generator.integers(self.classes))
+        return None if index in self.unlabelled else int(generator.integers(self.classes))
 
     def name(self, index):
         return f"noise[{index}]"
@@ -60,7 +64,22 @@ def task(dropout=0.0, classes=4, **config):
     torch.manual_seed(0)
     model = vit.ViT(vit.Config((8, 8), (4, 4), 1, 16, 1, 2, 32, classes, dropout=dropout))
     torch.nn.init.normal_(model.head.weight)
-    return Classify(model, HOW, Config(**config))
+    return Classify(model, HOW, ClassifyConfig(**config))
+
+
+def validation(source, batch=500, **more):
+    config = ClassifyConfig("sigmoid" if source.targets == "classes" else "softmax")
+    return Validation(source, HOW, partial(config.collate, source=source), batch, **more)
+
+
+def result(owner, source, batch=500, **more):
+    with evaluating(owner):
+        return Accuracy().judge(owner, validation(source, batch, **more))
+
+
+def metrics(owner, source, batch=500):
+    with evaluating(owner):
+        return judge([Accuracy()], owner, validation(source, batch))[0]
 
 
 def answers(owner, source, indices=None):
@@ -68,7 +87,7 @@ def answers(owner, source, indices=None):
     indices = range(len(source)) if indices is None else indices
     images = np.stack([np.random.default_rng(i).integers(0, 256, (8, 8, 1), np.uint8) for i in indices])
     modes = [module.training for module in owner.modules()]
-    logits = owner.eval().predict({"images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()})["logits"]
+    logits = owner.eval().predict(Batch(images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()))["logits"]
     for module, mode in zip(owner.modules(), modes, strict=True):
         module.training = mode
     return [source.target(i) for i in indices], logits.double()
@@ -77,7 +96,7 @@ def answers(owner, source, indices=None):
 @pytest.mark.parametrize("batch", [1, 7, 52, 53, 54, 500])
 def test_the_batch_size_does_not_change_the_result(batch):
     owner, source = task(), Noise()
-    found = dict(Accuracy(source, batch).run(owner))
+    found = metrics(owner, source, batch)
     targets, logits = answers(owner, source)
     assert list(found) == ["accuracy", "loss", "samples"]
     assert found["samples"] == 53
@@ -90,17 +109,17 @@ def test_the_batch_size_does_not_change_the_result(batch):
 def test_with_more_than_five_classes_the_best_five_count_too(batch):
     owner, source = task(classes=8), Noise(200, 8)
     targets, logits = answers(owner, source)
-    found = dict(Accuracy(source, batch).run(owner))
+    found = metrics(owner, source, batch)
     assert list(found) == ["accuracy", "top5", "loss", "samples"]
     assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5, labels=range(8)))
 
 
 @pytest.mark.parametrize("batch", [8, 500])
 def test_several_labels_are_scored_as_by_scikit_learn(batch):
-    owner, source = task(loss="sigmoid"), Noise(multi_label=True)
+    owner, source = task(loss="sigmoid"), Noise(targets="classes")
     numbers, logits = answers(owner, source)
     targets = np.array([[k in several for k in range(4)] for several in numbers])
-    found = dict(Accuracy(source, batch).run(owner))
+    found = metrics(owner, source, batch)
     assert list(found) == ["mAP", "f1", "loss", "samples"]
     assert found["mAP"] == pytest.approx(average_precision_score(targets, logits, average="macro"))
     assert found["f1"] == pytest.approx(f1_score(targets, logits >= 0, average="micro"))
@@ -110,62 +129,62 @@ def test_several_labels_are_scored_as_by_scikit_learn(batch):
 
 def test_files_and_arrays_give_the_same_result():
     owner = task()
-    assert dict(Accuracy(Noise(encoded=True)).run(owner)) == dict(Accuracy(Noise()).run(owner))
+    assert metrics(owner, Noise(encoded=True)) == metrics(owner, Noise())
 
 
-@pytest.mark.parametrize("source", [Noise(), Noise(multi_label=True), Noise(classes=8), Noise(unlabelled=(0, 7))])
+@pytest.mark.parametrize("source", [Noise(), Noise(targets="classes"), Noise(classes=8), Noise(unlabelled=(0, 7))])
 def test_what_is_examined_is_what_is_scored(source):
     owner = task(classes=source.classes)
-    examination = Accuracy(source, 10).examine(owner)
-    assert examination.metrics == dict(Accuracy(source, 10).run(owner))
+    found = result(owner, source, 10)
+    assert found.metrics == metrics(owner, source, 10)
 
 
 def test_every_image_is_told_of():
     owner, source = task(), Noise()
-    examination = Accuracy(source, 10).examine(owner)
+    found = result(owner, source, 10)
     targets, logits = answers(owner, source)
     shares = logits.softmax(-1)
-    assert examination.indices.tolist() == list(range(53))
-    assert examination.targets.tolist() == targets
-    assert examination.predicted.tolist() == logits.argmax(-1).tolist()
-    assert examination.confidence == pytest.approx(shares.max(-1).values.numpy(), rel=1e-5)
-    assert examination.truth == pytest.approx(shares[range(53), targets].numpy(), rel=1e-4)
-    assert examination.losses == pytest.approx(-np.log(examination.truth))
+    assert found.indices.tolist() == list(range(53))
+    assert found.targets.tolist() == targets
+    assert found.predicted.tolist() == logits.argmax(-1).tolist()
+    assert found.confidence == pytest.approx(shares.max(-1).values.numpy(), rel=1e-5)
+    assert found.truth == pytest.approx(shares[range(53), targets].numpy(), rel=1e-4)
+    assert found.losses == pytest.approx(-np.log(found.truth), abs=1e-6)
 
 
 def test_a_task_of_sigmoids_is_judged_by_them():
     owner, source = task(loss="sigmoid"), Noise()
-    examination = Accuracy(source).examine(owner)
+    found = result(owner, source)
     targets, logits = answers(owner, source)
     truth = np.eye(4, dtype=bool)[targets]
     losses = -(logits.sigmoid().log().numpy() * truth + (-logits).sigmoid().log().numpy() * ~truth).sum(1)
-    assert examination.losses == pytest.approx(losses, rel=1e-5)
-    assert examination.confidence == pytest.approx(logits.max(-1).values.sigmoid().numpy(), rel=1e-5)
+    assert found.losses == pytest.approx(losses, rel=1e-5)
+    assert found.confidence == pytest.approx(logits.max(-1).values.sigmoid().numpy(), rel=1e-5)
 
 
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("gone", [(3, 11, 12, 52), tuple(range(10, 20))])
 def test_images_that_cannot_be_read_are_counted_apart(gone, several):
-    owner, source, told = task(), Noise(gone=gone, multi_label=several), []
-    examination = Accuracy(source, 10, skipped=told.append).examine(owner)
+    owner, source, told = task(), Noise(gone=gone, targets="classes" if several else "class"), []
+    found = result(owner, source, 10, skipped=told.append)
     left = [i for i in range(53) if i not in gone]
-    assert examination.indices.tolist() == left
-    assert examination.metrics["samples"] == len(left)
-    assert examination.metrics["unreadable"] == len(gone)
-    assert list(examination.problems) == told == [f"noise[{i}] is cut short" for i in gone]
+    assert found.indices.tolist() == left
+    assert found.metrics["samples"] == len(left)
+    assert found.metrics["unreadable"] == len(gone)
+    assert list(found.problems) == told == [f"noise[{i}] is cut short" for i in gone]
     if not several:
         targets, logits = answers(owner, source, left)
-        assert examination.metrics["accuracy"] == accuracy_score(targets, logits.argmax(-1))
+        assert found.metrics["accuracy"] == accuracy_score(targets, logits.argmax(-1))
 
 
 def test_an_image_that_cannot_be_read_stops_where_nobody_is_told():
     with pytest.raises(ValueError, match=r"noise\[11\] is cut short"):
-        list(Accuracy(Noise(gone=(11,))).run(task()))
+        result(task(), Noise(gone=(11,)))
 
 
 def test_images_without_a_label_are_not_judged():
     unlabelled = (0, 1, 30)
-    found = Accuracy(Noise(unlabelled=unlabelled), 7).examine(task())
+    found = result(task(), Noise(unlabelled=unlabelled), 7)
     assert found.indices.tolist() == [i for i in range(53) if i not in unlabelled]
 
 
@@ -175,16 +194,18 @@ def test_images_without_a_label_are_not_judged():
 )
 def test_where_no_image_can_be_judged_a_sentence_says_so(source):
     with pytest.raises(ValueError, match="none of the images can be read and has a label"):
-        Accuracy(source, skipped=lambda problem: None).examine(task())
+        result(task(), source, skipped=lambda problem: None)
 
 
 def test_classes_must_agree():
-    with pytest.raises(ValueError, match="the data has 8 classes, but the model's head has 4"):
-        Accuracy(Noise(classes=8)).examine(task())
+    with pytest.raises(ValueError, match=r"8 classes .* 4"):
+        result(task(), Noise(classes=8))
+    with pytest.raises(ValueError, match=r"2 classes.* 4"):
+        result(task(), Noise(classes=2))
 
 
 def test_a_single_sample_is_evaluated():
-    found = dict(Accuracy(Noise(1)).run(task()))
+    found = metrics(task(), Noise(1))
     assert found["samples"] == 1
     assert found["accuracy"] in (0.0, 1.0)
 
@@ -193,7 +214,7 @@ def test_dropout_is_off_while_evaluating():
     owner = task(dropout=0.5).train()
     targets, logits = answers(owner, Noise())
     expected = log_loss(targets, logits.softmax(-1), labels=range(4))
-    assert dict(Accuracy(Noise(), 9).run(owner))["loss"] == pytest.approx(expected, rel=1e-6)
+    assert metrics(owner, Noise(), 9)["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 class Gone(Noise):
@@ -210,18 +231,11 @@ def test_every_modules_mode_is_restored_after_an_exception_too(training, ends):
     owner.model.blocks.train(not training)  # frozen in another mode than the rest
     before = [module.training for module in owner.modules()]
     with ends as failure:
-        list(Accuracy(Gone() if failure else Noise(), 8).run(owner))
+        result(owner, Gone() if failure else Noise(), 8)
     assert [module.training for module in owner.modules()] == before
-
-
-def test_the_tasks_mode_is_restored_where_only_the_first_value_is_read():
-    owner = task().train()
-    results = Accuracy(Noise()).run(owner)
-    next(results)
-    assert owner.training
 
 
 def test_evaluation_leaves_no_gradient():
     owner = task()
-    list(Accuracy(Noise()).run(owner))
+    result(owner, Noise())
     assert all(parameter.grad is None for parameter in owner.parameters())

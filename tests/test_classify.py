@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing, normalise
 from vitrail.models import resnet, vit
-from vitrail.tasks import classify
-from vitrail.tasks.classify import Classify
+from vitrail.tasks import Classify, ClassifyConfig
+from vitrail.tasks.classify import class_weights
 
 HOW = Preprocessing((8, 8), (0.4,), (0.3,))
 CONFIGS = {
@@ -33,7 +34,7 @@ def task(name="token", **kind):
 def batch(size=6):
     generator = np.random.default_rng(size)
     images = generator.integers(0, 256, (size, 1, 8, 8), np.uint8)
-    return {"images": torch.from_numpy(images), "targets": torch.from_numpy(generator.integers(0, 5, size))}
+    return Batch(images=torch.from_numpy(images), targets=torch.from_numpy(generator.integers(0, 5, size)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -55,7 +56,7 @@ def test_the_accuracy_counts_right_answers(right):
     owner, given = task(), batch(3)
     answers = owner.predict(given)["logits"].argmax(-1)
     wrong = torch.arange(3) >= right
-    given["targets"] = torch.where(wrong, (answers + 1) % 5, answers)
+    given = given.plus(targets=torch.where(wrong, (answers + 1) % 5, answers))
     assert float(owner(given)[1]["accuracy"]) == pytest.approx(min(right, 3) / 3)
 
 
@@ -91,7 +92,11 @@ def test_the_gradient_of_the_logits_is_softmax_minus_the_target():
 def test_predict_gives_features_and_the_heads_answer_to_them(name):
     owner, given = task(name), batch()
     found = owner.predict(given)
-    assert found.keys() == {"features", "logits"}
+    assert found.keys() == {"features", "logits", "probabilities", "losses"}
+    assert torch.allclose(
+        found["losses"], F.cross_entropy(found["logits"].double(), given["targets"], reduction="none")
+    )
+    assert torch.equal(found["probabilities"], found["logits"].softmax(-1))
     assert torch.equal(found["logits"], owner.model.head(found["features"]).detach())
     assert torch.allclose(found["logits"], owner.model(normalise(given["images"], HOW, torch.float32)), atol=1e-5)
     assert found["features"].shape == (6, owner.model.head.in_features)
@@ -101,8 +106,9 @@ def test_predict_gives_features_and_the_heads_answer_to_them(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_bfloat16_model_predicts_nearly_the_same_in_float32(name):
     found, expected = task(name, dtype=torch.bfloat16).predict(batch()), task(name).predict(batch())
-    for key, value in found.items():
-        assert value.dtype == torch.float32
+    assert {value.dtype for key, value in found.items() if key != "losses"} == {torch.float32}
+    for key in ("features", "logits"):
+        value = found[key]
         assert (value - expected[key]).norm() < 0.05 * expected[key].norm()
 
 
@@ -116,7 +122,7 @@ def test_predict_reads_the_model_in_the_mode_it_is_in():
 
 def configured(counts=None, **fields):
     owner = task()
-    return Classify(owner.model, HOW, classify.Config(**fields), counts)
+    return Classify(owner.model, HOW, ClassifyConfig(**fields), (), None if counts is None else class_weights(counts))
 
 
 def logits_of(owner, given):
@@ -144,7 +150,7 @@ def test_sigmoid_sums_over_classes(smoothing):
 
 def test_several_labels_are_rows():
     owner, given = configured(loss="sigmoid"), batch()
-    given["targets"] = torch.tensor([[1.0, 0, 1, 0, 0], [0.0] * 5] * 3)
+    given = given.plus(targets=torch.tensor([[1.0, 0, 1, 0, 0], [0.0] * 5] * 3))
     loss, metrics = owner(given)
     expected = F.binary_cross_entropy_with_logits(logits_of(owner, given), given["targets"], reduction="sum") / 6
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
@@ -155,13 +161,13 @@ def test_several_labels_are_rows():
 def test_mixing_with_nothing_changes_nothing(loss):
     owner, given = configured(loss=loss, smoothing=0.1), batch()
     plain = float(owner(given)[0].detach())
-    given |= {"lam": torch.ones(6), "box": torch.zeros(6, 4, dtype=torch.int64)}
+    given = given.plus(lam=torch.ones(6), box=torch.zeros(6, 4, dtype=torch.int64))
     assert float(owner(given)[0].detach()) == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_mixed_pair_has_the_loss_of_the_mixed_image_under_both_labels():
     owner, given = configured(), batch(2)
-    given |= {"lam": torch.full((2,), 0.3), "box": torch.zeros(2, 4, dtype=torch.int64)}
+    given = given.plus(lam=torch.full((2,), 0.3), box=torch.zeros(2, 4, dtype=torch.int64))
     images, targets = given["images"].float(), given["targets"]
     mixed = 0.3 * images + 0.7 * images.flip(0)
     logits = owner.model(normalise(mixed, HOW, torch.float32))
@@ -174,15 +180,15 @@ COUNTS = np.array([10, 10, 20, 40, 120])
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_class_weights_are_one_on_average_and_split_with_the_batch(loss):
-    weights = classify.class_weights(COUNTS)
+    weights = class_weights(COUNTS)
     assert float((weights * torch.from_numpy(COUNTS)).sum() / COUNTS.sum()) == pytest.approx(1)
     assert weights.tolist() == pytest.approx([4.0, 4.0, 2.0, 1.0, 1 / 3])
     owner, given = configured(COUNTS, loss=loss, class_weights=True), batch(7)
     whole = float(owner(given)[0].detach())
-    first, last = ({name: t[piece] for name, t in given.items()} for piece in (slice(0, 4), slice(4, 7)))
+    first, last = given.split(4)
     parts = [float(owner(part)[0].detach()) for part in (first, last)]
     assert whole == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7, rel=1e-5)
-    one = {name: t[:1] for name, t in given.items()}
+    one = given.split(1)[0]
     plain = configured(loss=loss)(one)[0]
     ratio = float((owner(one)[0] / plain).detach())
     assert ratio == pytest.approx(float(weights[one["targets"][0]]), rel=1e-5)
@@ -218,17 +224,14 @@ def test_the_loss_of_a_bfloat16_model_is_computed_in_float32():
 )
 def test_a_loss_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        classify.Config(**fields)
+        ClassifyConfig(**fields)
 
 
 def test_an_unknown_loss_is_refused(unchecked):
     with pytest.raises(ValueError, match="loss is 'hinge'; choose softmax or sigmoid"):
-        classify.Config(loss="hinge")
+        ClassifyConfig(loss="hinge")
 
 
-@pytest.mark.parametrize(
-    ("counts", "message"), [(None, "the counts are missing"), (np.array([1, 0, 3, 1, 1]), "class 1 has no images")]
-)
-def test_classes_that_cannot_be_weighed_are_named(counts, message):
-    with pytest.raises(ValueError, match=message):
-        configured(counts, class_weights=True)
+def test_classes_that_cannot_be_weighed_are_named():
+    with pytest.raises(ValueError, match="class 1 has no images"):
+        class_weights(np.array([1, 0, 3, 1, 1]))

@@ -1,12 +1,12 @@
 """JSON back into frozen dataclasses: every configuration survives, and what does not fit is named."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
 
-from vitrail.config import parse, parse_field
+from vitrail.config import dump, parse, parse_field
 from vitrail.models import resnet, vit
 from vitrail.models.zoo import zoo
 from vitrail.optim.build import Config as OptimConfig
@@ -36,7 +36,7 @@ class Outer:
 
 
 def through_json(value):
-    return json.loads(json.dumps(asdict(value)))
+    return json.loads(json.dumps(dump(value)))
 
 
 @pytest.mark.parametrize("name", zoo())
@@ -122,7 +122,12 @@ def test_what_the_dataclass_itself_refuses_stays_a_value_error():
         (vit.Config, "pool", "avg", "avg"),
         (vit.Config, "stem", None, None),
         (vit.Config, "stem", resnet.Config(classes=0), resnet.Config(classes=0)),
-        (vit.Config, "stem", {"classes": 0, "blocks": [1, 2]}, resnet.Config(blocks=(1, 2), classes=0)),
+        (
+            vit.Config,
+            "stem",
+            {"kind": "resnet", "config": {"classes": 0, "blocks": [1, 2]}},
+            resnet.Config(blocks=(1, 2), classes=0),
+        ),
         (resnet.Config, "blocks", [1, 2, 3], (1, 2, 3)),
         (resnet.Config, "blocks", [], ()),
     ],

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from vitrail.batch import Batch
 from vitrail.runtime import deferred as readings
-from vitrail.runtime.deferred import DeferredMetrics
+from vitrail.runtime.deferred import DeferredMetrics, Mover
 
 
 def test_the_numbers_are_those_of_the_moment():
@@ -51,3 +52,14 @@ def test_a_gpu_is_waited_for_only_when_the_numbers_are_asked_for(monkeypatch):
     assert said == ["recorded"]
     assert reading.values() == {"loss": 1.0}
     assert said == ["recorded", "waited"]
+
+
+def test_batches_are_moved_whole():
+    batch = Batch(
+        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8), names=["a", "b"], boxes=[torch.ones(1), torch.ones(3)]
+    )
+    moved = Mover(torch.device("cpu"))(batch)
+    assert list(moved) == list(batch)
+    assert torch.equal(moved["images"], batch["images"])
+    assert moved["names"] == ["a", "b"]
+    assert [len(boxes) for boxes in moved["boxes"]] == [1, 3]

@@ -10,7 +10,6 @@ from PIL import Image
 from vitrail.data.sources.open import Data, open_splits
 from vitrail.models.cost import parameters, tokens
 from vitrail.optim.schedule import steps_of
-from vitrail.recipes import REMOVED
 from vitrail.recipes.fast import Look, fast, look_at
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
 from vitrail.runtime.blocks import checkpoint_blocks, compile_blocks
 from vitrail.runtime.inference import InferenceBlock, Int8Linear, batch_size, prepared
-from vitrail.tasks.classify import Classify, Config
+from vitrail.tasks import Classify, ClassifyConfig
 
 CPU = torch.device("cpu")
 ROUNDING = 3e-6
@@ -159,13 +160,13 @@ def test_the_input_of_a_block_is_not_overwritten():
 
 def test_a_task_is_prepared_as_a_whole():
     made = model(dropout=0.5)
-    task = Classify(made, Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), Config())
+    task = Classify(made, Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3), ClassifyConfig())
     fast = prepared(task.train())
     assert isinstance(fast, Classify)
     assert isinstance(fast.model.blocks[0], InferenceBlock)
     assert task.training
     assert task.model is made
-    batch = {"images": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "targets": torch.zeros(2).long()}
+    batch = Batch(images=torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
     found, expected = said(fast.predict, batch), task.eval().predict(batch)
     assert all(distance(found[name], expected[name]) < ROUNDING for name in ("features", "logits"))
 

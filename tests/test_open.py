@@ -13,7 +13,7 @@ from test_source import Tagged, arrays
 
 from vitrail.data.sources import arrow, mnist, open, table, tar
 from vitrail.data.sources.mnist import FASHION, FILES, fashion
-from vitrail.data.sources.open import Data, Parts, describe, find_splits, open_splits, open_source, open_splits
+from vitrail.data.sources.open import Data, Parts, describe, find_splits, open_source, open_splits
 
 
 @pytest.fixture

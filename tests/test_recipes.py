@@ -14,7 +14,6 @@ from vitrail.models import cost, vit
 from vitrail.optim.schedule import multiplier, steps_of
 from vitrail.pipeline import Pipeline
 from vitrail.recipes import MODERN, PRETRAIN, RECIPES
-from vitrail.recipes import REMOVED
 from vitrail.recipes.finetune import choices, finetune, finetune_small, recipe_for, size_of
 from vitrail.tasks.classify import Config as TaskConfig
 

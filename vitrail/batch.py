@@ -21,8 +21,9 @@ class Batch:
     """Fields by name. ValueError where they differ in their first dimension, or there are none."""
 
     def __init__(self, **fields: Any) -> None:
-        lengths = {name: len(value) for name, value in fields.items()}
-        if len(set(lengths.values())) != 1:
+        lengths = {n: v.shape[0] if isinstance(v, Tensor) else len(v) for n, v in fields.items()}
+        first, *others = lengths.values() or (0, 1)
+        if any(other != first for other in others):
             raise ValueError(f"the fields of a batch have one entry for each image, but there are {lengths}.")
         self._fields = fields
 

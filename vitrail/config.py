@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+UNIONS = (typing.Union, types.UnionType)
+
 
 def dump(value: Any) -> Any:
     """A value of dataclasses, tuples, lists, dicts and plain values as JSON has it."""
@@ -52,7 +54,7 @@ def parse_field(kind: type, field: str, value: Any) -> Any:
 
 def kinds(base: Any) -> dict[str, type]:
     """The dataclasses that a field of this annotation may hold, by their `kind`; none where they have none."""
-    members = [base] if isinstance(base, type) else typing.get_args(base)
+    members = typing.get_args(base) if typing.get_origin(base) in UNIONS else (base,)
     found = [kind for member in members if isinstance(member, type) for kind in _family(member)]
     return {name: kind for kind in found if (name := _kind(kind)) is not None}
 
@@ -98,11 +100,11 @@ def _family(kind: type) -> Iterator[type]:
 
 def _parse(hint: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType) and value is None and type(None) in arguments:
+    if origin in UNIONS and value is None and type(None) in arguments:
         return None
     if tagged := kinds(hint):
         return _tagged(tagged, value)
-    if origin in (typing.Union, types.UnionType):
+    if origin in UNIONS:
         return _parse(next(a for a in arguments if a is not type(None)), value)
     if origin is typing.Literal:
         if value not in arguments:
@@ -157,7 +159,7 @@ def _dataclass(kind: type, value: Any) -> Any:
 def name_of(hint: Any) -> str:
     """An annotation in words: "a whole number or None", "pad or crop", "(a whole number, a whole number)"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin in UNIONS:
         return " or ".join(map(name_of, arguments))
     if origin is typing.Literal:
         return " or ".join(map(str, arguments))

@@ -9,12 +9,13 @@ Every consumer uses this one description, so that a prediction does not depend o
     outputs = predict.module(uint8_images)  # (B, C, H, W) -> a dict of tensors: what export traces
 """
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +31,14 @@ from vitrail.data.images.decode import read as read_bytes
 from vitrail.data.images.geometry import View, centred
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.stream import prefetch
+from vitrail.evaluate.evaluator import evaluating
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.tasks import Task, TaskConfig
 from vitrail.weights import folder
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import instantiate, read
 
-Image = NDArray[np.uint8] | Path | str | bytes | Pillow.Image | BinaryIO
+Image = NDArray[np.uint8] | Path | str | bytes | Pillow.Image | io.BufferedIOBase
 
 AT_ONCE = 2**20  # pixels that are collected for the model: 21 images of 224 x 224, 256 of 64 x 64 or less
 WORKERS = min(8, os.cpu_count() or 1)
@@ -173,7 +175,8 @@ class Pipeline:
     def _predicted(self, images: UInt8[Tensor, "B C H W"]) -> dict[str, Tensor]:
         device, height, width = next(self.task.parameters()).device, *images.shape[-2:]
         size = batch_size(self.task.model.config, (height, width), device)
-        parts = [self.module(part.to(device)) for part in images.split(size)]
+        with evaluating(self.module):  # a compiled task is used as it is
+            parts = [self.module(part.to(device)) for part in images.split(size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -190,7 +193,9 @@ class _Item:
         return 0 if isinstance(self.content, ValueError) else self.content[0].numel()
 
 
-def _content(image: NDArray[np.uint8] | bytes | Pillow.Image | BinaryIO) -> NDArray[np.uint8] | bytes | Pillow.Image:
+def _content(
+    image: NDArray[np.uint8] | bytes | Pillow.Image | io.BufferedIOBase,
+) -> NDArray[np.uint8] | bytes | Pillow.Image:
     """What `opened` takes: a grey array has one channel, and one of four is red, green, blue and alpha."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
@@ -224,7 +229,7 @@ def _config(card: dict[str, Any]) -> TaskConfig:
             f"its task is {card['kind']!r}, and {', '.join(sorted(known))} are known; if it is of your own code, name"
             " the file with --code."
         )
-    return parse(known[card["kind"]], card["config"])
+    return parse(TaskConfig, card)
 
 
 def locate(path: Path) -> Path:

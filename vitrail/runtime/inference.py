@@ -40,9 +40,9 @@ TOKENS = {"cpu": 3_200, "cuda": 50_000}
 class InferenceBlock(vit.Block):
     """A transformer block that overwrites what nobody reads again. With gradients it is the block that it was."""
 
-    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        if _as_it_was(z):
-            return super().forward(z)
+    def forward(self, z: Float[Tensor, "B N D"], mask: vit.Mask | None = None) -> Float[Tensor, "B N D"]:
+        if mask is not None or _as_it_was(z):
+            return super().forward(z, mask)
         attn, mlp = self.attn, self.mlp
         q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in attn.qkv(self.norm1(z)).chunk(3, dim=-1))
         y = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
@@ -204,8 +204,8 @@ def _replace(twin: nn.Module) -> None:
 
 
 def _as_it_was(z: Tensor) -> bool:
-    """Whether someone reads the intermediate results again, or wants another precision of each."""
-    return torch.is_grad_enabled() or torch.is_autocast_enabled(z.device.type)
+    """Whether someone reads the intermediate results again, wants another precision of each, or traces a graph."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled(z.device.type) or torch.compiler.is_compiling()
 
 
 def _sum(

@@ -149,10 +149,13 @@ class Classify(Task):
         found = {"features": features.float(), "logits": logits, "probabilities": probabilities}
         if "targets" not in batch:
             return found
-        exact, targets = logits.double(), batch["targets"]
+        exact, targets, classes = logits.double(), batch["targets"], logits.shape[1]
+        most = targets.shape[1] if targets.is_floating_point() else int(targets.max()) + 1
+        if most > classes:
+            raise ValueError(f"the data has {most} classes or more, but the model's head has {classes}.")
         if self.config.loss == "softmax":
             return found | {"losses": F.cross_entropy(exact, targets, reduction="none")}
-        rows = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1])
+        rows = targets if targets.is_floating_point() else F.one_hot(targets, classes)
         losses = F.binary_cross_entropy_with_logits(exact, rows.to(exact.dtype), reduction="none")
         return found | {"losses": losses.sum(-1)}
 

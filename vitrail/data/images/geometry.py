@@ -79,7 +79,7 @@ class View:
     size: Size
     output: Size
     scaled: Size
-    seen: tuple[float, float, float, float]
+    seen: tuple[int, int, int, int]
     interpolation: Interpolation
     crop: Crop | None = None
     window: tuple[int, int] = (0, 0)

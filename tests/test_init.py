@@ -1,6 +1,7 @@
 """The initial value of every parameter against its stated distribution, and initialisation as a function of a seed."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ SMALL = {"image_size": (32, 32), "patch_size": (8, 8), "width": 16, "depth": 2, 
 
 
 def seeded(model, seed=0):
-    model.init_weights(torch.Generator().manual_seed(seed))
+    model.init_weights(seed)
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -135,6 +136,26 @@ def test_the_seed_decides_every_value():
     assert torch.equal(torch.get_rng_state(), before)  # a seed leaves the global generator alone
 
 
+def test_a_value_is_a_function_of_seed_and_name_alone():
+    """Other layers, their order, and other draws in between change nothing."""
+    whole = seeded(ViT(FULL), 7)
+    fewer = replace(FULL, registers=0, pool="token", representation=None, depth=1, classes=9)
+    for name, value in seeded(ViT(fewer), 7).items():
+        if value.shape == whole[name].shape:
+            assert torch.equal(value, whole[name]), name
+    names = ["blocks.1.mlp.fc1.weight", "blocks.0.mlp.fc1.weight"]
+    assert not torch.equal(*(whole[name] for name in names))
+    model = ViT(FULL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3)
+    for name in names:
+        torch.rand(5)
+        model.init_weights(7, only={name})
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, whole[name] if name in names else torch.full_like(parameter, 3)), name
+
+
 def test_without_a_seed_the_global_generator_decides():
     torch.manual_seed(5)
     first = create("ViT-Ti/16", **SMALL)
@@ -171,7 +192,7 @@ def test_meta_then_initialised_is_the_same_as_direct_and_overwrites_every_elemen
     model.to_empty(device="cpu")
     for p in model.parameters():
         nn.init.constant_(p, float("nan"))
-    model.init_weights(torch.Generator().manual_seed(4))
+    model.init_weights(4)
     for (key, p), q in zip(model.named_parameters(), direct.parameters(), strict=True):
         assert torch.equal(p, q), key
 

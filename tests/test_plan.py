@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from vitrail import plan
+from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
 from vitrail.models.cost import activations, parameters
+from vitrail.models.layers import drawing
 from vitrail.plan import needed
 from vitrail.recipes.demo import demo
 from vitrail.runtime.blocks import checkpoint_blocks
@@ -21,7 +23,7 @@ STEM = resnet.Config(blocks=(1, 2), classes=0)
 def saved(config, batch=4, again=False):
     """Bytes an image that autograd holds after the forward pass, weights apart, each storage once."""
     model = vit.ViT(config)
-    model.init_weights(torch.Generator().manual_seed(0))
+    model.init_weights(0)
     task = Classify(model, Preprocessing(config.image_size, (0.5,) * 3, (0.5,) * 3))
     if again:
         checkpoint_blocks(task)
@@ -35,8 +37,9 @@ def saved(config, batch=4, again=False):
         return tensor
 
     images = torch.zeros(batch, 3, *config.image_size, dtype=torch.uint8)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        task({"images": images, "targets": torch.zeros(batch, dtype=torch.int64)})
+    given = Batch(images=images, targets=torch.zeros(batch, dtype=torch.int64))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), drawing(task, torch.arange(batch)):
+        task(given)
     return sum(sizes.values()) / batch
 
 
@@ -47,6 +50,8 @@ def saved(config, batch=4, again=False):
         {"depth": 8},
         {"width": 192, "mlp_dim": 768},
         {"dropout": 0.1},
+        {"attention_dropout": 0.1},
+        {"drop_path": 0.1},
         {"layer_scale": 1e-4},
         {"activation": "swiglu"},
         {"qk_norm": True},

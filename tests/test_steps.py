@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config, build, clip, set_lr
@@ -34,12 +35,12 @@ KERNELS = {
 }
 
 
-def tiny():
+def tiny(**noise):
     """Without the bias of k: it changes no softmax, so its gradient is rounding alone, which Adam would blow up by
     1 / eps."""
     torch.manual_seed(0)
     shape = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "classes": 5}
-    model = vit.ViT(vit.Config((8, 8), (4, 4), 1, qkv_bias=False, **shape))
+    model = vit.ViT(vit.Config((8, 8), (4, 4), 1, qkv_bias=False, **shape, **noise))
     for parameter in model.parameters():  # all of them from a value and with a gradient that is not 0
         nn.init.normal_(parameter, std=0.3)
     return Classify(model, Preprocessing((8, 8), (0.4,), (0.3,))).double()
@@ -48,7 +49,8 @@ def tiny():
 def batch(size, seed=0):
     random = np.random.default_rng(seed)
     images = torch.from_numpy(random.integers(0, 256, (size, 1, 8, 8), np.uint8))
-    return {"images": images, "targets": torch.from_numpy(random.integers(0, 5, size))}
+    targets = torch.from_numpy(random.integers(0, 5, size))
+    return Batch(images=images, targets=targets, keys=torch.from_numpy(random.integers(0, 2**63, size)))
 
 
 def factor(step, total):
@@ -219,10 +221,7 @@ def test_clipping_is_one_factor_for_all_gradients(limit):
 
 def accumulate(task, given, micro, cores=1):
     """The Trainer's own accumulation over parts of the batch, each in a share for each core."""
-    size = len(given["targets"])
-    starts = range(0, size, micro)
-    parts = [{name: tensor[start : start + micro] for name, tensor in given.items()} for start in starts]
-    return trainers(Replicas(task, cores), parts, size, nullcontext())
+    return trainers(Replicas(task, cores), given.split(micro), len(given), nullcontext())
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])
@@ -234,6 +233,22 @@ def test_gradients_accumulated_over_uneven_parts_are_those_of_the_whole_batch(mi
     assert float(metrics["loss"]) == pytest.approx(float(whole(given)[1]["loss"]), rel=1e-12)
     found, expected = ({name: p.grad for name, p in task.named_parameters()} for task in (parts, whole))
     assert largest_difference(f"7 images in parts of {micro}, {cores} cores", found, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("micro", [2, 3, 4, 7])
+@pytest.mark.parametrize("noise", ["dropout", "attention_dropout", "drop_path"])
+def test_what_is_drawn_does_not_depend_on_how_a_batch_is_split(noise, micro, cores):
+    whole, parts, given = tiny(**{noise: 0.3}), tiny(**{noise: 0.3}), batch(7)
+    torch.manual_seed(1)
+    accumulate(whole, given, 7)
+    torch.manual_seed(2)
+    accumulate(parts, given, micro, cores)
+    found, expected = ({n: p.grad for n, p in task.named_parameters()} for task in (parts, whole))
+    assert largest_difference(f"{noise}, parts of {micro}, {cores} cores", found, expected) < TOLERANCE
+    plain = tiny()
+    accumulate(plain, given, 7)
+    assert largest_difference(noise, {n: p.grad for n, p in plain.named_parameters()}, expected) > 1e-4
 
 
 @pytest.mark.parametrize("name", CONFIGS)

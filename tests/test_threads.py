@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_runs import small, start
 from test_steps import batch, tiny
+from torch import nn
 
-from vitrail.models import vit
 from vitrail.runtime.threads import Cores, Replicas, share_out, shared, shares
-from vitrail.train import accumulate, draws
+from vitrail.train import accumulate, cores_for
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_a_fork_has_threads_of_its_own():
 def test_pairs_stay_together(size, count, sizes):
     given = batch(size)
     found = shares(given, count)
-    assert [len(part["images"]) for part in found] == sizes
-    for name, value in given.items():
-        assert torch.equal(torch.cat([part[name] for part in found]), value)
+    assert [len(part) for part in found] == sizes
+    for name in given:
+        assert torch.equal(torch.cat([part[name] for part in found]), given[name])
 
 
 def test_replicas_have_the_tasks_weights_as_they_become(two_threads):
@@ -126,13 +126,6 @@ def test_what_is_frozen_stays_without_gradient():
     assert all((p.grad is None) != p.requires_grad for p in task.parameters())
 
 
-@pytest.mark.parametrize("field", ["dropout", "attention_dropout", "drop_path"])
-def test_random_numbers_are_found(field):
-    config = vit.Config((8, 8), (4, 4), width=16, depth=2, heads=2, mlp_dim=32, classes=2)
-    assert not draws(vit.ViT(config))
-    assert draws(vit.ViT(replace(config, **{field: 0.1})))
-
-
 @pytest.mark.parametrize(
     ("changes", "count"),
     [
@@ -145,13 +138,14 @@ def test_random_numbers_are_found(field):
     ],
 )
 def test_who_shares(tmp_path, quick, two_threads, changes, count):
-    still = replace(small().model, dropout=0.0, drop_path=0.0)
-    assert len(start(small(model=still, **changes), tmp_path / "run").replicas.modules) == count
+    assert len(start(small(**changes), tmp_path / "run").replicas.modules) == count
 
 
-def test_who_draws_random_numbers_does_not_share(tmp_path, quick, two_threads):
-    drawing = replace(small().model, dropout=0.1)
-    assert len(start(small(model=drawing), tmp_path / "run").replicas.modules) == 1
+def test_a_task_that_draws_from_torchs_stream_does_not_share(tmp_path, quick, two_threads):
+    task = start(small(), tmp_path / "run").task
+    assert cores_for(small(), task) == 2
+    task.extra = nn.Dropout(0.1)
+    assert cores_for(small(), task) == 1
 
 
 def test_gradients_take_no_more_memory_than_activations_did(tmp_path, quick, two_threads):

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from vitrail import checkpoint, train
 from vitrail.data.sources.open import Data
+from vitrail.evaluate import Accuracy
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
@@ -21,10 +22,9 @@ from vitrail.train import Trainer
 
 @pytest.mark.parametrize("micro", [3, 4, 7])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, quick, micro):
-    still = replace(small().model, dropout=0.0, drop_path=0.0)  # whose draws depend on how the batch is split
     finals = []
     for name, size in (("whole", None), ("parts", micro)):
-        run = small(model=still, precision="fp64", micro_batch=size, duration="5 steps", batch=7)
+        run = small(precision="fp64", micro_batch=size, duration="5 steps", batch=7)
         trainer = start(run, tmp_path / name)
         trainer.fit()
         finals.append(trainer.task.state_dict())
@@ -46,12 +46,12 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, quick, monkeyp
     scores = iter([0.1, 0.9, 0.3, 0.4])
     run = small(evaluate_every="3 steps", checkpoint_every="2 steps", keep=1)
     trainer = start(run, tmp_path / "run")
-    real = train.Accuracy.run
+    real = Accuracy.run
 
-    def scored(self, task):
-        yield from {**dict(real(self, task)), "accuracy": next(scores)}.items()
+    def scored(self, task, data):
+        yield from {**dict(real(self, task, data)), "accuracy": next(scores)}.items()
 
-    monkeypatch.setattr(train.Accuracy, "run", scored)
+    monkeypatch.setattr(Accuracy, "run", scored)
     trainer.fit()
     assert [p.name for p in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")] == ["step-6", "step-12"]
 
@@ -159,7 +159,7 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path, quick, monkeypatch):
 class Damaged:
     """The images of a source, of which every fortieth cannot be read."""
 
-    multi_label = False
+    targets = "class"
 
     def __init__(self, source):
         self.source = source
@@ -183,9 +183,9 @@ class Damaged:
 def test_unreadable_images_are_refused_or_skipped_by_choice(tmp_path, quick, monkeypatch):
     opened = train.open_splits
 
-    def damaged(data):
-        parts = opened(data)
-        return replace(parts, train=Damaged(parts.train), val=Damaged(parts.val))
+    def damaged(data, needs):
+        splits = opened(data, needs)
+        return replace(splits, train=Damaged(splits.train), val=Damaged(splits.val))
 
     monkeypatch.setattr(train, "open_splits", damaged)
     with pytest.raises(ValueError, match=r"is cut short\. --data.unreadable skip trains without such images"):
@@ -195,14 +195,6 @@ def test_unreadable_images_are_refused_or_skipped_by_choice(tmp_path, quick, mon
     notes = [record["note"] for record in history(tmp_path / "skipped") if "note" in record]
     assert sum(note.startswith("skipped: train") for note in notes) >= 1
     assert sum(note.startswith("left out: t10k") for note in notes) == 3
-
-
-def test_little_data_without_a_start_is_warned_of(tmp_path, quick):
-    run = small(preprocessing=replace(small().preprocessing, image_size=(64, 64)), duration="1 steps")
-    trainer = start(replace(run, model=replace(run.model, image_size=(64, 64), patch_size=(32, 32))), tmp_path / "run")
-    assert "from scratch on 11,000 images" in trainer.notes[0]
-    assert "vitrail finetune DATA --weights hf-hub:" in trainer.notes[0]
-    assert start(small(), tmp_path / "other").notes == []
 
 
 def test_the_seed_decides_the_run(tmp_path, quick):

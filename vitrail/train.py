@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from vitrail import checkpoint
 from vitrail.batch import Batch
@@ -28,8 +29,7 @@ from vitrail.data.stream import stream, workers_for
 from vitrail.evaluate.evaluator import Result, Validation, evaluating, judge
 from vitrail.log import Log
 from vitrail.models.cost import activations, parameters
-from vitrail.models.layers import DropPath
-from vitrail.models.vit import Attention
+from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import multiplier, steps_of
@@ -132,6 +132,7 @@ class Trainer:
     def _task(self, start: bool) -> Task:
         """The task, its weights on the device. start: whether the run's weights to start from are wanted."""
         run = self.run
+        torch.manual_seed(run.seed)  # for what a task has besides its model
         task = run.task.build(run, self.train_source)
         if run.precision == "fp8":
             fp8.convert(task)
@@ -204,7 +205,7 @@ class Trainer:
 
     def _step(self, step: int, parts: Iterable[Batch]) -> DeferredMetrics:
         """One update of the weights; nothing in it waits for the device."""
-        torch.manual_seed(step_seed(step, self.run.seed))  # dropout's draws, too, follow from (seed, step)
+        torch.manual_seed(step_seed(step, self.run.seed))  # for what a task draws otherwise than by `drawing`
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
         optim.set_lr(self.optimizer, self.run.optim, factor)
         metrics = accumulate(self.replicas, parts, self.run.batch, self.autocast)
@@ -312,9 +313,10 @@ def accumulate(
 
     def backward(task: Task, batch: Batch) -> Metrics:
         weight = len(batch) / total
-        with autocast:
-            loss, metrics = task(batch)
-        (loss if weight == 1 else loss * weight).backward()
+        with drawing(task, batch["keys"]):
+            with autocast:
+                loss, metrics = task(batch)
+            (loss if weight == 1 else loss * weight).backward()
         return {name: value * weight for name, value in metrics.items()}
 
     for batch in parts:
@@ -325,23 +327,14 @@ def accumulate(
     return sums
 
 
-def draws(module: nn.Module) -> bool:
-    """Whether a training step of it draws random numbers: dropout of any kind, stochastic depth."""
-    return any(
-        (isinstance(part, nn.Dropout) and part.p > 0)
-        or (isinstance(part, DropPath) and part.rate > 0)
-        or (isinstance(part, Attention) and part.attention_dropout > 0)
-        for part in module.modules()
-    )
-
-
 def cores_for(run: Run, task: Task) -> int:
     """How many cores should compute shares of a batch of their own; 1: one share, each operation on all of them.
 
     No more than keep the gradients that each has smaller than the activations, which are gone once those are there.
     """
     device, half = next(task.parameters()).device, run.precision in ("bf16", "fp8")
-    if device.type != "cpu" or half or run.compile or run.checkpointing or draws(task):
+    draws = any(isinstance(part, _DropoutNd) and part.p for part in task.modules())  # of torch's one stream
+    if device.type != "cpu" or half or run.compile or run.checkpointing or draws:
         return 1
     part = run.micro_batch or run.batch
     fits = 1 + part * activations(run.model) // (4 * parameters(run.model))

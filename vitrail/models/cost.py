@@ -37,10 +37,14 @@ def activations(config: Config, width: int = 4, again: bool = False) -> int:
         return pixels + _convolutions(config, config.image_size, width)
     count, dim, gated = tokens(config, config.image_size), config.width, config.activation == "swiglu"
     # The inputs of the block, its two norms' outputs, q, k, v, the heads' output, the sum between attention and MLP;
-    # the MLP before and after its activation. Dropout keeps what it multiplied by, thrice a block.
-    inner = 8 * dim + (4 if gated else 2) * config.mlp_dim + (2 * dim + config.mlp_dim if config.dropout else 0)
+    # the MLP before and after its activation.
+    inner = 8 * dim + (4 if gated else 2) * config.mlp_dim
     inner += 2 * dim * ((config.layer_scale is not None) + config.qk_norm)
     block = count * inner * width
+    if config.dropout:  # a byte for each element, thrice a block, says which were kept
+        block += count * (2 * dim + config.mlp_dim)
+    if config.attention_dropout:  # the probabilities, before and after, and the same bytes
+        block += config.heads * count**2 * (2 * width + 1)
     kept = config.depth * count * dim * width + block if again else config.depth * block
     stem = _convolutions(config.stem, config.image_size, width) if config.stem else 0
     return pixels + kept + 2 * count * dim * width + stem

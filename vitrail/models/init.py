@@ -3,12 +3,16 @@
 The first pattern that a parameter's name matches decides; a parameter that none matches is an error, so that nothing
 keeps a framework's default unnoticed. q, k and v each get their own fans (one fused kernel would have the wrong one).
 
-    initialise(model, layer_scale=1e-5, generator=torch.Generator().manual_seed(0))
+Each value is a function of (seed, the parameter's name), computed on the CPU in float32: neither the order in which
+modules are built nor the device or the number of processes changes it.
+
+    initialise(model, layer_scale=1e-5, seed=0)
 """
 
 import math
 import re
 from collections.abc import Callable
+from hashlib import blake2b
 
 import torch
 from torch import Generator, Tensor, nn
@@ -73,13 +77,21 @@ def initialise(
     model: nn.Module,
     layer_scale: float | None = None,
     gated: bool = False,
-    generator: Generator | None = None,
+    seed: int | None = None,
     only: set[str] | None = None,
 ) -> None:
-    """Set every parameter of `model`, or those named in `only`, in place; the same generator state, the same values."""
+    """Set every parameter of `model`, or those named in `only`, in place. seed: None lets torch's generator draw."""
     rules = table(layer_scale, gated)
     for name, parameter in model.named_parameters():
         fill = next((fill for pattern, fill in rules if re.search(pattern, name)), None)
         assert fill is not None, f"no initial value is written for {name}"
         if only is None or name in only:
-            fill(parameter, generator)
+            value = torch.empty(parameter.shape)
+            fill(value, None if seed is None else generator(seed, name))
+            parameter.copy_(value)
+
+
+def generator(seed: int, name: str) -> Generator:
+    """The random numbers of a name."""
+    key = blake2b(name.encode(), digest_size=8, key=(seed % 2**64).to_bytes(8)).digest()
+    return Generator().manual_seed(int.from_bytes(key))

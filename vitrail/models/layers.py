@@ -1,13 +1,26 @@
-"""Small layers that came after the paper, and the MLP's non-linearities."""
+"""Small layers that came after the paper, its dropout, and the MLP's non-linearities.
 
+What is random here is drawn by image, not from one stream: a function of the image's key and the layer's name. So it is
+the same however a batch is split, over micro-batches, cores or processes, and whatever else draws random numbers.
+
+    with drawing(task, batch["keys"]):      # int64 (B,), one key an image
+        task(batch)[0].backward()
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+
+# The multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions": lowbias32).
+FIRST, SECOND = 0x7FEB352D, 0x846CA68B - 2**32
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -31,14 +44,86 @@ class LayerScale(nn.Module):
         return z * self.gamma
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): in training, drops a sample's residual branch with this rate."""
+class Dropout(nn.Module):
+    """In training, sets elements to 0 with this rate and scales the others up (Srivastava et al., 2014).
+
+    keys: of the images, while `drawing`; without them torch's generator draws.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.keys: Int32[Tensor, B] | None = None
+
+    def forward(self, x: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
+        if not self.training or self.rate == 0:
+            return x
+        if self.keys is None:
+            return F.dropout(x, self.rate)
+        count = x[0].numel()
+        places = _mixed(torch.arange(count, dtype=torch.int32, device=x.device))
+        bits = (self.keys[:, None] + places) * FIRST
+        bits = (bits ^ _shifted(bits, 15)) * SECOND
+        kept = bits.view(x.shape) < int((1 - self.rate) * 2**32) - 2**31
+        return torch.where(kept, x * (1 / (1 - self.rate)), 0.0)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): in training, drops an image's residual branch with this rate.
+
+    scale: of each image's branch, 0 or 1 / (1 - rate), while `drawing`; without it torch's generator draws. It is drawn
+    outside, because torch.compile would make a graph for each block's own rate, and give up after eight.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.scale: Float[Tensor, B] | None = None
 
     def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        if not self.training or self.rate == 0:
+        if not self.training:
+            return z
+        if self.scale is not None:
+            return z * self.scale[:, None, None].to(z.dtype)
+        if self.rate == 0:
             return z
         return z * z.new_empty(z.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+
+@contextmanager
+def drawing(module: nn.Module, keys: Int64[Tensor, "B"]) -> Iterator[None]:
+    """Inside it, `Dropout` and `DropPath` in the module draw for these images, in the forward pass and in the same
+    pass again, as checkpointing has it."""
+    every = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Dropout | DropPath)]
+    deep = any(layer.rate for _, layer in every if isinstance(layer, DropPath))
+    # Blocks that never drop have a scale, too, where others drop: they are one graph for torch.compile.
+    layers = [(name, layer) for name, layer in every if layer.rate or (deep and isinstance(layer, DropPath))]
+    words = _mixed(keys.to(torch.int32)) ^ (keys >> 32).to(torch.int32) if layers else keys
+    try:
+        for name, layer in layers:
+            salt = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), signed=True)
+            drawn = _mixed(_mixed(words) ^ salt)
+            if isinstance(layer, Dropout):
+                layer.keys = drawn
+            else:  # the bits as a number in [0, 1)
+                kept = drawn.double() * 2**-32 + 0.5 < 1 - layer.rate
+                layer.scale = kept.double() / (1 - layer.rate)
+        yield
+    finally:
+        for _, layer in layers:
+            if isinstance(layer, Dropout):
+                layer.keys = None
+            else:
+                layer.scale = None
+
+
+def _mixed(words: Int32[Tensor, "..."]) -> Int32[Tensor, "..."]:
+    """A bijection of 32 bits in which each input bit flips half of the output bits."""
+    words = (words ^ _shifted(words, 16)) * FIRST
+    words = (words ^ _shifted(words, 15)) * SECOND
+    return words ^ _shifted(words, 16)
+
+
+def _shifted(words: Int32[Tensor, "..."], by: int) -> Int32[Tensor, "..."]:
+    """Shifted to the right with zeros, where `>>` would repeat the sign."""
+    return (words >> by) & ((1 << 32 - by) - 1)

@@ -179,9 +179,9 @@ class ResNet(nn.Module):
         if self.stem.conv.weight.device.type != "meta":
             self.init_weights()
 
-    def init_weights(self, generator: torch.Generator | None = None, only: set[str] | None = None) -> None:
-        """Set every parameter, or those named in `only`, to its initial value (models/init.py)."""
-        initialise(self, generator=generator, only=only)
+    def init_weights(self, seed: int | None = None, only: set[str] | None = None) -> None:
+        """As ViT.init_weights."""
+        initialise(self, seed=seed, only=only)
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         """(B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride)); nothing of the image is lost (SAME padding)."""

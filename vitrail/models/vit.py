@@ -22,17 +22,19 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.models import resnet
 from vitrail.models.init import initialise
-from vitrail.models.layers import Activation, DropPath, LayerScale, activate
+from vitrail.models.layers import Activation, Dropout, DropPath, LayerScale, activate
 from vitrail.models.positions import Resample, resample, sincos
 
 Pool = Literal["token", "avg", "map"]
 Positions = Literal["learned", "sincos", "sincos_mae", "none"]
 Remainder = Literal["pad", "refuse", "crop"]
+# True where a token (row) attends to another (column).
+Mask = Bool[Tensor, "#B #heads #N N"]
 
 
 @dataclass(frozen=True)
@@ -180,15 +182,20 @@ class Attention(nn.Module):
             nn.LayerNorm(D // self.heads, config.norm_eps, device=device) if config.qk_norm else nn.Identity()
             for _ in "qk"
         )
-        self.attention_dropout = config.attention_dropout
+        self.attn_drop = Dropout(config.attention_dropout)
         self.proj = nn.Linear(D, D, device=device)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
-    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def forward(self, z: Float[Tensor, "B N D"], mask: Mask | None = None) -> Float[Tensor, "B N D"]:
         # Cut before the heads are parted: the gradients of q, k and v then meet in one copy, not two.
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(z).chunk(3, dim=-1))
-        dropout = self.attention_dropout if self.training else 0.0
-        z = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.training and self.attn_drop.rate:  # fused attention would draw from torch's stream
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            z = self.attn_drop(scores.softmax(-1)) @ v
+        else:
+            z = F.scaled_dot_product_attention(q, k, v, mask)
         return self.drop(self.proj(z.transpose(1, 2).flatten(2)))
 
 
@@ -201,10 +208,10 @@ class MLP(nn.Module):
         hidden = 2 * config.mlp_dim if config.activation == "swiglu" else config.mlp_dim
         self.fc1 = nn.Linear(config.width, hidden, device=device)
         self.fc2 = nn.Linear(config.mlp_dim, config.width, device=device)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop, self.out_drop = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self.drop(self.fc2(self.drop(activate(self.fc1(z), self.activation))))
+        return self.out_drop(self.fc2(self.drop(activate(self.fc1(z), self.activation))))
 
 
 class Block(nn.Module):
@@ -219,11 +226,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(D, config.norm_eps, device=device)
         self.mlp = MLP(config, device)
         self.ls2 = LayerScale(D, device) if scaled else nn.Identity()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
-    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        z = z + self.drop_path(self.ls1(self.attn(self.norm1(z))))
-        return z + self.drop_path(self.ls2(self.mlp(self.norm2(z))))
+    def forward(self, z: Float[Tensor, "B N D"], mask: Mask | None = None) -> Float[Tensor, "B N D"]:
+        z = z + self.drop_path1(self.ls1(self.attn(self.norm1(z), mask)))
+        return z + self.drop_path2(self.ls2(self.mlp(self.norm2(z))))
 
 
 class AttentionPool(nn.Module):
@@ -262,7 +269,7 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(1, length, D, device=device))
         else:
             self.pos_embed = None
-        self.pos_drop = nn.Dropout(config.dropout)
+        self.pos_drop = Dropout(config.dropout)
 
         def norm(present: bool) -> nn.Module:
             return nn.LayerNorm(D, config.norm_eps, device=device) if present else nn.Identity()
@@ -277,19 +284,19 @@ class ViT(nn.Module):
             features = config.representation
             self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(D, features, device=device), act=nn.Tanh()))
         self.head = nn.Linear(features, config.classes, device=device) if config.classes else nn.Identity()
-        self._position_cache: tuple[tuple, Tensor] | None = None
         if self.patch_embed.proj.weight.device.type != "meta":
             self.init_weights()
 
-    def init_weights(self, generator: torch.Generator | None = None, only: set[str] | None = None) -> None:
-        """Set every parameter, or those named in `only`, to its initial value (models/init.py)."""
-        initialise(self, self.config.layer_scale, self.config.activation == "swiglu", generator, only)
+    def init_weights(self, seed: int | None = None, only: set[str] | None = None) -> None:
+        """Give every parameter, or those named in `only`, its initial value, a function of (seed, name); without a
+        seed torch's generator draws (models/init.py)."""
+        initialise(self, self.config.layer_scale, self.config.activation == "swiglu", seed, only)
 
     def position_table(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"] | None:
         """E_pos for a grid (rows, columns), 0 for the prefix tokens that have no position; None without positions.
 
-        A resampled table is kept until the grid or the parameter changes. While gradients flow or a graph is being
-        captured it is computed anew: the table is then a function of the parameter.
+        A resampled table is computed in each pass, and kept nowhere: threads may share the model, and no table is ever
+        that of other weights.
         """
         config, learned = self.config, self.pos_embed
         if config.positions == "none":
@@ -297,25 +304,13 @@ class ViT(nn.Module):
         length = config.prefix + grid[0] * grid[1]
         if learned is not None and grid == config.grid(config.image_size) and learned.shape[1] == length:
             return learned
-        source = learned if learned is not None else self.patch_embed.proj.weight
-        learns = learned is not None and learned.requires_grad and torch.is_grad_enabled()
-        if learns or torch.compiler.is_compiling() or source.is_inference():
-            return self._make_positions(grid)
-        # A table made in inference mode may not meet autograd later.
-        mode = torch.is_inference_mode_enabled()
-        key = (grid, mode, source.device, source.dtype, source.data_ptr(), source._version)
-        if self._position_cache is None or self._position_cache[0] != key:
-            self._position_cache = (key, self._make_positions(grid).detach())
-        return self._position_cache[1]
-
-    def _make_positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:
-        config, like = self.config, self.patch_embed.proj.weight
-        if self.pos_embed is None:
+        if learned is None:
+            like = self.patch_embed.proj.weight
             first = like.new_empty(0, config.width)
             patches = sincos(grid, config.width, config.positions == "sincos_mae", like.device).to(like.dtype)
         else:
             rows = int(config.class_token and config.class_position)
-            first, patches = self.pos_embed[0, :rows], self.pos_embed[0, rows:]
+            first, patches = learned[0, :rows], learned[0, rows:]
             patches = resample(patches, config.grid(config.image_size), grid, config.resample)
         none = first.new_zeros(config.prefix - first.shape[0], config.width)
         return torch.cat([first, none, patches])[None]

@@ -220,6 +220,5 @@ def create(name: str, *, device: torch.device | str | None = None, seed: int | N
     if torch.device(device or "cpu").type == "meta":
         return model
     model.to_empty(device=device or torch.get_default_device())
-    generator = None if seed is None else torch.Generator(device or "cpu").manual_seed(seed)
-    model.init_weights(generator)
+    model.init_weights(seed)
     return model

@@ -14,12 +14,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models import resnet, vit
-from vitrail.models.layers import DropPath
 
 Precision = Literal["auto", "fp32", "bf16", "fp8", "fp64"]
 
@@ -37,19 +35,6 @@ def checkpoint_blocks(model: nn.Module) -> None:
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
-class CompiledDropPath(DropPath):
-    """Stochastic depth whose rate is a tensor: of a number, each block's own, torch.compile makes a graph each, and
-    after eight of them it gives up without a word and leaves the other blocks as they are."""
-
-    keep: Tensor
-
-    def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        if not self.training:
-            return z
-        keep = self.keep.expand(z.shape[0], 1, 1)
-        return z * (torch.bernoulli(keep) / keep).to(z.dtype)
-
-
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """torch.compile for every `Block` and `Bottleneck` of `model`, in place: names and weights stay as they are, and
     blocks of one shape share what is compiled.
@@ -57,12 +42,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     Each size of a micro-batch is compiled once, for it alone (a size left open makes slower code). What is only
     evaluated should be so under `uncompiled`.
     """
-    dropping = any(isinstance(module, DropPath) and module.rate for module in model.modules())
-    for module in list(model.modules()):
-        if isinstance(module, DropPath) and dropping:  # those of rate 0, too: one graph for all
-            like = next(model.parameters())
-            module.__class__ = CompiledDropPath
-            module.register_buffer("keep", like.new_tensor(1 - module.rate), persistent=False)
+    for module in model.modules():
         if isinstance(module, vit.Block | resnet.Bottleneck):
             module.compile(dynamic=False, backend=backend)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
@@ -100,7 +99,7 @@ class Task(nn.Module, ABC):
 
     def init_weights(self, seed: int) -> None:
         """Gives every parameter its initial value, a function of (seed, its name)."""
-        self.model.init_weights(torch.Generator().manual_seed(seed))
+        self.model.init_weights(seed)
 
     def input(self, images: Num[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
         """Bytes, or numbers from 0 to 255, as the model reads them."""

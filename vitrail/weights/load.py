@@ -249,7 +249,7 @@ def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: 
         lines.append(Line(name, "ignored", weights.origin.get(name, name), str(tuple(tensor.shape))))
     model.load_state_dict(state, assign=True)
     reset = {line.name for line in lines if line.status == "reset"}
-    model.init_weights(torch.Generator().manual_seed(seed), only=reset)
+    model.init_weights(seed, only=reset)
     return model.eval(), Report(weights.format, tuple(lines))
 
 

@@ -1,18 +1,21 @@
 """JSON back into frozen dataclasses: every configuration survives, and what does not fit is named."""
 
 import json
+import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
-from vitrail.config import dump, parse, parse_field
+from vitrail.config import attribute, dump, kinds, parse, parse_field
 from vitrail.models import resnet, vit
 from vitrail.models.zoo import zoo
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.rules import Rule
 from vitrail.recipes.demo import demo
 from vitrail.run import Run
+from vitrail.tasks import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -162,3 +165,104 @@ def test_a_field_that_cannot_be_is_a_sentence_with_field_value_and_kind(field, v
 def test_a_list_of_any_length_says_so():
     with pytest.raises(ValueError, match=r"blocks is 3; it must be \(a whole number, \.\.\.\)\."):
         parse_field(resnet.Config, "blocks", 3)
+
+
+@dataclass(frozen=True)
+class Animal(ABC):
+    age: int = 0
+
+    @abstractmethod
+    def noise(self): ...
+
+
+@dataclass(frozen=True)
+class Cat(Animal):
+    kind: ClassVar[str] = "cat"
+    lives: int = 9
+
+    def noise(self):
+        return "meow"
+
+
+@dataclass(frozen=True)
+class Zoo:
+    first: Animal
+    others: tuple[Animal, ...] = ()
+    model: vit.Config | resnet.Config | None = None
+
+
+def test_one_of_several_kinds_is_tagged_and_read_back():
+    zoo = Zoo(Cat(3), (Cat(lives=1), Cat()), resnet.Config(blocks=(1,)))
+    text = dump(zoo)
+    assert text["first"] == {"kind": "cat", "config": {"age": 3, "lives": 9}}
+    assert text["model"]["kind"] == "resnet"
+    assert parse(Zoo, json.loads(json.dumps(text))) == zoo
+    assert kinds(Animal) == {"cat": Cat}
+    assert kinds(vit.Config | resnet.Config) == {"vit": vit.Config, "resnet": resnet.Config}
+    assert kinds(Inner) == kinds(int) == kinds(tuple[Animal, ...]) == {}
+
+
+def test_a_kind_that_is_defined_later_is_read_too():
+    @dataclass(frozen=True)
+    class Dog(Animal):
+        kind: ClassVar[str] = "dog"
+
+        def noise(self):
+            return "woof"
+
+    assert parse(Zoo, dump(Zoo(Dog(1)))).first == Dog(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"kind": "newt", "config": {}}, "first: .*'newt' .* cat"),
+        ({"kind": "cat", "config": {"wings": 2}}, "Cat has no field wings"),
+        ({"kind": "cat"}, "kind.*config"),
+        ({"age": 3}, "kind.*config"),
+        (None, "kind.*config"),
+    ],
+)
+def test_a_kind_that_cannot_be_read_is_named(value, message):
+    with pytest.raises(TypeError, match=message):
+        parse(Zoo, {"first": value})
+
+
+def test_a_kind_of_ours_is_not_replaced():
+    @dataclass(frozen=True)
+    class Other(TaskConfig):
+        kind: ClassVar[str] = "classify"
+
+        def task(self, model, preprocessing, class_names): ...
+
+    with pytest.raises(ValueError, match="'classify'"):
+        kinds(TaskConfig)
+    Other.kind = "another"  # it stays a subclass for as long as this process lives
+
+
+def test_code_of_the_users_own_runs_once_and_only_where_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_code.py").write_text("VALUE = 7\n")
+    mine = tmp_path / "mine_code.py"
+    mine.write_text("import beside_code\nfrom vitrail import run\nRUNS = []\nRUNS.append(beside_code.VALUE)\n")
+    with pytest.raises(ValueError, match=rf"{mine}.*--code"):
+        attribute(f"{mine}:RUNS")
+    assert attribute(f"{mine}:RUNS", run=True) == [7]
+    assert attribute(f"{mine}:RUNS") is attribute(f"{mine}:RUNS", run=True)
+    monkeypatch.chdir(tmp_path)
+    assert attribute("mine_code.py:RUNS") is attribute(f"{mine}:RUNS")
+    with pytest.raises(ValueError, match=r"mine_code\.py.*'Missing'"):
+        attribute("mine_code.py:Missing")
+    (tmp_path / "json.py").write_text("NAME = 'not the standard library'\n")
+    assert attribute("json.py:NAME", run=True).startswith("not")
+    assert json.loads("[1]") == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, r"no\.py"), ("1 / 0", r"no\.py.*ZeroDivisionError"), ("(", r"no\.py.*SyntaxError")]
+)
+def test_code_that_cannot_be_run_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "no.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        attribute(f"{tmp_path / 'no.py'}:x", run=True)

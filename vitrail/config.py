@@ -15,13 +15,14 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 UNIONS = (typing.Union, types.UnionType)
+PACKAGE = "vitrail."
 
 
 def dump(value: Any) -> Any:
@@ -53,35 +54,51 @@ def parse_field(kind: type, field: str, value: Any) -> Any:
 
 
 def kinds(base: Any) -> dict[str, type]:
-    """The dataclasses that a field of this annotation may hold, by their `kind`; none where they have none."""
+    """The dataclasses that a field of this annotation may hold, by their `kind`; none where they have none.
+
+    ValueError where code of the user's has a kind that is ours.
+    """
     members = typing.get_args(base) if typing.get_origin(base) in UNIONS else (base,)
-    found = [kind for member in members if isinstance(member, type) for kind in _family(member)]
-    return {name: kind for kind in found if (name := _kind(kind)) is not None}
+    found: dict[str, type] = {}
+    for kind in (kind for member in members if isinstance(member, type) for kind in _family(member)):
+        if (name := _kind(kind)) is None:
+            continue
+        if name in found and kind.__module__.startswith(PACKAGE) != found[name].__module__.startswith(PACKAGE):
+            raise ValueError(f"{kind.__module__} has a kind {name!r}, which Vitrail has already; give it another name.")
+        found[name] = kind
+    return found
 
 
 def attribute(reference: str, run: bool = False) -> Any:
     """What "folder/file.py:name" refers to. run: whether the file may be run, where it has not been yet.
 
-    ValueError where it is not such a reference, may not be run, fails, or has no such name.
+    Other files in its folder can be imported from it. ValueError where it is not such a reference, may not be run,
+    fails, or has no such name.
     """
     place, _, name = reference.rpartition(":")
     path = Path(place).resolve()
-    if str(path) not in sys.modules:
+    module = next((m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == str(path)), None)
+    if module is None:
         if not run:
             raise ValueError(f"{reference} is code of your own, which runs only if you say so: --code {place}")
-        spec = spec_from_file_location(str(path), path)
-        if spec is None or spec.loader is None or not path.is_file():
+        if path.suffix != ".py" or not path.is_file():
             raise ValueError(f"{place} is not a Python file; {reference!r} must name one, and something in it.")
-        module = sys.modules[str(path)] = module_from_spec(spec)
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # at the end: it hides no other module
+        known = find_spec(path.stem)
+        # Where another module has its name, the file's path is its name.
+        found = known if known and known.origin == str(path) else spec_from_file_location(str(path), path)
+        assert found is not None
+        assert found.loader is not None
+        module = sys.modules[found.name] = module_from_spec(found)
         try:
-            spec.loader.exec_module(module)
+            found.loader.exec_module(module)
         except Exception as error:
-            del sys.modules[str(path)]
+            del sys.modules[found.name]
             raise ValueError(f"{place} cannot be run ({type(error).__name__}: {error}).") from error
-    found = vars(sys.modules[str(path)])
-    if name not in found:
+    if name not in vars(module):
         raise ValueError(f"{place} has nothing called {name!r}.")
-    return found[name]
+    return vars(module)[name]
 
 
 def _kind(kind: type) -> str | None:

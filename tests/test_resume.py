@@ -158,13 +158,38 @@ Trainer(runs.read(folder), folder).fit()
 """
 
 
-def process(folder):
-    return subprocess.Popen([sys.executable, "-c", GO_ON, str(folder)], stderr=subprocess.DEVNULL)
+def process(folder, *, code=("-c", GO_ON), **how):
+    return subprocess.Popen([sys.executable, *code, str(folder)], **{"stderr": subprocess.DEVNULL, **how})
 
 
 def steps_logged(folder):
     path = folder / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_of_the_whole_group_of_processes_saves_the_step(tmp_path, number):
+    """What `timeout`, a scheduler's cancel and a container's stop do: two processes that load images get it, too."""
+    run = small(duration="400 steps", checkpoint_every="400 steps", evaluate_every="400 steps", workers=2, **EVERYTHING)
+    for name in ("whole", "cut"):
+        runs.write(run, tmp_path / name)
+    assert process(tmp_path / "whole").wait() == 0
+    command = {"code": ("-m", "vitrail", "resume"), "start_new_session": True}
+    with process(tmp_path / "cut", **command, stderr=subprocess.PIPE, text=True) as running:
+        while steps_logged(tmp_path / "cut") < 20 and running.poll() is None:
+            time.sleep(0.01)
+        os.killpg(running.pid, number)
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, said
+    assert "Traceback" not in said
+    assert f"vitrail resume {tmp_path / 'cut'}" in said.splitlines()[-1]
+    done = int(checkpoint.newest(tmp_path / "cut" / "checkpoints").name.removeprefix("step-"))
+    assert 20 <= done < 400
+    assert steps_logged(tmp_path / "cut") == done
+    assert process(tmp_path / "cut").wait() == 0
+    ours, theirs = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import torch
 from small_runs import assert_same_run, crash_at, history, small, start, weights
 from torch._dynamo.utils import counters
 
-from vitrail import checkpoint, train
+from vitrail import Pipeline, checkpoint, train
+from vitrail import run as runs
 from vitrail.data.sources.open import Data
 from vitrail.evaluate import Accuracy
-from vitrail.models import vit
+from vitrail.models import resnet, vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.recipes.demo import demo
@@ -116,6 +117,23 @@ def test_numbers_that_are_read_a_step_late_are_the_same(tmp_path, quick, every):
     crash_at(trainer, 7)
     Trainer(small(log_every=every), tmp_path / "cut").fit()
     assert_same_run(tmp_path / "now", tmp_path / "cut")
+
+
+def test_a_resnet_trains_resumes_and_is_saved_as_a_vit_is(tmp_path, quick):
+    """BiT-R50x1 in small: the paper's baseline by the same commands."""
+    model = resnet.Config(blocks=(1, 1), channels=1, classes=10, image_size=(28, 28))
+    run = small(model=model, optim=optim.Config(lr=1e-3, schedule=Schedule("cosine")))
+    result = start(run, tmp_path / "whole").fit()
+    crash_at(start(run, tmp_path / "cut"), 7)
+    trainer = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
+    assert trainer.done == 6
+    trainer.fit()
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    pipeline, source = Pipeline.load(tmp_path / "whole"), trainer.val_source
+    assert isinstance(pipeline.task.model, resnet.ResNet)
+    answers = pipeline([source[index].image for index in range(100)], top=1)
+    right = [answer.index == source.target(index) for index, [answer] in enumerate(answers)]
+    assert sum(right) / 100 == result["accuracy"]
 
 
 def test_checkpointing_changes_no_bit(tmp_path, quick):

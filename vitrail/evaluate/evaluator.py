@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from vitrail.data.loader import Collate, evaluation
 from vitrail.data.sources.source import Source, Subset
 
 
+@runtime_checkable
 class Judged(Protocol):
     """What an evaluator asks of a task (tasks/task.py)."""
 

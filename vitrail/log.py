@@ -32,17 +32,18 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 Series = dict[str, tuple[Numbers, Numbers]]  # name -> (steps, values), of one length
 
-SETTLED_SECONDS = 60.0  # after which compiling, filling caches and starting processes are over
-JUDGED_SECONDS = 10.0  # of training at least, before its share of waiting means something
-WAITING = 0.05  # of the time; more is said
+SETTLED_SECONDS = 60.0  # after which compiling, filling caches and starting processes are done
+JUDGED_SECONDS = 10.0  # of training, the least over which the fraction of waiting means something
+WAITING = 0.05  # fraction of the time; more of it is reported
 SLOW = "images come too slowly"
 
 
 class Log:
-    """Writes one JSON line per logged step and shows: what, how far, how fast, how long still.
+    """Writes one JSON line per logged step and shows the progress: how far, how fast, how much time is left.
 
-    folder: gets metrics.jsonl; on resume, lines of steps that will be run again are taken out first.
-    total, done: steps of the run, and those that lie behind. tensorboard: whether its files are written, too.
+    folder: gets metrics.jsonl; on resume, lines of steps that will be run again are removed first. total, done: the
+    steps of the run, and those already done. tensorboard: whether its files are written, too. ValueError where it is
+    not installed.
     """
 
     def __init__(
@@ -83,16 +84,16 @@ class Log:
             self.board.close()
 
     def count(self, images: int, waited: float) -> None:
-        """Notes one step: its images, and the seconds for which it waited for them."""
+        """Counts one step: its images, and the seconds that it waited for them."""
         self.images += images
         self.waited += waited
 
     def mark(self) -> None:
-        """What was counted up to now belongs to the next call of `step`, which may come when more has been counted."""
+        """Assigns what was counted so far to the next call of `step`, which may come after more has been counted."""
         self.marked, self.images, self.waited = (self.images, self.waited), 0, 0.0
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Logs the metrics of the step that ended, with the speed and the share of waiting since the last call."""
+        """Logs the metrics of a step, with the speed and the fraction of time spent waiting since the last call."""
         if self.marked is None:
             self.mark()
         assert self.marked
@@ -115,47 +116,47 @@ class Log:
             self.say(f"step {step}/{self.total}  {text}  left {_clock(left)}")
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
-        """Logs what an evaluation after `step` steps found, once: a resumed run may come to the same step again."""
+        """Logs the metrics of an evaluation after `step` steps, once: a resumed run may reach that step again."""
         if step not in self.evaluations:
             self.write({"step": step, "evaluation": dict(result)})
-            self._draw("held-back", step, result)
+            self._draw("validation", step, result)
             self.evaluations[step] = result
 
     def note(self, step: int, text: str) -> None:
-        """Says a line that the run's page should repeat, once."""
+        """Shows a line that the run's page repeats, once."""
         if text not in self.notes:
             self.notes.append(text)
             self.write({"step": step, "note": text})
             self.say(text)
 
     def _judge(self, step: int, since: float, span: float, waited: float) -> None:
-        """Says once, well after the start, that images come too slowly."""
+        """Notes once, well after the start, that images come too slowly."""
         if self.slow or since - self.started < SETTLED_SECONDS:
             return
         self.judged, self.judged_wait = self.judged + span, self.judged_wait + waited
         if self.judged < JUDGED_SECONDS:
             return
-        share, seconds = self.judged_wait / self.judged, self.judged
+        fraction, seconds = self.judged_wait / self.judged, self.judged
         self.judged = self.judged_wait = 0.0
-        if share > WAITING:
+        if fraction > WAITING:
             self.slow = True
             self.note(
                 step,
-                f"{SLOW}: training waited for them {share:.0%} of {seconds:.0f} s. More processes that prepare them "
-                "may help (--workers), or images that are stored small, once (vitrail data pack).",
+                f"{SLOW}: training waited for them {fraction:.0%} of {seconds:.0f} s. Try more processes to prepare "
+                "them (--workers), or store them small, once (vitrail data pack).",
             )
 
     def busy(self, text: str) -> None:
-        """Shows what else than training goes on."""
+        """Shows what is being done besides training."""
         self.progress.update(self.bar, text=text)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, on the disk at once."""
+        """Writes one line of metrics.jsonl, to the disk at once."""
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
     def say(self, text: str) -> None:
-        """A line for the person at the terminal."""
+        """Shows a line on the terminal."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _draw(self, where: str, step: int, numbers: Mapping[str, float]) -> None:
@@ -164,12 +165,12 @@ class Log:
                 self.board.add_scalar(f"{where}/{name}", value, step)
 
     def pause(self, seconds: float) -> None:
-        """Leaves out of the speed what was not training: evaluation, checkpoints."""
+        """Excludes from the speed what was not training: evaluation, checkpoints."""
         self.since += seconds
 
 
 def _board(folder: Path, done: int) -> "SummaryWriter":
-    """TensorBoard's writer; steps after `done`, of a run that was killed, are taken out."""
+    """TensorBoard's writer; steps after `done`, of a run that was killed, are removed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -178,8 +179,8 @@ def _board(folder: Path, done: int) -> "SummaryWriter":
 
 
 def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
-    """Keeps the records up to step `done` and returns them: what a killed run wrote after its last checkpoint is
-    written again."""
+    """Keeps the records up to step `done` and returns them: a killed run writes again what followed its last
+    checkpoint."""
     if not path.exists():
         return []
     kept = [record for record in records(path) if record["step"] <= done]
@@ -196,8 +197,8 @@ def _clock(seconds: float) -> str:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl, each with a numeric "step". A line that is none is left out: a kill may have cut
-    it short."""
+    """The records of a metrics.jsonl, each with a numeric "step". Lines that are not records are left out, because a
+    kill may cut one short."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -210,14 +211,14 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """training: what was logged of steps; evaluations: of the held-back images."""
+    """training: the metrics that were logged of steps; evaluations: those on the validation images."""
 
     training: Series
     evaluations: Series
 
     def speed(self, batch: int) -> tuple[float, float, float]:
-        """(seconds of training, images per second, share of the time spent waiting for images), of all steps, those
-        before an interruption, too; evaluations are not in it. Zeros where nothing was logged."""
+        """(seconds of training, images per second, fraction of the time spent waiting for images) over all steps, those
+        before an interruption included, evaluations not. Zeros where nothing was logged."""
         steps, rates = self.training.get("images_per_second", (np.empty(0), np.empty(0)))
         waits = self.training.get("data_wait", (steps, np.zeros(len(steps))))[1]
         if not len(steps) or len(waits) != len(steps):
@@ -228,7 +229,7 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """The history in a metrics.jsonl; empty where there is no file."""
+    """Reads a metrics.jsonl; the history is empty where there is no file."""
     training: dict[str, tuple[array, array]] = {}
     evaluations: dict[str, tuple[array, array]] = {}
     for record in records(path) if path.is_file() else ():

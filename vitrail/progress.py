@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, otherwise a line now and then.
+"""Progress of long work on standard error: a bar on a terminal, elsewhere a line now and then.
 
 for image in track(images, len(images), "packing"): ...
 say("a line")
@@ -18,7 +18,7 @@ QUIET_SECONDS = 10.0  # between progress lines where standard error is not a ter
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items as they come, with a bar on standard error where that is a terminal, else a line now and then."""
+    """Yields the items, with a bar on standard error where that is a terminal, elsewhere a line now and then."""
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -36,5 +36,5 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 def say(text: str) -> None:
-    """A line on standard error; standard output is for results."""
+    """Prints a line on standard error; standard output is for results."""
     print(text, file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.audit.duplicates import COLOURS, SIDE, digest, thumbnail
 from vitrail.data.images.decode import BITS, FORMATS, ORIENTATION, UPRIGHT, quiet
-from vitrail.data.sources.source import Source, pixels
+from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.data.stream import prefetch
 from vitrail.progress import track
 

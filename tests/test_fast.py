@@ -7,7 +7,7 @@ import pytest
 from command_line import printed, write_mnist
 from PIL import Image
 
-from vitrail.data.sources.open import Data, open_splits
+from vitrail.data.sources.open import open_splits
 from vitrail.models.cost import parameters, tokens
 from vitrail.optim.schedule import steps_of
 from vitrail.recipes.fast import Look, fast, look_at
@@ -93,8 +93,3 @@ def test_train_without_a_recipe_is_fast(capsys, tmp_path, monkeypatch):
     result, err = printed(capsys, "train", "--data", "mnist", "--duration", "2 steps", "--model.depth", "1")
     assert result["run"] == "runs/fast"
     assert "fast: " in err
-
-
-def test_it_fits_the_classes_of_its_data(tmp_path):
-    data = photos(tmp_path / "two", [(20, 20)])
-    assert for_data(fast(data), open_splits(Data(data)).train).model.classes == 2

@@ -9,13 +9,12 @@ import pytest
 
 from vitrail import run as runs
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.data.sources.source import Arrays
 from vitrail.models import cost, vit
 from vitrail.optim.schedule import multiplier, steps_of
 from vitrail.pipeline import Pipeline
-from vitrail.recipes import MODERN, PRETRAIN, RECIPES
-from vitrail.recipes.finetune import choices, finetune, finetune_small, recipe_for, size_of
-from vitrail.tasks.classify import Config as TaskConfig
+from vitrail.recipes import RECIPES, rows
+from vitrail.recipes.finetune import choices, finetune, finetune_small, recipe_for
+from vitrail.tasks import Classify, ClassifyConfig
 
 # Table 3: (epochs, learning rate, decay, weight decay, dropout, clip)
 JFT, I21K, IMAGENET = ("linear", 0.1, 0.0, None), ("linear", 0.03, 0.1, None), ("cosine", 0.3, 0.1, 1.0)
@@ -53,9 +52,8 @@ PARAMETERS = {
 }
 IMAGES = {"jft": 303_000_000, "imagenet21k": 14_197_122, "imagenet": 1_281_167}
 CLASSES = {"jft": 18_291, "imagenet21k": 21_843, "imagenet": 1000}
-BIAS20 = -math.log(20)
 SMALL = ("small", "fashion_mnist", "cifar10")
-LARGE = sorted(recipe.__name__ for recipe in PRETRAIN + MODERN)
+LARGE = sorted(row.name for row in (*rows.TABLE3, *rows.MODERN))
 
 
 def save(folder, **changes):
@@ -63,7 +61,7 @@ def save(folder, **changes):
     shape = {"image_size": (32, 32), "patch_size": (16, 16), "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
     config = vit.Config(**{**shape, "classes": 3, "representation": 8, **changes})
     how = Preprocessing(config.image_size, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), "crop", 0.9, "bicubic")
-    Pipeline(vit.ViT(config), how, ("a", "b", "c")).save(folder)
+    Pipeline(Classify(vit.ViT(config), how, class_names=("a", "b", "c"))).save(folder)
     return str(folder)
 
 
@@ -83,8 +81,9 @@ def make(name, weights):
     return recipe("data", **more, **({"images": 2000} if name == "finetune" else {}))
 
 
-@pytest.mark.parametrize("name", sorted(TABLE3))
+@pytest.mark.parametrize("name", [row.name for row in rows.TABLE3])
 def test_pre_training_is_table_3(name):
+    assert len(rows.TABLE3) == len(TABLE3)
     run = RECIPES[name]("data")
     epochs, lr, decay, weight_decay, dropout, clip = TABLE3[name]
     data = name.rpartition("_")[2]
@@ -102,11 +101,7 @@ def test_pre_training_is_table_3(name):
     assert run.model.image_size == run.preprocessing.image_size == (224, 224)
     assert run.preprocessing.mean == run.preprocessing.std == (0.5, 0.5, 0.5)
     assert (run.augment.crop, run.augment.scale, run.augment.flip) == ("inception", (0.05, 1.0), 0.5)
-    assert (run.augment.mixup, run.augment.randaugment, run.task) == (0.0, 0, TaskConfig())
-
-
-def test_no_row_of_table_3_is_missing():
-    assert sorted(recipe.__name__ for recipe in PRETRAIN) == sorted(TABLE3)
+    assert (run.augment.mixup, run.augment.randaugment, run.task) == (0.0, 0, ClassifyConfig())
 
 
 @pytest.mark.parametrize("name", [name for name in LARGE if not name.startswith(("plain", "deit3"))])
@@ -159,7 +154,10 @@ def test_a_run_is_named_after_its_recipe_and_read_back_equal(tmp_path, weights, 
     [
         (1020, 500, 50, 0.1, (0.001, 0.003, 0.01, 0.03)),  # Flowers
         (3680, 500, 50, 0.1, (0.001, 0.003, 0.01, 0.03)),  # Pets
+        (19_999, 500, 50, 0.1, (0.001, 0.003, 0.01, 0.03)),  # the BiT-HyperRule's limits
+        (20_000, 10_000, 500, 0.02, (0.001, 0.003, 0.01, 0.03)),
         (50_000, 10_000, 500, 0.02, (0.001, 0.003, 0.01, 0.03)),  # CIFAR
+        (499_999, 10_000, 500, 0.02, (0.001, 0.003, 0.01, 0.03)),
         (1_281_167, 20_000, 500, 0.01, (0.003, 0.01, 0.03, 0.06)),  # ImageNet
     ],
 )
@@ -173,7 +171,7 @@ def test_fine_tuning_is_table_4(weights, images, steps, warmup, dev, rates):
     several = choices(run, images)
     assert tuple(one.optim.lr for one in several) == rates
     assert optim.lr in rates
-    assert {one.data.hold_back for one in several} == {dev}
+    assert {one.data.val_fraction for one in several} == {dev}
 
 
 def test_fine_tuning_starts_from_the_model_and_the_pixels_of_the_weights(weights):
@@ -195,18 +193,10 @@ def test_images_for_fine_tuning_are_whole_patches(tmp_path, patch, asked, image)
     assert run.model.image_size == run.preprocessing.image_size == image
 
 
-def test_without_their_number_the_images_are_counted(weights):
+def test_without_their_number_the_images_are_counted_and_weights_must_exist(weights):
     assert finetune("fashion", weights).duration == "500 steps"
-
-
-@pytest.mark.parametrize(("images", "steps"), [(19_999, 500), (20_000, 10_000), (499_999, 10_000), (500_000, 20_000)])
-def test_steps_follow_the_bit_hyper_rule(images, steps):
-    assert size_of(images).steps == steps
-
-
-def test_weights_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        finetune_small("data", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="none does not exist"):
+        finetune_small("data", "none")
 
 
 def test_choices_differ_in_the_learning_rate_alone(weights):
@@ -220,76 +210,59 @@ def test_choices_differ_in_the_learning_rate_alone(weights):
     assert [one.optim.lr for one in choices(run, 2000, [0.5])] == [0.5]
 
 
-@pytest.mark.parametrize(
-    ("images", "device", "recipe"),
-    [
-        (2000, "cpu", finetune_small),
-        (2000, "cuda", finetune_small),
-        (1_000_000, "cpu", finetune_small),
-        (60_000, "cuda", finetune),
-    ],
-)
-def test_two_thousand_photos_on_two_cores_get_the_small_recipe(images, device, recipe):
-    assert recipe_for(images, device) is recipe
+def test_few_images_and_cpus_get_the_small_recipe():
+    for images, device in ((2000, "cpu"), (2000, "cuda"), (1_000_000, "cpu")):
+        assert recipe_for(images, device) is finetune_small
+    assert recipe_for(60_000, "cuda") is finetune
 
 
 @dataclass(frozen=True)
 class Named:
-    """As much of a Source as for_data asks for."""
+    """As much of a Source as `adapt` asks for."""
 
     class_names: tuple[str, ...]
-    multi_label: bool
+    targets: str
 
     def __len__(self):
         return 1
 
     def __getitem__(self, index):
-        raise AssertionError("for_data reads no images")
+        raise AssertionError("adapt reads no images")
 
     target = name = __getitem__
 
 
-def source(classes, multi_label=False):
-    return Named(tuple(map(str, range(classes))), multi_label)
+def source(classes, targets="class"):
+    return Named(tuple(map(str, range(classes))), targets)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_gets_the_classes_of_its_data(weights, name):
-    run = for_data(make(name, weights), source(37))
+    before = make(name, weights)
+    run = before.task.adapt(before, source(37))
     assert run.model.classes == 37
-    assert run.task.loss == make(name, weights).task.loss
+    assert run.task.loss == before.task.loss
     if run.task.loss == "sigmoid":
-        assert run.task.head_bias == pytest.approx(-3.610918)
-    assert for_data(run, source(37)) == run
+        assert run.task.head_bias == pytest.approx(-math.log(37))
+    assert run.task.adapt(run, source(37)) == run
 
 
-def test_images_with_several_labels_get_a_sigmoid_and_its_bias():
-    run = RECIPES["cifar10"]("data")
-    assert (run.task.loss, run.task.smoothing) == ("softmax", 0.1)
-    run = for_data(replace(run, augment=replace(run.augment, mixup=0.2)), source(20, multi_label=True))
-    assert run.task == TaskConfig("sigmoid", head_bias=BIAS20)
-    assert run.augment.mixup == 0.2
-    assert for_data(run, source(20, multi_label=True)) == run
+LOG20 = -math.log(20)
 
 
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        (TaskConfig("sigmoid"), TaskConfig("sigmoid")),  # none was wanted
-        (TaskConfig("softmax", head_bias=-1.0), TaskConfig("sigmoid", head_bias=-1.0)),  # this one was
-        (TaskConfig("sigmoid", smoothing=0.1, head_bias=-6.9), TaskConfig("sigmoid", head_bias=BIAS20)),
-        (TaskConfig(class_weights=True), TaskConfig("sigmoid", class_weights=True, head_bias=BIAS20)),
+        (ClassifyConfig(smoothing=0.1), ClassifyConfig("sigmoid", head_bias=LOG20)),
+        (ClassifyConfig("sigmoid"), ClassifyConfig("sigmoid")),  # no bias was wanted
+        (ClassifyConfig("softmax", head_bias=-1.0), ClassifyConfig("sigmoid", head_bias=-1.0)),  # this one was
+        (ClassifyConfig("sigmoid", smoothing=0.1, head_bias=-6.9), ClassifyConfig("sigmoid", head_bias=LOG20)),
+        (ClassifyConfig(class_weights=True), ClassifyConfig("sigmoid", class_weights=True, head_bias=LOG20)),
     ],
 )
-def test_a_bias_that_was_asked_for_is_kept_where_it_can_be(task, expected):
-    run = replace(RECIPES["vit_b16_imagenet"]("data"), task=task)
-    assert for_data(run, source(20, multi_label=True)).task == expected
-
-
-def test_the_packaged_images_fit_a_recipe_for_them():
-    from vitrail.data.sources.open import Data, open_splits
-
-    train, _ = open_splits(Data())
-    assert isinstance(train, Arrays)
-    run = RECIPES["fashion_mnist"]("fashion")
-    assert for_data(run, train) == run
+def test_several_labels_get_a_sigmoid_and_a_bias_unless_another_was_asked_for(task, expected):
+    run = RECIPES["vit_b16_imagenet"]("data")
+    run = replace(run, task=task, augment=replace(run.augment, mixup=0.2))
+    adapted = run.task.adapt(run, source(20, "classes"))
+    assert (adapted.task, adapted.augment.mixup) == (expected, 0.2)
+    assert adapted.task.adapt(adapted, source(20, "classes")) == adapted

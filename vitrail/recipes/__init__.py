@@ -1,71 +1,48 @@
 """Recipes: functions that return a Run; a docstring states command, cost and expected score.
 
-RECIPES["vit_b16_imagenet"]("imagenet")     # what `vitrail train vit_b16_imagenet --data imagenet` runs
+    RECIPES["vit_b16_imagenet"]("imagenet")     # what `vitrail train vit_b16_imagenet --data imagenet` runs
+    listed()["vit_b16_imagenet"]                # its docstring, without importing torch
+
+Neither this file nor rows.py imports torch, so that `vitrail train --help` answers at once.
 """
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitrail.recipes.demo import demo
-from vitrail.recipes.fast import fast
-from vitrail.recipes.finetune import finetune, finetune_small
-from vitrail.recipes.modern import (
-    augreg_b16_imagenet,
-    augreg_b16_imagenet21k,
-    augreg_s16_imagenet21k,
-    deit3_b16_imagenet,
-    deit3_s16_imagenet,
-    plain_s16_imagenet,
-)
-from vitrail.recipes.pretrain import (
-    r50_vit_b16_jft,
-    r50_vit_b32_jft,
-    r50_vit_l16_jft,
-    r50_vit_l32_jft,
-    vit_b16_imagenet,
-    vit_b16_imagenet21k,
-    vit_b16_jft,
-    vit_b32_imagenet,
-    vit_b32_imagenet21k,
-    vit_b32_jft,
-    vit_h14_jft,
-    vit_l16_imagenet,
-    vit_l16_imagenet21k,
-    vit_l16_jft,
-    vit_l32_imagenet,
-    vit_l32_imagenet21k,
-    vit_l32_jft,
-)
-from vitrail.recipes.small import cifar10, fashion_mnist, small
-from vitrail.run import Run
+from vitrail.recipes import rows
 
-PRETRAIN = (
-    vit_b16_jft,
-    vit_b32_jft,
-    vit_l32_jft,
-    vit_l16_jft,
-    vit_h14_jft,
-    r50_vit_b16_jft,
-    r50_vit_b32_jft,
-    r50_vit_l32_jft,
-    r50_vit_l16_jft,
-    vit_b16_imagenet21k,
-    vit_b32_imagenet21k,
-    vit_l16_imagenet21k,
-    vit_l32_imagenet21k,
-    vit_b16_imagenet,
-    vit_b32_imagenet,
-    vit_l16_imagenet,
-    vit_l32_imagenet,
-)
-MODERN = (
-    augreg_s16_imagenet21k,
-    augreg_b16_imagenet21k,
-    augreg_b16_imagenet,
-    plain_s16_imagenet,
-    deit3_s16_imagenet,
-    deit3_b16_imagenet,
-)
-RECIPES: dict[str, Callable[..., Run]] = {
-    recipe.__name__: recipe
-    for recipe in (demo, fast, small, fashion_mnist, cifar10, finetune_small, finetune, *MODERN, *PRETRAIN)
-}
+if TYPE_CHECKING:
+    from vitrail.run import Run
+
+    RECIPES: dict[str, Callable[..., Run]]
+
+WRITTEN = ("demo", "fast", "small")  # modules whose functions are recipes that need nothing but data
+
+
+def listed() -> dict[str, str]:
+    """The docstrings of the recipes that need nothing but data, by name. Functions are read from their files, because
+    importing those would import torch."""
+    found = {}
+    for module in WRITTEN:
+        for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Run":
+                found[node.name] = ast.get_docstring(node) or ""
+    return found | {row.name: row.text for row in (*rows.MODERN, *rows.TABLE3)}
+
+
+def __getattr__(name: str) -> "dict[str, Callable[..., Run]]":
+    """RECIPES, imported when it is first used."""
+    if name != "RECIPES":
+        raise AttributeError(f"module 'vitrail.recipes' has no attribute {name!r}")
+    from vitrail.recipes.demo import demo
+    from vitrail.recipes.fast import fast
+    from vitrail.recipes.finetune import finetune, finetune_small
+    from vitrail.recipes.modern import MODERN
+    from vitrail.recipes.pretrain import PRETRAIN
+    from vitrail.recipes.small import cifar10, fashion_mnist, small
+
+    written = (demo, fast, small, fashion_mnist, cifar10, finetune_small, finetune)
+    found = globals()["RECIPES"] = {recipe.__name__: recipe for recipe in (*written, *MODERN, *PRETRAIN)}
+    return found

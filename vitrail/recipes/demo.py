@@ -1,6 +1,6 @@
-"""The demo: a small ViT from scratch on the images in the package, in the way of the recipe `fast`.
+"""The demo: a small ViT from scratch on the images in the package, similar to the recipe `fast`.
 
-Fashion-MNIST's 28 x 28 photographs make 16 patches of 7 x 7: few tokens, which is where the time is.
+Fashion-MNIST's 28 x 28 images make 16 patches of 7 x 7: few tokens, and so little time.
 """
 
 from vitrail.data.images.augment import Augment

@@ -1,10 +1,10 @@
-"""`fast`: as accurate as a few minutes of a laptop allow, from scratch, on whatever small images there are.
+"""`fast`: as accurate as a few minutes on a laptop allow, from scratch, on any small images.
 
-    vitrail train --data photos                   # what train does where no recipe is named
+    vitrail train --data photos                   # what train does without the name of a recipe
     run = fast("fashion-mnist")
 
-What makes it fast was measured (LOG.md, 2026-11-25; docs/results.md): few tokens, so that many images are seen, and
-Muon for the matrices of the blocks, which needs less than half as many of them as AdamW.
+Two choices make it fast (LOG.md, 2026-11-25; docs/results.md): few tokens, so that many images are seen, and Muon for
+the matrices of the blocks, which needs less than half as many images as AdamW.
 """
 
 from dataclasses import dataclass, replace
@@ -22,16 +22,16 @@ from vitrail.optim.schedule import Schedule
 from vitrail.run import Run
 from vitrail.tasks import ClassifyConfig
 
-NATIVE = 64  # pixels a side, up to which images that all have one size keep it
-PHOTO = 96  # what others become
-LOOKED_AT = 16  # images that tell of what kind they all are
-EXAMPLES = 240_000  # images that are seen in all, some of them often
-OFTEN = 10  # times that an image is seen, from which on it is better changed more
+NATIVE = 64  # pixels a side up to which images of one size keep it; others become PHOTO
+PHOTO = 96
+LOOKED_AT = 16  # images that the recipe looks at
+EXAMPLES = 240_000  # training examples in all
+OFTEN = 10  # epochs above which augmentation is stronger
 
 
 @dataclass(frozen=True)
 class Look:
-    """What images are like: (height, width), the same for all or None; 1 channel where all are grey; how many."""
+    """The size of images, (height, width) or None where they differ; 1 channel if all are grey; how many there are."""
 
     size: tuple[int, int] | None
     channels: int
@@ -45,8 +45,8 @@ def fast(data: str) -> Run:
     125,000 of 32 px 10. Not measured on photographs, which become 96 px.
     Expected: 88.2 % of Fashion-MNIST's 10,000 test images after 3.2 epochs (docs/results.md).
 
-    Images of one size up to 64 px keep it; where all are grey, so is the model. Few images are seen often, and then
-    RandAugment and Mixup change them more.
+    Images of one size up to 64 px keep it; grey images get a model with one channel. With few images there are many
+    epochs, and then RandAugment and Mixup are added.
     """
     look = look_at(data)
     photo, grey = look.size is None, look.channels == 1
@@ -81,25 +81,20 @@ def fast(data: str) -> Run:
 
 
 def look_at(data: str) -> Look:
-    """What the images at a place are like, by a few of them. Where it does not exist, which is said once the run
-    begins, they are taken for colour images of 32 x 32.
-
-    ValueError as open_splits raises it.
-    """
-    if data != PACKAGED and not Path(data).exists():
+    """The kind of images at a place, from a few of them; colour images of 32 x 32 where it does not exist, because
+    opening it later reports that. ValueError as open_splits raises it."""
+    if data != PACKAGED and ".py:" not in data and not Path(data).exists():
         return Look((32, 32), 3, 50_000)
     source = open_splits(Data(data)).train
     seen = _some(source)
-    shapes = {image.shape[:2] for image in seen}
-    size = next(iter(shapes)) if len(shapes) == 1 else None
-    if size and max(size) > NATIVE:
-        size = None
+    sizes = {image.shape[:2] for image in seen}
+    size = sizes.pop() if len(sizes) == 1 else None
     grey = all((image == image[..., :1]).all() for image in seen)
-    return Look(size, 1 if grey and seen else 3, len(source))
+    return Look(size if size and max(size) <= NATIVE else None, 1 if grey and seen else 3, len(source))
 
 
 def _some(source: Source) -> list[np.ndarray]:
-    """A few images of a source, evenly spread, without those that cannot be read."""
+    """A few images of a source, evenly spread, except those that cannot be read."""
     found = []
     for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
         try:

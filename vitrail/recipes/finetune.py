@@ -5,8 +5,8 @@
     run = finetune_small("photos", "ViT-B_16.npz")      # an hour rather than days without a GPU
     several = choices(run, images=2000)                 # with each of the paper's learning rates, to choose among
 
-The old head, both of its layers, gives way to one zero-initialised layer (section 3.2), and the model keeps the pixels
-that its weights know: their mean, deviation and interpolation. recipe_for() says which of the two suits a machine.
+Both layers of the old head are replaced by one zero-initialised layer (section 3.2); the preprocessing keeps the
+weights' mean, std and interpolation. recipe_for() says which of the two suits a machine.
 """
 
 import math
@@ -32,7 +32,7 @@ FEW = 50_000  # images, below which even a GPU does not need the paper's fine-tu
 
 @dataclass(frozen=True)
 class Size:
-    """What is right for data sets below a number of images. dev: the share held back to choose a learning rate on."""
+    """For data sets below a number of images. dev: the fraction of them on which a learning rate is chosen."""
 
     below: float
     steps: int
@@ -40,8 +40,8 @@ class Size:
     rates: tuple[float, ...]
 
 
-# Table 4's steps and rates and section B.1.1's shares for Pets and Flowers, for CIFAR, and for ImageNet. Where one ends
-# and the next begins is the BiT-HyperRule's, which has the same steps (Kolesnikov et al., 2020, arXiv 1912.11370).
+# Table 4's steps and rates and section B.1.1's fractions for Pets and Flowers, for CIFAR, and for ImageNet. The limits
+# are the BiT-HyperRule's, which has the same steps (Kolesnikov et al., 2020, arXiv 1912.11370).
 SIZES = (
     Size(2e4, 500, 0.10, RATES),
     Size(5e5, 10_000, 0.02, RATES),
@@ -50,7 +50,7 @@ SIZES = (
 
 
 def size_of(images: int) -> Size:
-    """What the paper does with so many images."""
+    """The paper's settings for so many images."""
     return next(size for size in SIZES if images < size.below)
 
 
@@ -62,9 +62,9 @@ def finetune(data: str, weights: str, images: int | None = None, image_size: int
     Expected: with Google's ViT-B/16 from ImageNet-21k 99.0 % on CIFAR-10, 92.1 % on CIFAR-100 (README of Google's
     vision_transformer), 83.97 % on ImageNet (Table 5).
 
-    images: how many there are to train on; without it they are counted. image_size: of the square that images become,
-    less what is no whole patch. Crops are Google's input_pipeline.py's; so is the warm-up of 500 steps, of which the
-    paper says nothing: here a tenth of the run where that is less.
+    images: how many there are to train on; without it they are counted. image_size: the side of the square that images
+    become, rounded down to whole patches. Crops are Google's input_pipeline.py's; so is the warm-up of 500 steps, which
+    the paper does not mention: here a tenth of the run if that is less.
     """
     steps = size_of(len(open_splits(Data(data)).train) if images is None else images).steps
     model, how = _start(weights)
@@ -99,8 +99,8 @@ def finetune_small(data: str, weights: str) -> Run:
     petaFLOPs, about 75 minutes on two cores; with ViT-Ti/16 0.15, about 20.
     Expected: not measured on public data yet.
 
-    Learning rates fall by a quarter from layer to layer (BEiT's layer decay, arXiv 2106.08254), so that what the lower
-    ones know is kept though Adam's steps are large. Crops show a third of the image or more.
+    Learning rates fall by a quarter from layer to layer (BEiT's layer decay, arXiv 2106.08254), so that the lower ones
+    change little though Adam's steps are large. Crops show a third of the image or more.
     """
     model, how = _start(weights)
     return Run(
@@ -119,13 +119,13 @@ def finetune_small(data: str, weights: str) -> Run:
 
 
 def recipe_for(images: int, device: str) -> Callable[..., Run]:
-    """finetune_small for few images, and on a CPU, where the paper's 500 steps would take ViT-B/16 a week."""
+    """finetune_small for few images and on a CPU, where the paper's 500 steps would take ViT-B/16 a week."""
     return finetune_small if device == "cpu" or images < FEW else finetune
 
 
 def choices(run: Run, images: int, rates: Sequence[float] = ()) -> list[Run]:
-    """The run once for each learning rate, on the training images but for the paper's share, which judges them; then
-    the run itself is trained with the best, on all of them.
+    """The run once for each learning rate, validated on the paper's fraction of the training images; the run itself is
+    then trained with the best rate on all of them.
 
     images: how many there are to train on. rates: the paper's for so many images; with AdamW a third, one and three
     times the run's own.
@@ -133,11 +133,16 @@ def choices(run: Run, images: int, rates: Sequence[float] = ()) -> list[Run]:
     size = size_of(images)
     rates = rates or (size.rates if run.optim.name == "sgd" else [run.optim.lr * factor for factor in (1 / 3, 1, 3)])
     data = replace(run.data, val_fraction=size.dev, val=None)
-    return [replace(run, data=data, optim=replace(run.optim, lr=rate)) for rate in rates]
+    return [at(replace(run, data=data), rate) for rate in rates]
+
+
+def at(run: Run, rate: float) -> Run:
+    """The run at another learning rate."""
+    return replace(run, optim=replace(run.optim, lr=rate))
 
 
 def _start(weights: str) -> tuple[Config, Preprocessing]:
-    """The model that weights are for, without a pre-logits layer, and the images that it knows."""
+    """The model of the weights, without a pre-logits layer, and its preprocessing."""
     found = read(locate(resolve(weights)))
     config = found.config
     return replace(config, representation=None) if isinstance(config, vit.Config) else config, found.preprocessing

@@ -3,8 +3,8 @@
     vitrail train small --data photos
     run = cifar10("cifar-10-batches-py")
 
-A Transformer knows nothing of images before it has seen many, so these models and their images are small, augmentation
-is strong and training long. Where weights fit your images, fine-tuning is far better (finetune.py).
+A Transformer needs many images to learn what an image is, so these models and their images are small, augmentation
+strong and training long. Where there are weights for such images, fine-tuning is far better (finetune.py).
 """
 
 from vitrail.data.images.augment import Augment

@@ -11,16 +11,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitrail.batch import Batch
+    from vitrail.data.sources.open import Splits
+    from vitrail.data.sources.source import Example
+    from vitrail.evaluate import Evaluator
     from vitrail.models.zoo import configure, create
     from vitrail.pipeline import Pipeline
+    from vitrail.run import Run
+    from vitrail.tasks import Task, TaskConfig
+    from vitrail.train import Trainer
     from vitrail.weights.hub import push_to_hub
     from vitrail.weights.load import load
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "configure", "create", "load", "push_to_hub"]
+__all__ = [
+    "Batch",
+    "Evaluator",
+    "Example",
+    "Pipeline",
+    "Run",
+    "Splits",
+    "Task",
+    "TaskConfig",
+    "Trainer",
+    "__version__",
+    "configure",
+    "create",
+    "load",
+    "push_to_hub",
+]
 
 _HOME = {
+    "Batch": "vitrail.batch",
+    "Evaluator": "vitrail.evaluate",
+    "Example": "vitrail.data.sources.source",
     "Pipeline": "vitrail.pipeline",
+    "Run": "vitrail.run",
+    "Splits": "vitrail.data.sources.open",
+    "Task": "vitrail.tasks",
+    "TaskConfig": "vitrail.tasks",
+    "Trainer": "vitrail.train",
     "configure": "vitrail.models.zoo",
     "create": "vitrail.models.zoo",
     "load": "vitrail.weights.load",

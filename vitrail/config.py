@@ -25,6 +25,10 @@ UNIONS = (typing.Union, types.UnionType)
 PACKAGE = "vitrail."
 
 
+class UnknownKind(TypeError):
+    """A kind that no class here has, perhaps because it is in a file of the user's."""
+
+
 def dump(value: Any) -> Any:
     """A value of dataclasses, tuples, lists, dicts and plain values as JSON has it."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -151,7 +155,7 @@ def _tagged(tagged: dict[str, type], value: Any) -> Any:
     if not isinstance(value, dict) or set(value) != {"kind", "config"}:
         raise TypeError(f'{value!r} is not {{"kind": ..., "config": ...}}')
     if value["kind"] not in tagged:
-        raise TypeError(f"the kind {value['kind']!r} is not known here; there is {', '.join(sorted(tagged))}")
+        raise UnknownKind(f"the kind {value['kind']!r} is not known here; there is {', '.join(sorted(tagged))}")
     return _dataclass(tagged[value["kind"]], value["config"])
 
 
@@ -169,7 +173,7 @@ def _dataclass(kind: type, value: Any) -> Any:
         try:
             found[name] = _parse(hints[name], item)
         except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
     return kind(**found)
 
 

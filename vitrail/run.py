@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vitrail.config import dump, kinds, parse
+from vitrail.config import UnknownKind, dump, kinds, parse
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data
@@ -164,12 +164,15 @@ def code() -> str:
 
 
 def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
-    path = folder / "run.json"
+    path, record = folder / "run.json", dict[str, Any]()
     try:
         record = json.loads(path.read_text())
         return parse(Run, record["run"]), record
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a run folder: it has no run.json.") from None
+    except UnknownKind as error:
+        file = record["run"]["recipe"].rpartition(":")[0] or "FILE.py"
+        raise ValueError(f"{path}: {error}; if it is in a file of yours, let that run first: --code {file}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); a run cannot be resumed without it.") from error
 

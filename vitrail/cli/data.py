@@ -1,6 +1,5 @@
-"""The command that makes images small once and for all (data pack)."""
+"""The commands about data: what is wrong with it (data check), and made small once and for all (data pack)."""
 
-import json as jsonlib
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,47 +7,79 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.options import Flag
+from vitrail.cli.options import Command, DataPlace, Given, consent
 
 SHOWN = 5  # images that were left out
 
 
-@dataclass
-class Pack:
-    """Make images small once, so that training need not decode and shrink them in every epoch.
+@dataclass(kw_only=True)
+class Check(Command):
+    """Find faults in images and labels before a model is trained on them.
 
-    FOLDER then stands wherever DATA stood: the same images, splits, classes and order. Exit status: 0 done, 1 where
-    images were left out (--unreadable skip).
+    Unreadable, blank and tiny images; copies across splits, under several labels and twice; classes with few images.
+    Every image is read once. Exit status: 0 nothing wrong was found, 1 something was.
     """
 
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """The images, of any kind that vitrail train reads."""
+    needs = "DATA"
+    data: DataPlace
+    val: Annotated[str, arg(metavar="PATH", help_behavior_hint="")] = ""
+    """The validation images, where they are at another place."""
+    page: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """Write a page that shows the images found, such as check.html."""
+
+    def run(self, given: Given) -> None:
+        from vitrail.data.audit.findings import check, text
+        from vitrail.data.sources.open import Data, find_splits
+        from vitrail.report.data_page import write
+
+        if self.page and not Path(self.page).parent.is_dir():
+            raise ValueError(f"the folder of --page {self.page} does not exist; make it first.")
+        consent(self.data, self.val)
+        splits = find_splits(Data(self.data))
+        if self.val:
+            found = find_splits(Data(self.val))
+            splits = {("train" if name == "all" else name): source for name, source in splits.items()}
+            splits["val"] = next(found[name] for name in ("val", "test", "all", "train") if name in found)
+        report = check(splits)
+        if self.page:
+            write(report, Path(self.page), splits)
+        self.answer(report.document(), text(report))
+        if report.faults:
+            sys.exit(1)
+
+
+@dataclass(kw_only=True)
+class Pack(Command):
+    """Shrink images once, so that training need not decode and shrink them in every epoch.
+
+    FOLDER then takes the place of DATA: the same images, splits, classes and order. Exit status: 0 done, 1 where images
+    were left out (--unreadable skip).
+    """
+
+    needs = "DATA FOLDER"
+    data: DataPlace
     out: Positional[Annotated[str, arg(metavar="FOLDER")]]
-    """What to write, such as photos-256."""
-    size: int = 256
-    """What the shorter side becomes, in pixels, unless it is smaller; a model for 224 pixels needs 256 or more."""
+    """The folder to write, such as photos-256."""
+    size: Annotated[int, arg(metavar="N")] = 256
+    """The shorter side in pixels, unless the image is smaller; a model for 224 pixels needs 256 or more."""
     kind: Literal["raw", "jpeg"] = "raw"
-    """raw: pixels, the fastest to read. jpeg: JPEGs, a tenth of the size on the disk."""
-    quality: int = 92
+    """raw: pixels, the fastest to read. jpeg: JPEGs, a tenth of the size on disk."""
+    quality: Annotated[int, arg(metavar="N")] = 92
     """Of jpeg, 1 to 100."""
     unreadable: Literal["refuse", "skip"] = "refuse"
-    """Whether an image that cannot be read ends it, or is left out and counted."""
-    json: Flag = False
-    """Print one JSON document: {images, bytes, left_out}."""
+    """Stop at an image that cannot be read, or leave it out and count it."""
 
-    def run(self, rest: list[str]) -> None:
+    def run(self, given: Given) -> None:
         from vitrail.data.pack import pack
         from vitrail.data.sources.open import Data, find_splits
 
-        done = pack(find_splits(Data(self.data)), Path(self.out), self.size, self.kind, self.quality, self.unreadable)
-        if self.json:
-            print(jsonlib.dumps(asdict(done), indent=2))
-        else:
-            images = ", ".join(f"{count:,} {split}" for split, count in done.images.items())
-            print(f"{self.out} has {images} images in {done.bytes / 2**20:,.1f} MiB; use it in place of {self.data}.")
-            for problem in done.left_out[:SHOWN]:
-                print(f"left out: {problem}")
-            if len(done.left_out) > SHOWN:
-                print(f"and {len(done.left_out) - SHOWN:,} more")
+        consent(self.data)
+        splits = find_splits(Data(self.data))
+        done = pack(splits, Path(self.out), self.size, self.kind, self.quality, self.unreadable)
+        images = ", ".join(f"{count:,} {split}" for split, count in done.images.items())
+        lines = [f"{self.out} has {images} images in {done.bytes / 2**20:,.1f} MiB; use it in place of {self.data}."]
+        lines += [f"left out: {problem}" for problem in done.left_out[:SHOWN]]
+        lines += [f"and {len(done.left_out) - SHOWN:,} more"] if len(done.left_out) > SHOWN else []
+        self.answer(asdict(done), "\n".join(lines))
         if done.left_out:
             sys.exit(1)

@@ -1,9 +1,7 @@
-"""What `vitrail info` says of a model: configuration, parameters, tokens and FLOPs at any image size.
+"""The card of `vitrail info`: a model's configuration, parameters, tokens and FLOPs at any image size.
 
-A card is a dict for programs, and a text for people:
-
-    card = describe("ViT-H/14", {"classes": 10}, image_size=(384, 384))      # a dict for JSON
-    print(text(card))
+card = describe("ViT-H/14", {"classes": 10}, image_size=(384, 384))      # a dict for JSON
+print(text(card))
 """
 
 import json
@@ -18,7 +16,7 @@ from vitrail.pipeline import locate
 from vitrail.weights.hub import PREFIXES, resolve
 from vitrail.weights.load import read
 
-# Of files with weights: such a word is never a model's name, even where no file has it.
+# Of files with weights: such a word is never a model's name, even where there is no such file.
 SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -30,7 +28,7 @@ def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] 
     `configure` and `weights.load.read` raise, and for overrides of a file or folder.
     """
     preprocessing, class_names = None, None
-    if Path(model).exists() or Path(model).suffix in SUFFIXES or model.startswith(PREFIXES):
+    if is_file(model):
         if overrides:
             raise ValueError(f"{model} is a trained model; its fields ({', '.join(overrides)}) cannot be overridden.")
         weights = read(locate(resolve(model)))
@@ -47,11 +45,16 @@ def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] 
         raise ValueError(f"{name} with these fields is too large to exist ({error}).") from error
     card = {"name": name, "config": asdict(config), "parameters": count, "image_size": list(size)}
     card |= _at(config, size) | {"preprocessing": preprocessing, "class_names": class_names}
-    if isinstance(config, vit.Config) and _remains(config, size):
+    if isinstance(config, vit.Config) and any(side % stride for side, stride in zip(size, config.stride, strict=True)):
         fits = size[0] >= config.stride[0] and size[1] >= config.stride[1]
         others = [choice for choice in ("pad", "crop") if choice != config.remainder and (fits or choice == "pad")]
         card["other_remainders"] = {choice: _at(replace(config, remainder=choice), size) for choice in others}
     return card
+
+
+def is_file(model: str) -> bool:
+    """Whether it is a file or folder with weights, here or on the Hub, rather than a name of the zoo."""
+    return Path(model).exists() or Path(model).suffix in SUFFIXES or model.startswith(PREFIXES)
 
 
 def _at(config: Config, size: tuple[int, int]) -> dict[str, Any]:
@@ -59,10 +62,6 @@ def _at(config: Config, size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(config, resnet.Config):
         return {"tokens": None, "grid": None, "flops": flops(config, size)}
     return {"tokens": tokens(config, size), "grid": list(config.grid(size)), "flops": flops(config, size)}
-
-
-def _remains(config: vit.Config, size: tuple[int, int]) -> bool:
-    return bool(size[0] % config.stride[0] or size[1] % config.stride[1])
 
 
 def text(card: dict[str, Any]) -> str:

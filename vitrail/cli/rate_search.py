@@ -1,40 +1,33 @@
 """The paper's choice of a learning rate (Table 4): a run for each on a part of the training images, judged on the rest.
 
-    trials = choices(run, images, rates)                # recipes/finetune.py
-    if usable(folder, run, trials):
-        tried = choose(trials, folder)                  # a run folder each, FOLDER.choice/lr-0.003
-        outcome = settle(at(run, best(tried, run)), folder, AGAIN)
+    tried = choose(choices(run, images, rates), folder)     # a run folder each, FOLDER.choice/lr-0.003
+    outcome = settle(at(run, best(tried, run)), folder, AGAIN)
 
-Every step goes on where an earlier call was interrupted, so that the same command may be typed again.
+Every step continues where an earlier call was interrupted, so that the same command may be typed again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from vitrail import run as runs
-from vitrail.cli.launch import DIVERGED, settle
-from vitrail.cli.results import Outcome, ended, headline
+from vitrail.cli.launch import DIVERGED, Outcome, ended, settle
+from vitrail.evaluate.summary import headline
 from vitrail.progress import say
+from vitrail.recipes.finetune import at
 from vitrail.run import Run
 
 AGAIN = "the same command"
 
 
-def at(run: Run, rate: float) -> Run:
-    """The run at another learning rate."""
-    return replace(run, optim=replace(run.optim, lr=rate))
-
-
 def usable(folder: Path, run: Run, trials: Sequence[Run]) -> bool:
-    """Whether the choice and its run can begin in a folder, or go on there after an interruption."""
+    """Whether the choice and its run can begin in a folder, or continue there after an interruption."""
     wanted = [at(run, trial.optim.lr) for trial in trials]
     new = not folder.exists() or (_holds(folder, wanted) and ended(folder) is None)
     return new and all(not (there := _place(folder, one)).exists() or _holds(there, [one]) for one in trials)
 
 
 def choose(trials: Sequence[Run], folder: Path) -> dict[float, Outcome | None]:
-    """The outcome of each trial by its rate; None where the loss was no number. Raises and exits as `begin` does."""
+    """The outcome of each trial by its rate; None where the loss became NaN. Raises and exits as `begin` does."""
     found: dict[float, Outcome | None] = {}
     for trial in trials:
         place, rate = _place(folder, trial), trial.optim.lr
@@ -43,7 +36,7 @@ def choose(trials: Sequence[Run], folder: Path) -> dict[float, Outcome | None]:
         except ValueError:
             if not (place / DIVERGED).exists():
                 raise
-            say(f"at a learning rate of {rate:g} the loss became no number.")
+            say(f"the loss became NaN at learning rate {rate:g}.")
             found[rate] = None
     return found
 
@@ -52,15 +45,13 @@ def best(tried: Mapping[float, Outcome | None], run: Run) -> float:
     """The rate with the highest score, the first of equals. ValueError where all diverged."""
     scores = {rate: run.score(outcome.metrics) for rate, outcome in tried.items() if outcome}
     if not scores:
-        raise ValueError(f"the loss was no number at any rate ({', '.join(map(str, tried))}); give lower --rates.")
+        raise ValueError(f"the loss became NaN at every rate ({', '.join(map(str, tried))}); give lower --rates.")
     return max(scores, key=lambda rate: scores[rate])
 
 
 def table(tried: Mapping[float, Outcome | None], run: Run) -> str:
     """A line for each rate."""
-    words = {
-        rate: headline(outcome.metrics) if outcome else "the loss was no number" for rate, outcome in tried.items()
-    }
+    words = {rate: headline(outcome.metrics) if outcome else "the loss became NaN" for rate, outcome in tried.items()}
     return "\n".join(
         f"lr {rate:<8g} {said}{'  the best' if rate == best(tried, run) else ''}" for rate, said in words.items()
     )
@@ -74,5 +65,5 @@ def _holds(folder: Path, wanted: Sequence[Run]) -> bool:
     """Whether the folder is that of one of these runs."""
     try:
         return runs.read(folder) in wanted
-    except ValueError:  # of no run, or damaged
+    except ValueError:  # not of a run, or damaged
         return False

@@ -1,175 +1,145 @@
-"""The commands that train from scratch, and the one that goes on: demo, train, resume.
+"""The commands that train from scratch, and the one that resumes: demo, train, resume.
 
-Their `run` imports what it needs, for `--help` must not wait for torch.
+Here as elsewhere, `run` imports what it needs, so that `--help` need not wait for torch.
 """
 
-import ast
-import json as jsonlib
-import textwrap
-from dataclasses import dataclass, fields
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.options import Flag, Folder, out_folder, paragraphs
-from vitrail.cli.words import options
+from vitrail.cli import options
+from vitrail.cli.options import Command, Flag, Given, ModelCommand, Out, consent
 
 if TYPE_CHECKING:
     from vitrail.data.sources.source import Source
     from vitrail.run import Run
 
-RECIPES_FOLDER = Path(__file__).parent.parent / "recipes"
 
-
-@dataclass
-class Demo:
+@dataclass(kw_only=True)
+class Demo(Command):
     """Train a small ViT on the images in the package: about three minutes on two cores."""
 
-    out: Folder = "runs/demo"
+    out: Annotated[str, arg(metavar="FOLDER")] = "runs/demo"
     """The run folder; it must not exist yet."""
-    data: Folder = "fashion"
-    """"fashion" for the images in the package, or a folder or file of images of your own."""
+    data: Annotated[str, arg(metavar="FOLDER")] = "fashion"
+    """"fashion" for the images in the package, or a folder or file with your own images."""
     duration: Annotated[str, arg(metavar="TIME")] = "10 epochs"
     """How long to train: "3 epochs" or "500 steps", with the quotes."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Decides the initial values, the order of the images and their augmentation."""
-    json: Flag = False
-    """Print the result as one JSON document on standard output."""
 
-    def run(self, rest: list[str]) -> None:
-        from vitrail import run as runs
+    def run(self, given: Given) -> None:
         from vitrail.cli.launch import begin
         from vitrail.data.sources.open import open_splits
         from vitrail.recipes.demo import demo
 
-        folder = Path(self.out)
-        runs.vacant(folder)
+        consent(self.data)
         run = demo(self.data, self.duration, self.seed)
         splits = open_splits(run.data)
-        outcome = begin(run.task.adapt(run, splits.train), folder, splits)
-        examples = _examples(splits.val, folder)
-        if self.json:
-            print(jsonlib.dumps({**outcome.document(), "predictions": examples}, indent=2))
-            return
-        for example in examples:
-            truth, label = example["truth"], example["label"]
-            mark = "right" if label == truth else "wrong"
-            print(f"  {example['file']}: {label} ({example['probability']:.0%}), is {truth}: {mark}")
-        print(outcome.text())
+        outcome = begin(run, Path(self.out), splits, adapt=True)
+        examples = _examples(splits.val, outcome.folder)
+        shown = "  {file}: {label} ({probability:.0%}), is {truth}: {right}"
+        lines = [shown.format(**e, right="right" if e["label"] == e["truth"] else "wrong") for e in examples]
+        self.answer({**outcome.document(), "predictions": examples}, "\n".join([*lines, outcome.text()]))
 
 
-@dataclass
-class Train:
-    """Train a model by a recipe, or by the one for whatever small images there are.
+@dataclass(kw_only=True)
+class Train(Command):
+    """Train a model by a recipe; without a name by `fast`, which suits any small images.
 
-    Any field of the recipe may be overridden: --batch 128 --optim.lr 3e-4 --duration "3 epochs" --image-size 160.
-    vitrail train RECIPE --help shows a recipe, and all that may be overridden.
+    Any field of the recipe can be set: --batch 128 --optim.lr 3e-4 --duration "3 epochs" --image-size 160. A recipe and
+    all of its options: vitrail train RECIPE --help.
     """
 
-    data: Annotated[str, arg(metavar="PATH")]
-    """The images: class folders, MNIST's or CIFAR's files, a table, a saved Hugging Face data set or tars."""
-    recipe: Positional[Annotated[tuple[str, ...], arg(metavar="[RECIPE]", help_behavior_hint="")]] = ()
-    """One of those above. Without it fast: whatever small images there are, from scratch, in a few minutes."""
-    out: Annotated[str, arg(metavar="FOLDER", help_behavior_hint="")] = ""
-    """The run folder, which must not exist yet. Without it runs/RECIPE, or the first that is free of -2, -3, ..."""
-    json: Flag = False
-    """Print the result as one JSON document on standard output."""
+    extends = True
+    recipe: Positional[Annotated[str, arg(metavar="[RECIPE]", help_behavior_hint="")]] = ""
+    """One of those above, or FILE.py:NAME, a function of yours that returns a Run. Without it: fast, from scratch in a
+    few minutes."""
+    data: Annotated[str, arg(metavar="PATH", help_behavior_hint="(required, unless RECIPE is your own)")] = ""
+    """The images: class folders, MNIST's or CIFAR's files, a table, a saved Hugging Face data set, tars; or a function
+    of yours that returns a Source, FILE.py:NAME."""
+    out: Out = ""
+    """The run folder, which must not exist yet. Without it runs/RECIPE, or the first free one of -2, -3, ..."""
 
-    def run(self, rest: list[str]) -> None:
-        from vitrail import run as runs
+    def run(self, given: Given) -> None:
         from vitrail.cli.launch import begin
-        from vitrail.cli.overrides import override
-        from vitrail.data.sources.open import open_splits
 
-        name, *others = self.recipe or ("fast",)
-        words = options([*others, *rest], "train takes one recipe")
-        run = override(recipe(name, self.data), words, [field.name for field in fields(self)])
-        folder = Path(self.out) if self.out else out_folder(name, lambda path: not path.exists())
-        runs.vacant(folder)
-        splits = open_splits(run.data, run.task.needs)
-        outcome = begin(run if "model.classes" in words else run.task.adapt(run, splits.train), folder, splits)
-        print(jsonlib.dumps(outcome.document(), indent=2) if self.json else outcome.text())
+        run = options.override(recipe(self.recipe or "fast", self.data), given, self)
+        consent(run.data.path, run.data.val)
+        folder = options.folder_for(run.recipe.rpartition(":")[2], self.out)
+        outcome = begin(run, folder, adapt="model.classes" not in given)
+        self.answer(outcome.document(), outcome.text())
+
+    @classmethod
+    def help(cls, prog: str, words: Sequence[str]) -> None:
+        from vitrail.config import attribute
+        from vitrail.recipes import listed
+
+        command, _ = options.parse(cls, prog, [word for word in words if word not in ("-h", "--help")])
+        if name := command.recipe:
+            run = recipe(name, command.data or "PATH")
+            about = listed().get(name) or inspect.getdoc(attribute(name)) or ""
+            more = "--image-size H [W] is the size of model and preprocessing; {True,False} may be left out for True."
+            options.show(run, f"{prog} {name} --data PATH", f"{about}\n\n{more}")
+        options.show(cls, prog, f"{inspect.getdoc(cls)}\n\nrecipes:\n\n{options.columns(listed())}")
 
 
-@dataclass
-class Resume:
-    """Go on with a run that was stopped or killed, exactly as if it had not been."""
+@dataclass(kw_only=True)
+class Resume(ModelCommand):
+    """Continue a run that was stopped or killed, exactly as if it had not been."""
 
-    folder: Positional[Folder]
+    needs = "FOLDER"
+    folder: Positional[Annotated[str, arg(metavar="FOLDER")]]
     """The run folder, such as runs/demo."""
     anyway: Flag = False
-    """Go on though the data is not what it was."""
-    json: Flag = False
-    """Print the result as one JSON document on standard output."""
+    """Continue although the data has changed."""
 
-    def run(self, rest: list[str]) -> None:
+    def run(self, given: Given) -> None:
         from vitrail.cli.launch import go_on
 
         outcome = go_on(Path(self.folder), self.anyway)
-        print(jsonlib.dumps(outcome.document(), indent=2) if self.json else outcome.text())
+        self.answer(outcome.document(), outcome.text())
 
 
 def recipe(name: str, data: str) -> "Run":
-    """A recipe's Run. ValueError for a name that is none, and for a recipe that starts from weights."""
-    from vitrail.recipes import RECIPES
+    """The Run of a recipe in the package, or of FILE.py:NAME, whose file is run; `recipe` is that name. ValueError for
+    an unknown name, a recipe that starts from weights, missing data, and what does not give a Run."""
+    from vitrail.config import attribute
+    from vitrail.recipes import RECIPES, listed
+    from vitrail.run import Run
 
-    known = recipes()
-    if name in RECIPES and name not in known:
-        raise ValueError(f"{name} starts from weights: vitrail finetune {data} --weights WEIGHTS")
-    if name not in known:
-        from vitrail.cli.overrides import nearest
-
-        near = nearest(name, list(known))
+    known = listed()
+    if ".py:" not in name and name not in known:
+        if name in RECIPES:
+            raise ValueError(f"{name} starts from weights: vitrail finetune {data or 'DATA'} --weights WEIGHTS")
+        near = options.nearest(name, list(known))
         hint = f"did you mean {near}?" if near else "vitrail train --help lists them."
         raise ValueError(f"there is no recipe {name!r}; {hint}")
-    return RECIPES[name](data=data)
-
-
-def recipes() -> dict[str, str]:
-    """The docstrings of the recipes that need nothing but data, by name; read from the files, for importing them would
-    import torch."""
-    found = {}
-    for path in sorted(RECIPES_FOLDER.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Run":
-                needed = node.args.args[: len(node.args.args) - len(node.args.defaults)]
-                if not node.name.startswith("_") and [a.arg for a in needed] in ([], ["data"]):
-                    found[node.name] = ast.get_docstring(node) or ""
-    return found
-
-
-def listing(width: int) -> str:
-    """The recipes and the first line of each docstring, in lines of at most `width` columns."""
-    known = recipes()
-    wide = max(map(len, known)) + 4
-    lines = [
-        textwrap.fill(text.splitlines()[0], width, initial_indent=f"  {name}".ljust(wide), subsequent_indent=" " * wide)
-        for name, text in known.items()
-    ]
-    return "\n".join(("recipes:", *lines))
-
-
-def page(name: str, width: int) -> str:
-    """All that is to be said of a recipe: its docstring, and the options that override it."""
-    from vitrail.cli.overrides import table
-
-    about = (
-        f"usage: vitrail train {name} --data PATH [--out FOLDER] [--json] [--OPTION VALUE ...]\n\n{recipes()[name]}\n\n"
-        "Options, with what they take and what the recipe has for them. --image-size H [W] is both sizes at once."
-    )
-    return f"{paragraphs(about, width)}\n\n{table(recipe(name, 'PATH'), width)}"
+    consent(data)
+    found = RECIPES[name] if name in known else attribute(name, run=True)
+    if callable(found):
+        takes = inspect.signature(found).parameters.get("data")
+        if takes and takes.default is takes.empty and not data:
+            raise ValueError("vitrail train needs --data PATH; see vitrail train --help.")
+        found = found(**({"data": data} if takes and data else {}))
+    if not isinstance(found, Run):
+        raise ValueError(f"{name} gives {type(found).__name__}; a recipe is a function that returns a Run.")
+    return replace(found, recipe=name, data=replace(found.data, path=data or found.data.path))
 
 
 def _examples(source: "Source", folder: Path, count: int = 5) -> list[dict[str, Any]]:
-    """The saved model's answers on the first held-back images: what was trained is what predicts."""
+    """The saved model's answers on the first validation images: what was trained is what predicts."""
     from vitrail.data.sources.source import classes_of
     from vitrail.pipeline import Pipeline
 
-    pipeline, found = Pipeline.load(folder), []
-    for index in range(min(count, len(source))):
-        image, target, name, _ = source[index]
-        [best] = pipeline(image, top=1)
-        truth = ", ".join(source.class_names[number] for number in classes_of(target))
-        found.append({"file": name, "truth": truth, "label": best.label, "probability": best.probability})
-    return found
+    examples = [source[index] for index in range(min(count, len(source)))]
+    truths = [", ".join(source.class_names[number] for number in classes_of(one.target)) for one in examples]
+    best = [answer[0] for answer in Pipeline.load(folder)([one.image for one in examples], top=1)]
+    return [
+        {"file": one.name, "truth": truth, "label": answer.label, "probability": answer.probability}
+        for one, truth, answer in zip(examples, truths, best, strict=True)
+    ]

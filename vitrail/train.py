@@ -92,6 +92,7 @@ class Trainer:
         full; all leave a checkpoint to go on from.
         """
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with Log(self.folder, self.total, self.done, tensorboard=self.run.tensorboard) as log, stoppable() as stop:
                 for note in self.notes:
                     log.note(self.done, note)

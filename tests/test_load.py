@@ -1,8 +1,10 @@
 """Every public layout loads and predicts what its own library does: at most 2e-5 from it, every parameter moved."""
 
 import json
+import math
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from reference import perturb
 from safetensors.torch import save_file
 
 import vitrail
+from vitrail.models import resnet
 from vitrail.weights.load import load, load_and_report, read
 
 SIZES = [(224, 224), (384, 384), (160, 288)]
@@ -43,6 +46,7 @@ TIMM = {
     "CLIP": ("vit_base_patch16_clip_quickgelu_224", {"num_classes": 7}),
     "no bias in qkv": ("vit_base_patch16_224_miil", {}),
     "gated": ("vit_giant_patch14_dinov2", {"num_classes": 7, "img_size": 224, "mlp_ratio": 4.0}),
+    "registers with positions": ("vit_base_patch16_224", {"reg_tokens": 2}),
 }
 
 
@@ -60,13 +64,15 @@ def test_timm(tmp_path, name, size):
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_bare_state_dict_of_timms(tmp_path, suffix):
-    model = perturb(timm.create_model("vit_tiny_patch16_224", depth=2), dtype=torch.float32)
+    model = perturb(timm.create_model("vit_tiny_patch16_224", depth=2, dynamic_img_size=True), dtype=torch.float32)
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
         torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
     else:
         save_file(model.state_dict(), path)
     assert_same(load(path), model, pixels((224, 224)))
+    # As many patches as the table has rows, and another grid all the same.
+    assert_same(load(path, image_size=(112, 448)), model, pixels((112, 448)))
 
 
 def test_a_hybrid_of_timms_has_the_same_parameters(tmp_path):
@@ -74,7 +80,22 @@ def test_a_hybrid_of_timms_has_the_same_parameters(tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     weights = read(tmp_path / "w.safetensors")
     assert weights.config.stem.blocks == ()
-    assert set(weights.origin.values()) == set(model.state_dict())
+    assert {name for theirs in weights.origin.values() for name in theirs} == set(model.state_dict())
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_timms_resnet_that_has_our_names_is_not_taken_for_ours(tmp_path, classes):
+    """Its kernels are standardised by another epsilon, so it would be wrong and silent."""
+    model = timm.models.resnetv2.ResNetV2((1,), num_classes=classes, preact=False, conv_layer=timm.layers.StdConv2dSame)
+    ours = set(resnet.ResNet(resnet.Config((1,), classes=classes), torch.device("meta")).state_dict())
+    assert ours ^ set(model.state_dict()) == (
+        {"head.weight", "head.bias", "head.fc.weight", "head.fc.bias"} if classes else set()
+    )
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetv2_50x1_bit"}))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ValueError, match=f"{path} is of an architecture that is not known"):
+            load(path)
 
 
 def small_vit(**more):
@@ -112,15 +133,19 @@ def test_hugging_faces_deit(tmp_path, size):
     assert_same(load(tmp_path), classifier(model), pixels(size))
 
 
+def save_dinov2(path, kind="Dinov2", gated=False):
+    names = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 224, "patch_size": 14}
+    config = getattr(transformers, f"{kind}Config")(**names, use_swiglu_ffn=gated)
+    model = perturb(getattr(transformers, f"{kind}Model")(config), dtype=torch.float32)
+    model.save_pretrained(path)
+    return model
+
+
 @pytest.mark.parametrize("size", [(224, 224), (378, 378), (154, 280)])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
 def test_hugging_faces_dinov2(tmp_path, kind, gated, size):
-    config = getattr(transformers, f"{kind}Config")(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=14, use_swiglu_ffn=gated
-    )
-    model = perturb(getattr(transformers, f"{kind}Model")(config), dtype=torch.float32)
-    model.save_pretrained(tmp_path)
+    model = save_dinov2(tmp_path, kind, gated)
     assert_same(load(tmp_path).tokens, lambda images: model(images).last_hidden_state, pixels(size))
 
 
@@ -158,6 +183,26 @@ def test_preprocessing_and_names_come_with_the_weights(tmp_path):
     weights = read(tmp_path / "timm")
     assert weights.class_names == ("a", "b", "c")
     assert weights.preprocessing.mean == pytest.approx(model.pretrained_cfg["mean"])
+
+
+@pytest.mark.parametrize(
+    ("processor", "fraction"),
+    [
+        (None, 0.875),  # DINOv2's own: 256 for 224
+        ({"size": {"shortest_edge": 248}, "crop_size": {"height": 224, "width": 224}}, 0.9),
+        ({"size": {"shortest_edge": 235}, "crop_size": {"height": 224, "width": 224}}, 0.95),
+        ({"size": {"shortest_edge": 25}, "crop_size": {"height": 7, "width": 7}}, 0.27),  # 7 / 0.28 is just below 25
+        ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, 1.0),
+    ],
+)
+def test_the_fraction_that_a_crop_leaves_is_a_number_as_a_person_writes_it(tmp_path, processor, fraction):
+    save_dinov2(tmp_path)
+    if processor:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    how = read(tmp_path).preprocessing
+    assert (how.resize, how.crop_fraction) == ("crop", fraction)
+    edge = processor["size"]["shortest_edge"] if processor else 256
+    assert math.floor(how.image_size[0] / how.crop_fraction) == edge  # as timm computes it
 
 
 def test_a_new_head_is_zero_and_the_old_one_goes_whole(tmp_path):
@@ -204,39 +249,68 @@ class Runs:
 def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
     save({"model": Runs()}, tmp_path / "w.pth")
-    with pytest.raises(
-        ValueError, match=r"w\.pth is damaged, or holds Python objects besides tensors, which could run code"
-    ):
+    with pytest.raises(ValueError, match=r"w\.pth .*holds Python objects"):
         load(tmp_path / "w.pth")
     assert not (tmp_path / "trace-of-a-pickle").exists()
 
 
-def test_what_does_not_fit_is_named(tmp_path):
-    path = tmp_path / "w.safetensors"
-    save_file({"conv1.weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"w\.safetensors is of an architecture that is not known"):
-        load(path)
-    model = timm.create_model("vit_tiny_patch16_224", depth=2)
-    tensors = dict(model.state_dict())
-    del tensors["blocks.1.norm1.weight"]
-    save_file(tensors, path)
-    with pytest.raises(ValueError, match=r"w\.safetensors: there is no tensor blocks\.1\.norm1\.weight"):
-        load(path)
-    save_file(model.state_dict(), path)
-    with pytest.raises(ValueError, match=r"w\.safetensors: .*patch_embed\.proj\.weight is .* the model's"):
-        load(path, patch_size=8)
-    with pytest.raises(ValueError, match="has no field 'class'; did you mean classes"):
-        load(path, **{"class": 3})
+def small_timm(path, without=None, **more):
+    found = timm.create_model(
+        "vit_base_patch16_224", **{"embed_dim": 64, "depth": 2, "num_heads": 4, **more}
+    ).state_dict()
+    save_file({name: tensor for name, tensor in found.items() if name != without}, path / "w.safetensors")
+    return path / "w.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("without", "overrides", "message"),
+    [
+        ("blocks.1.norm1.weight", {}, r"w\.safetensors: .*blocks\.1\.norm1\.weight"),
+        ("blocks.0.mlp.fc2.weight", {}, r"w\.safetensors: .*blocks\.0\.mlp\.fc2\.weight"),
+        ("patch_embed.proj.weight", {}, r"w\.safetensors is of an architecture"),
+        (None, {"patch_size": 8}, r"w\.safetensors: patch_embed\.proj\.weight is .*16, 16.* \(64, 3, 8, 8\)"),
+        (None, {"class": 3}, "'class'.* classes"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, without, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load(small_timm(tmp_path, without), **overrides)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.npz does not exist"):
         vitrail.load(tmp_path / "gone.npz")
 
 
 def test_a_width_that_does_not_tell_the_heads_asks_for_them(tmp_path):
-    model = timm.create_model("vit_base_patch16_224", embed_dim=48, depth=2, num_heads=4)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="a width of 48 does not tell the number of heads; say heads="):
-        load(tmp_path / "w.safetensors")
-    assert load(tmp_path / "w.safetensors", heads=4).config.heads == 4
+    path = small_timm(tmp_path, embed_dim=48)
+    with pytest.raises(ValueError, match="width of 48 .*heads="):
+        load(path)
+    assert load(path, heads=4).config.heads == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("config", "hidden_size", "64"),
+        ("config", "hidden_size", None),
+        ("config", "image_size", {}),
+        ("config", "layer_norm_eps", "small"),
+        ("config", "hidden_act", ["gelu"]),
+        ("config", "model_type", ["vit"]),
+        ("config", "id2label", ["cat"]),
+        ("config", "hidden_act", ...),
+        ("preprocessor_config", "size", {"height": "224"}),
+        ("preprocessor_config", "image_mean", 0.5),
+    ],
+)
+def test_settings_of_another_type_are_a_sentence(tmp_path, file, field, value):
+    transformers.ViTForImageClassification(transformers.ViTConfig(**small_vit())).save_pretrained(tmp_path)
+    path = tmp_path / f"{file}.json"
+    settings = (json.loads(path.read_text()) if path.exists() else {}) | {field: value}
+    path.write_text(json.dumps({name: value for name, value in settings.items() if value is not ...}))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load(tmp_path)
 
 
 def test_nothing_is_left_at_its_initial_value(tmp_path):
@@ -254,7 +328,7 @@ def test_weights_in_several_files_are_put_together(tmp_path):
     assert_same(load(tmp_path), classifier(model), pixels((224, 224)))
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
-    with pytest.raises(ValueError, match=r"index\.json is no index of tensors \(it names files outside its folder"):
+    with pytest.raises(ValueError, match=r"index\.json .*outside its folder"):
         load(tmp_path)
 
 

@@ -96,4 +96,6 @@ def _plain(value: Any) -> str:
         return (" x " if sides else " / ").join(map(_plain, value))
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, float):  # 0.875, not the 0.8749999999999999 of a folder that has it so
+        value = float(f"{value:.6g}")
     return value if isinstance(value, str) else json.dumps(value)

@@ -9,9 +9,7 @@ are not, nor is the standardising of a ResNet's weights, which does not grow wit
 
 import math
 
-from vitrail.models import resnet, vit
-
-Config = vit.Config | resnet.Config
+from vitrail.models import Config, resnet, vit
 
 
 def parameters(config: Config) -> int:

@@ -16,10 +16,8 @@ from typing import Any, TypeVar
 import torch
 
 from vitrail.config import parse_field
-from vitrail.models import resnet, vit
+from vitrail.models import Config, Model, resnet, vit
 
-Config = vit.Config | resnet.Config
-Model = vit.ViT | resnet.ResNet
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 # name: (width, depth, heads, MLP)

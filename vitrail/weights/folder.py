@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail.config import dump, parse
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.models import resnet, vit
+from vitrail.models import Config, vit
 from vitrail.weights import timm
+from vitrail.weights.format import Place, Weights
+from vitrail.weights.tensors import write_folder, write_tensors
 
 TASK = "task.safetensors"
 
@@ -34,7 +36,7 @@ class Card:
     task: {"kind": ..., "config": {...}}, what the model was trained for, as tasks/ knows it.
     """
 
-    model: vit.Config | resnet.Config
+    model: Config
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     task: dict[str, Any]
@@ -48,6 +50,31 @@ class Card:
             raise ValueError(f'its task is {self.task}, not {{"kind": ..., "config": ...}}')
 
 
+class ModelFolder:
+    """The format. original: the types that the tensors had."""
+
+    name = "vitrail"
+
+    def recognise(self, place: Place) -> bool:
+        return "vitrail" in place.settings
+
+    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+        card, found, extra = read(place.path)
+        types = {name: tensor.dtype for name, tensor in found.items()}
+        tensors = {name: tensor.to(torch.float32) for name, tensor in found.items()}
+        origin, names = {name: (name,) for name in found}, card.class_names or None
+        how = card.preprocessing
+        return Weights(self.name, card.model, tensors, origin, how, names, extra, card.task, types)
+
+    def write(self, weights: Weights, target: Path) -> list[str]:
+        own = weights.format == self.name
+        types = weights.original if own else {}
+        tensors = {name: tensor.to(types.get(name, tensor.dtype)) for name, tensor in weights.tensors.items()}
+        names = weights.class_names or tuple(str(i) for i in range(weights.config.classes))
+        card = Card(weights.config, weights.preprocessing, names, weights.task)
+        return write(target, tensors, card, weights.extra if own else None)
+
+
 def write(
     folder: Path, tensors: Mapping[str, Tensor], card: Card, extra: Mapping[str, Tensor] | None = None
 ) -> list[str]:
@@ -55,23 +82,22 @@ def write(
 
     tensors: the model's. extra: what the task has besides.
     """
-    config, settings, stored, lost = card.model, dict[str, Any](), dict(tensors), ["a ResNet of this kind"]
+    config, settings, stored, lost = card.model, dict[str, Any](), tensors, ["a ResNet of this kind"]
     if isinstance(config, vit.Config):
-        stored, lost = timm.write(config, tensors), timm.lost(config)
+        stored, lost = timm.state_dict(config, tensors), timm.lost(config, card.preprocessing)
         settings = timm.describe(config, card.preprocessing, card.class_names)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_plain(stored), folder / "model.safetensors", metadata={"format": "pt"})
+        write_folder(folder, stored, config={**settings, "vitrail": dump(card)})
+        (folder / TASK).unlink(missing_ok=True)
         if extra:
-            save_file(_plain(extra), folder / TASK)
-        (folder / "config.json").write_text(json.dumps({**settings, "vitrail": dump(card)}, indent=2) + "\n")
+            write_tensors(folder / TASK, extra)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'} could not be written ({error}).") from error
+        raise ValueError(f"{folder} could not be written ({error}).") from error
     return lost
 
 
 def read(folder: Path) -> tuple[Card, dict[str, Tensor], dict[str, Tensor]]:
-    """(card, the model's tensors by our names, in float32, what the task has besides).
+    """(card, the model's tensors by our names, what the task has besides), in the types that they were written in.
 
     ValueError names the file that is missing or damaged.
     """
@@ -85,7 +111,6 @@ def read(folder: Path) -> tuple[Card, dict[str, Tensor], dict[str, Tensor]]:
         if found.get(name) != expected.get(name):
             here, there = (str(tuple(s[name])) if name in s else "missing" for s in (found, expected))
             raise ValueError(f"{path} does not fit config.json: {name} is {here} in it, {there} by config.json.")
-    tensors = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
     return card, tensors, _tensors(folder / TASK) if (folder / TASK).exists() else {}
 
 
@@ -108,7 +133,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}).") from error
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

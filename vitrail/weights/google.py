@@ -11,27 +11,29 @@ its heads apart: query, key and value (D, heads, D_h), out (heads, D_h, D). Ther
 with a prefix in front (params/, opt/target/, params/img/), and bfloat16 as two raw bytes. The numerics come with the
 format: tanh GELU, eps 1e-6, positions resampled bilinearly with aligned corners, a VALID patch convolution.
 
-    config, tensors, layout, origin = read(arrays)        # arrays: an Npz, or name -> numpy array
-    arrays = write(config, tensors, layout)               # the same names, shapes and bits
+    config, tensors, layout, origin = from_arrays(arrays)         # an Npz, or name -> numpy array
+    arrays = to_arrays(config, tensors, layout)                   # the same names, shapes and bits
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrail.models import resnet, vit
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.models import vit
+from vitrail.weights.format import Place, Weights
 from vitrail.weights.google_names import entries
 from vitrail.weights.mapping import gather, scatter
-from vitrail.weights.npz import Form, Npz, forms_of
-from vitrail.weights.shapes import square
-
-Arrays = Npz | Mapping[str, NDArray[np.generic]]
+from vitrail.weights.npz import Arrays, Form, forms_of
+from vitrail.weights.shapes import Shapes, placed
 
 PREFIXES = ("", "opt/target/", "params/img/", "params/", "img/")
 
@@ -50,7 +52,29 @@ class Layout:
     forms: tuple[tuple[str, Form], ...] = ()
 
 
-def recognise(names: Iterable[str]) -> str | None:
+class Google:
+    """The format. Google's models, all of them, read pixels in [-1, 1]."""
+
+    name = "google"
+
+    def recognise(self, place: Place) -> bool:
+        return prefix_of(place.arrays) is not None
+
+    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+        config, tensors, layout, origin = from_arrays(place.arrays, image_size)
+        gray = (0.5,) * config.channels
+        how = Preprocessing(config.image_size, gray, gray)
+        return Weights(self.name, config, tensors, origin, how, original=layout)
+
+    def write(self, weights: Weights, target: Path) -> list[str]:
+        layout = weights.original if isinstance(weights.original, Layout) else None
+        arrays: dict[str, Any] = {**to_arrays(weights.vit(self.name), weights.tensors, layout)}
+        with target.open("wb") as file:  # numpy would append .npz to a path
+            np.savez(file, **arrays)
+        return []
+
+
+def prefix_of(names: Iterable[str]) -> str | None:
     """The prefix of Google's names, or None where these are not Google's."""
     for name in names:
         if name.endswith("embedding/kernel") and name.removesuffix("embedding/kernel") in PREFIXES:
@@ -75,7 +99,7 @@ def strip(forms: Mapping[str, Form], prefix: str) -> dict[str, tuple[str, int | 
     return view
 
 
-def infer(shapes: Mapping[str, tuple[int, ...]], image_size: tuple[int, int] | None) -> vit.Config:
+def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
     """The configuration that arrays of these shapes belong to. ValueError where they are of another model.
 
     The positions do not say whether their grid is square: image_size, (height, width), is for where it is not.
@@ -85,28 +109,22 @@ def infer(shapes: Mapping[str, tuple[int, ...]], image_size: tuple[int, int] | N
     if attention is None:
         raise ValueError(f"there is no {block}MultiHeadDotProductAttention_*: this is not a Vision Transformer.")
     hidden = "MlpBlock_0" if attention.endswith("_0") else "MlpBlock_3"
-    try:
-        rows, columns, channels, width = shapes["embedding/kernel"]
-        _, heads, _ = shapes[f"{block}{attention}/query/kernel"]
-        _, mlp_dim = shapes[f"{block}{hidden}/Dense_0/kernel"]
-        stem = _infer_stem(shapes)
-        representation = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
-        classes = shapes["head/kernel"][1] if "head/kernel" in shapes else 0
-    except KeyError as error:
-        raise ValueError(f"there is no array {error}: the file is incomplete, or of another architecture.") from None
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"the arrays have other shapes than a Vision Transformer's ({error}).") from None
-    table = shapes.get("pos_embedding", shapes.get("Transformer/posembed_input/pos_embedding"))
+    rows, columns, channels, width = shapes.sizes("embedding/kernel", 4)
+    stem = None
+    if "conv_root/kernel" in shapes:
+        *_, channels, outputs = shapes.sizes("conv_root/kernel", 4)
+        stem = shapes.stem(r"block(\d+)/unit(\d+)/", outputs, channels)
+    table = next((n for n in ("pos_embedding", "Transformer/posembed_input/pos_embedding") if n in shapes), None)
     token = "cls" in shapes
     config = vit.Config(
         patch_size=(rows, columns),
-        channels=stem.channels if stem else channels,
+        channels=channels,
         width=width,
-        depth=len({n.split("/")[1] for n in shapes if n.startswith("Transformer/encoderblock_")}),
-        heads=heads,
-        mlp_dim=mlp_dim,
-        classes=classes,
-        representation=representation,
+        depth=shapes.depth(r"Transformer/encoderblock_(\d+)/"),
+        heads=shapes.sizes(f"{block}{attention}/query/kernel", 3)[1],
+        mlp_dim=shapes.sizes(f"{block}{hidden}/Dense_0/kernel", 2)[1],
+        classes=shapes.size("head/kernel", 1),
+        representation=shapes.size("pre_logits/kernel", 1) or None,
         pool="map" if "MAPHead_0/probe" in shapes else "token" if token else "avg",
         class_token=token,
         class_position=token and "pos_embedding" not in shapes,
@@ -118,40 +136,27 @@ def infer(shapes: Mapping[str, tuple[int, ...]], image_size: tuple[int, int] | N
     )
     if table is None:  # sin-cos: any size does, and the authors trained such models at this one
         return replace(config, image_size=image_size or (224, 224))
-    return square(config, table[1], image_size)
+    return placed([config], shapes.sizes(table, 3)[1], image_size)
 
 
-def _infer_stem(shapes: Mapping[str, tuple[int, ...]]) -> resnet.Config | None:
-    if "conv_root/kernel" not in shapes:
-        return None
-    *_, channels, width = shapes["conv_root/kernel"]
-    units = {tuple(map(int, m.groups())) for n in shapes if (m := re.match(r"block(\d+)/unit(\d+)/", n))}
-    stages = max((stage for stage, _ in units), default=0)
-    blocks = tuple(sum(1 for stage, _ in units if stage == s + 1) for s in range(stages))
-    return resnet.Config(blocks=blocks, width_factor=width // 64, channels=channels, classes=0)
-
-
-def read(
+def from_arrays(
     arrays: Arrays, image_size: tuple[int, int] | None = None
-) -> tuple[vit.Config, dict[str, Tensor], Layout, dict[str, str]]:
+) -> tuple[vit.Config, dict[str, Tensor], Layout, dict[str, tuple[str, ...]]]:
     """(configuration, float32 tensors under our names, the file's layout, our name -> its names).
 
-    ValueError where these are not Google's names, an array is missing, or has another shape than the rest asks for.
+    ValueError where an array is missing, or has another shape than the rest asks for.
     """
     forms = forms_of(arrays)
-    prefix = recognise(forms)
-    if prefix is None:
-        raise ValueError("there is no embedding/kernel: these are not the weights of a Vision Transformer of Google's.")
+    prefix = prefix_of(forms) or ""
     view = strip(forms, prefix)
-    shapes = {inside: forms[name][0] if i is None else forms[name][0][1:] for inside, (name, i) in view.items()}
+    shapes = Shapes({inside: forms[n][0] if i is None else forms[n][0][1:] for inside, (n, i) in view.items()})
     config = infer(shapes, image_size)
     newer = any("MultiHeadDotProductAttention_0" in n for n in view if n.startswith("Transformer/"))
-    expected = {name: tensor.shape for name, tensor in vit.ViT(config, torch.device("meta")).state_dict().items()}
 
     def get(name: str) -> Tensor | None:
         return _tensor(arrays, *view[name]) if name in view else None
 
-    tensors, origin = gather(entries(config, newer), get, expected)
+    tensors, origin = gather(entries(config, newer), get, config)
     stacked = any(index is not None for _, index in view.values())
     return config, tensors, Layout(prefix, newer, stacked, tuple(forms.items())), origin
 
@@ -167,7 +172,7 @@ def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-def write(
+def to_arrays(
     config: vit.Config, tensors: Mapping[str, Tensor], layout: Layout | None = None
 ) -> dict[str, NDArray[np.generic]]:
     """The arrays of a model, in the layout of the file that it came from, or in the dialect that can hold it.

@@ -1,8 +1,4 @@
-"""Google's names for the tensors of a ViT, and how its arrays lie: the table of google.py, both directions.
-
-Kernels are (inputs, outputs), convolutions (H, W, inputs, outputs), and attention keeps its heads apart: query, key and
-value (D, heads, D_h), out (heads, D_h, D).
-"""
+"""Google's names for the tensors of a ViT, and how its arrays lie: the table of google.py, both directions."""
 
 from collections.abc import Iterator
 

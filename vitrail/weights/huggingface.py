@@ -1,21 +1,22 @@
-"""Hugging Face's ViT, DINOv2 (with registers) and ViTMAE encoder: names on disk, and config.json's numerics.
+"""Hugging Face's ViT, DeiT, DINOv2 (with registers) and ViTMAE encoder: names on disk, and config.json's numerics.
 
 transformers renames its modules from time to time, but what it writes and what the hub holds keeps these names.
-
-    config, tensors, origin = read(tensors, settings)        # settings: config.json
-    state_dict = write(config, tensors, kind)
 """
 
+import itertools
 import math
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from vitrail.config import parse
 from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.models import vit
-from vitrail.weights.mapping import Entry, gather, rows, same, scatter
+from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
+from vitrail.weights.mapping import Entry, added, gather, layers, rows, same, scatter
+from vitrail.weights.shapes import Shapes
+from vitrail.weights.tensors import write_folder
 
 KINDS = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
 NAMES = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
@@ -25,40 +26,77 @@ ACTIVATIONS: dict[str, vit.Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
+# Fields that transformers leaves open: how positions are resampled and images cut, and what only training needs.
+FREE = {"resample", "remainder", "dropout", "attention_dropout", "drop_path"}
 
 
-def infer(settings: Mapping[str, Any], found: Mapping[str, Tensor]) -> vit.Config:
+class HuggingFace:
+    """The format: a folder with config.json, preprocessor_config.json and a state dict."""
+
+    name = "huggingface"
+
+    def recognise(self, place: Place) -> bool:
+        return "model_type" in place.settings
+
+    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+        settings, kind = place.settings, place.settings["model_type"]
+        config, root = infer(settings, place.shapes), prefix(kind, place.tensors)
+        found = gather(entries(config, kind, root), place.tensors.get, config)
+        how = preprocessing(config, kind, place.processor)
+        # DeiT's token and table cannot be told from the sum that we make of them.
+        kept = ("distillation_token", "position_embeddings") if kind == "deit" else ()
+        kept = tuple(f"{root}embeddings.{name}" for name in kept)
+        return from_state_dict(self.name, place, config, found, how, class_names(settings), kept)
+
+    def write(self, weights: Weights, target: Path) -> list[str]:
+        own, config = weights.format == self.name, weights.vit(self.name)
+        settings = weights.original.settings if own else describe(config, weights.class_names)
+        kind, root = settings["model_type"], "vit." if config.classes else ""
+        if own:
+            root = prefix(kind, set(itertools.chain(*weights.origin.values())))
+        tensors = scatter(entries(config, kind, root), weights.tensors)
+        again = infer(settings, Shapes.of(tensors))
+        for name in (field.name for field in fields(config) if field.name not in FREE):
+            if (value := getattr(config, name)) != getattr(again, name):
+                raise ValueError(f"transformers' {kind} cannot have {name} {value!r}; choose another format.")
+        processor = {"preprocessor_config": processor_of(weights.preprocessing)}
+        write_folder(target, as_it_was(weights, self.name, tensors), config=settings, **processor)
+        return []
+
+
+def infer(settings: Mapping[str, Any], shapes: Shapes) -> vit.Config:
     """The configuration that config.json describes. ValueError where it is of another model, or lacks a field."""
-    kind = settings.get("model_type")
+    kind = settings["model_type"]
     if kind not in KINDS:
         raise ValueError(f"config.json is of a {kind!r}; known are {', '.join(KINDS)}.")
+    root, dino = prefix(kind, shapes), kind.startswith("dinov2")
+    gated = shapes.size(f"{root}encoder.layer.0.mlp.weights_out.weight", 1)
+    head = shapes.get("classifier.weight", ())
     try:
-        width, activation = settings["hidden_size"], ACTIVATIONS.get(settings["hidden_act"])
-        if activation is None:
+        width = settings["hidden_size"]
+        if settings["hidden_act"] not in ACTIVATIONS:
             raise ValueError(f"the activation {settings['hidden_act']!r} is not known.")
-        dino = kind.startswith("dinov2")
-        gate = found.get(f"{prefix(kind, found)}encoder.layer.0.mlp.weights_out.weight")
-        mlp_dim = width * settings["mlp_ratio"] if dino else settings["intermediate_size"]
-        head = found.get("classifier.weight")
-        return vit.Config(
-            image_size=_pair(settings["image_size"]),
-            patch_size=_pair(settings["patch_size"]),
-            channels=settings["num_channels"],
-            width=width,
-            depth=settings["num_hidden_layers"],
-            heads=settings["num_attention_heads"],
-            mlp_dim=gate.shape[1] if gate is not None else int(mlp_dim),
-            activation="swiglu" if gate is not None else activation,
-            # DINOv2's classifier reads [class] beside the mean of the patches, which is no pooling of ours.
-            classes=head.shape[0] if head is not None and head.shape[1] == width else 0,
-            representation=width if f"{prefix(kind, found)}pooler.dense.weight" in found else None,
+        mlp_dim = int(width * settings["mlp_ratio"]) if dino else settings["intermediate_size"]
+        found = {
+            "image_size": _pair(settings["image_size"]),
+            "patch_size": _pair(settings["patch_size"]),
+            "channels": settings["num_channels"],
+            "width": width,
+            "depth": settings["num_hidden_layers"],
+            "heads": settings["num_attention_heads"],
+            "mlp_dim": gated or mlp_dim,
+            "activation": "swiglu" if gated else ACTIVATIONS[settings["hidden_act"]],
+            # DINOv2's classifier reads [class] beside the mean of the patches, which is not a pooling of ours.
+            "classes": head[0] if head[1:] == (width,) else 0,
+            "representation": width if f"{root}pooler.dense.weight" in shapes else None,
             # DeiT's distillation token is a register, with its position in its value.
-            registers={"dinov2_with_registers": settings.get("num_register_tokens", 0), "deit": 1}.get(kind, 0),
-            layer_scale=float(settings["layerscale_value"]) if dino else None,
-            norm_eps=settings["layer_norm_eps"],
-            qkv_bias=settings["qkv_bias"],
-            resample="bicubic_antialias" if kind == "dinov2_with_registers" else "bicubic",
-        )
+            "registers": {"dinov2_with_registers": settings.get("num_register_tokens", 0), "deit": 1}.get(kind, 0),
+            "layer_scale": settings["layerscale_value"] if dino else None,
+            "norm_eps": settings["layer_norm_eps"],
+            "qkv_bias": settings["qkv_bias"],
+            "resample": "bicubic_antialias" if kind == "dinov2_with_registers" else "bicubic",
+        }
+        return parse(vit.Config, {"kind": "vit", "config": found})
     except KeyError as error:
         raise ValueError(f"config.json lacks {error}.") from None
 
@@ -77,16 +115,17 @@ def entries(config: vit.Config, kind: str, root: str) -> Iterator[Entry]:
     """Every tensor, with Hugging Face's name for it."""
     yield same(f"{root}embeddings.cls_token", "cls_token")
     if kind == "deit":
-        yield from _distilled(f"{root}embeddings.")
+        # Its table has a row for the distillation token, too.
+        yield from added(f"{root}embeddings.distillation_token", f"{root}embeddings.position_embeddings", 1)
     else:
         yield same(f"{root}embeddings.position_embeddings", "pos_embed")
     if config.registers and kind != "deit":
         yield same(f"{root}embeddings.register_tokens", "reg_token")
-    layers = {f"{root}embeddings.patch_embeddings.projection": "patch_embed.proj", f"{root}layernorm": "norm"}
+    names = {f"{root}embeddings.patch_embeddings.projection": "patch_embed.proj", f"{root}layernorm": "norm"}
     if config.representation:
-        layers[f"{root}pooler.dense"] = "pre_logits.fc"
+        names[f"{root}pooler.dense"] = "pre_logits.fc"
     if config.classes:
-        layers["classifier"] = "head"
+        names["classifier"] = "head"
     if kind.startswith("dinov2"):
         hidden = ("weights_in", "weights_out") if config.activation == "swiglu" else ("fc1", "fc2")
         parts = {"norm1": "norm1", "norm2": "norm2", f"mlp.{hidden[0]}": "mlp.fc1", f"mlp.{hidden[1]}": "mlp.fc2"}
@@ -96,50 +135,14 @@ def entries(config: vit.Config, kind: str, root: str) -> Iterator[Entry]:
     parts["attention.output.dense"] = "attn.proj"
     for i in range(config.depth):
         theirs, ours = f"{root}encoder.layer.{i}", f"blocks.{i}"
-        layers |= {f"{theirs}.{t}": f"{ours}.{o}" for t, o in parts.items()}
+        names |= {f"{theirs}.{t}": f"{ours}.{o}" for t, o in parts.items()}
         for leaf in ("weight", "bias") if config.qkv_bias else ("weight",):
             qkv = tuple(f"{theirs}.attention.attention.{part}.{leaf}" for part in ("query", "key", "value"))
             yield rows(qkv, f"{ours}.attn.qkv.{leaf}")
         if config.layer_scale is not None:
             yield same(f"{theirs}.layer_scale1.lambda1", f"{ours}.ls1.gamma")
             yield same(f"{theirs}.layer_scale2.lambda1", f"{ours}.ls2.gamma")
-    for theirs, ours in layers.items():
-        yield same(f"{theirs}.weight", f"{ours}.weight")
-        yield same(f"{theirs}.bias", f"{ours}.bias")
-
-
-def _distilled(root: str) -> Iterator[Entry]:
-    """DeiT's table has a row for the distillation token, too; ours is that token with the row added."""
-    token, table = f"{root}distillation_token", f"{root}position_embeddings"
-    yield Entry("reg_token", (token, table), lambda a: a[0] + a[1][:, 1:2], lambda t: [t, torch.zeros_like(t)])
-    yield Entry(
-        "pos_embed",
-        (table,),
-        lambda a: torch.cat([a[0][:, :1], a[0][:, 2:]], 1),
-        lambda t: [torch.cat([t[:, :1], torch.zeros_like(t[:, :1]), t[:, 1:]], 1)],
-    )
-
-
-def sums(kind: str, root: str) -> tuple[str, ...]:
-    """Tensors that cannot be told from what we make of them, so that writing back needs them as they were."""
-    return (
-        tuple(f"{root}embeddings.{n}" for n in ("distillation_token", "position_embeddings")) if kind == "deit" else ()
-    )
-
-
-def read(
-    found: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> tuple[vit.Config, dict[str, Tensor], dict[str, str]]:
-    """(configuration, tensors under our names, our name -> theirs). ValueError where something does not fit."""
-    config = infer(settings, found)
-    kind = settings["model_type"]
-    expected = {name: t.shape for name, t in vit.ViT(config, torch.device("meta")).state_dict().items()}
-    return config, *gather(entries(config, kind, prefix(kind, found)), found.get, expected)
-
-
-def write(config: vit.Config, tensors: Mapping[str, Tensor], kind: str, root: str) -> dict[str, Tensor]:
-    """Hugging Face's state dict. ValueError where it has no place for a part of the model."""
-    return scatter(entries(config, kind, root), tensors)
+    yield from layers(names)
 
 
 def class_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -150,26 +153,38 @@ def class_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def preprocessing(config: vit.Config, kind: str, said: Mapping[str, Any]) -> Preprocessing:
-    """What preprocessor_config.json says; without one, the defaults of the family's image processor."""
+    """That of preprocessor_config.json; without one, the defaults of the family's image processor."""
     gray = ((0.5,) * config.channels, (0.5,) * config.channels)
     mean, std = gray if kind == "vit" or config.channels != 3 else (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
     # ViT's processor squashes the image; DINOv2's resizes the shorter side and cuts the centre out.
     dino = kind.startswith("dinov2")
-    size = said.get("size", {"shortest_edge": round(config.image_size[0] * 256 / 224)} if dino else {})
-    crop = said.get("crop_size", {})
+    height, width = config.image_size
+    size = said.get("size", {"shortest_edge": round(height * 256 / 224)} if dino else {})
     interpolation = "bicubic" if said.get("resample", 3 if dino else 2) == 3 else "bilinear"
     if isinstance(size, dict) and "shortest_edge" in size and said.get("do_center_crop", dino):
-        height, width = crop.get("height", config.image_size[0]), crop.get("width", config.image_size[1])
-        # A hair below the quotient, so that height / fraction rounds down to the edge again, as timm computes it.
-        fraction = min(1.0, math.nextafter(height / size["shortest_edge"], 0))
-        return Preprocessing((height, width), mean, std, "crop", fraction, interpolation)
+        crop = said.get("crop_size", {})
+        height, width = crop.get("height", height), crop.get("width", width)
+        return Preprocessing(
+            (height, width), mean, std, "crop", crop_fraction(height, size["shortest_edge"]), interpolation
+        )
     sides = {"height": size, "width": size} if isinstance(size, int) else size
-    target = (sides.get("height", config.image_size[0]), sides.get("width", config.image_size[1]))
+    target = (sides.get("height", height), sides.get("width", width))
     return Preprocessing(target, mean, std, "squash", 1.0, interpolation)
 
 
-def processor(how: Preprocessing) -> dict[str, Any]:
+def crop_fraction(side: int, edge: int) -> float:
+    """The fraction of fewest decimals by which `side` comes from `edge`, as timm computes it: edge = floor(side / f).
+
+    0.875 for 224 and 256, 0.9 for 224 and 248.
+    """
+    if not 0 < side < edge:
+        return 1.0
+    near = ((math.floor(side / edge * 10**digits) - less) / 10**digits for digits in range(1, 16) for less in (0, 1))
+    return next((f for f in near if f > 0 and math.floor(side / f) == edge), side / edge)
+
+
+def processor_of(how: Preprocessing) -> dict[str, Any]:
     """preprocessor_config.json. ValueError for a way of resizing that transformers' processors do not have."""
     height, width = how.image_size
     common = {"image_mean": list(how.mean), "image_std": list(how.std), "do_normalize": True, "do_resize": True}
@@ -197,24 +212,11 @@ def _ratio(config: vit.Config) -> int:
 
 
 def describe(config: vit.Config, names: tuple[str, ...] | None) -> dict[str, Any]:
-    """config.json of a model. ValueError where none of these architectures can be it, naming what stands against it."""
-    against = {
-        "pooling other than [class]": config.pool != "token",
-        "positions that are not learned, or not for [class]": config.positions != "learned"
-        or not config.class_position,
-        "a convolutional stem": config.stem is not None,
-        "norms for q and k": config.qk_norm,
-        "a norm before the blocks": config.pre_norm or not config.patch_bias,
-        "a norm after the pooling": not config.norm_first,
-        "registers without LayerScale": bool(config.registers) and config.layer_scale is None,
-        "a gated MLP without LayerScale": config.activation == "swiglu" and config.layer_scale is None,
-        "a classifier beside LayerScale": bool(config.classes) and config.layer_scale is not None,
-        "a pre-logits layer beside a classifier": bool(config.classes and config.representation),
-        "a pre-logits layer of another width": config.representation not in (None, config.width),
-        "a patch that is not square": config.patch_size[0] != config.patch_size[1],
-    }
-    if found := [words for words, here in against.items() if here]:
-        raise ValueError(f"transformers' ViTs have no {found[0].removeprefix('a ')}; choose another format.")
+    """config.json of a model, or of the nearest one. ValueError where it cannot have the classifier or the MLP."""
+    if config.classes and (config.layer_scale is not None or config.representation):
+        raise ValueError(
+            "transformers has no classifier beside LayerScale or a pre-logits layer; choose another format."
+        )
     height, width = config.image_size
     kind = "vit" if config.layer_scale is None else "dinov2_with_registers" if config.registers else "dinov2"
     back = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}

@@ -1,15 +1,17 @@
 """One of our tensors and the tensors of another layout that it is made of: a line of a name table, both directions.
 
 for entry in entries(config): ...
-tensors, origin = gather(entries, get, expected)      # theirs -> ours
+tensors, origin = gather(entries, get, config)        # theirs -> ours
 theirs = scatter(entries, tensors)                    # ours -> theirs
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from vitrail.models import vit
 
 
 @dataclass(frozen=True)
@@ -27,28 +29,47 @@ def same(theirs: str, ours: str) -> Entry:
     return Entry(ours, (theirs,), lambda found: found[0], lambda tensor: [tensor])
 
 
+def layers(names: Mapping[str, str]) -> Iterator[Entry]:
+    """Weight and bias of layers, theirs -> ours, that have the same numbers."""
+    for theirs, ours in names.items():
+        yield same(f"{theirs}.weight", f"{ours}.weight")
+        yield same(f"{theirs}.bias", f"{ours}.bias")
+
+
 def rows(theirs: tuple[str, ...], ours: str) -> Entry:
     """Several tensors that lie below one another in one of ours: query, key and value."""
     return Entry(ours, theirs, torch.cat, lambda tensor: list(tensor.chunk(len(theirs))))
 
 
+def added(token: str, table: str, count: int) -> Iterator[Entry]:
+    """Registers whose positions are rows 1 to `count` of the table: ours are the registers with these rows added."""
+    yield Entry("reg_token", (token, table), lambda a: a[0] + a[1][:, 1 : 1 + count], lambda t: [t, t[:, :0]])
+    yield Entry(
+        "pos_embed",
+        (table,),
+        lambda a: torch.cat([a[0][:, :1], a[0][:, 1 + count :]], 1),
+        lambda t: [torch.cat([t[:, :1], t.new_zeros(1, count, t.shape[2]), t[:, 1:]], 1)],
+    )
+
+
 def gather(
-    entries: Iterable[Entry], get: Callable[[str], Tensor | None], expected: Mapping[str, torch.Size]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(our tensors, our name -> their names). get: their tensor, or None where the file has none of that name.
+    entries: Iterable[Entry], get: Callable[[str], Tensor | None], config: vit.Config
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """(the tensors of a model of `config`, our name -> their names). get: their tensor, None where there is none.
 
     ValueError where one is missing, or has another shape than the configuration asks for.
     """
+    expected = {name: tensor.shape for name, tensor in config.build("meta").state_dict().items()}
     tensors: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
+    origin: dict[str, tuple[str, ...]] = {}
     for entry in entries:
-        found = [get(name) for name in entry.theirs]
-        for name, tensor in zip(entry.theirs, found, strict=True):
-            if tensor is None:
+        found: list[Tensor] = []
+        for name in entry.theirs:
+            if (tensor := get(name)) is None:
                 raise ValueError(f"there is no tensor {name}: the file is incomplete, or of another architecture.")
-        whole = [tensor for tensor in found if tensor is not None]
-        tensors[entry.ours] = _ours(entry, whole, expected[entry.ours])
-        origin[entry.ours] = ", ".join(entry.theirs)
+            found.append(tensor)
+        tensors[entry.ours] = _ours(entry, found, expected[entry.ours])
+        origin[entry.ours] = entry.theirs
     return tensors, origin
 
 

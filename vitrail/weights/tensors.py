@@ -2,18 +2,21 @@
 
 tensors = open_tensors(Path("model.safetensors"))      # name -> Tensor
 tensors = open_tensors(Path("deit_base.pth"))          # the state dict inside, whatever it is wrapped in
+write_tensors(Path("out.safetensors"), tensors)
 """
 
 import json
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of the files that they are written to
 # What training scripts put around a state dict, the averaged weights first: they are what is evaluated.
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "encoder")
 
@@ -68,3 +71,20 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a state dict: safetensors, or, where the suffix is another, as torch.save does."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if target.suffix == ".safetensors":
+        save_file(plain, target, metadata={"format": "pt"})
+    else:
+        torch.save(plain, target)
+
+
+def write_folder(target: Path, tensors: Mapping[str, Tensor], **settings: Any) -> None:
+    """Writes model.safetensors, and a JSON file for each of the settings."""
+    target.mkdir(parents=True, exist_ok=True)
+    write_tensors(target / "model.safetensors", tensors)
+    for name, content in settings.items():
+        (target / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

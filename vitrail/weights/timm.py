@@ -1,24 +1,26 @@
 """timm's Vision Transformers: our parameter names are theirs, so this is about what the names do not tell.
 
-config, tensors, origin = read(tensors, settings)       # settings: config.json, or {} for a bare state dict
-settings = describe(config, preprocessing, class_names) # config.json that timm's "local-dir:" and transformers load
-missing = lost(config)                                  # what timm has no word for, in words
+tensors = state_dict(config, ours)                             # under timm's names; `ours` is the way back
+settings = describe(config, preprocessing, class_names)        # config.json that timm and transformers load
+missing = lost(config, preprocessing)                          # what timm cannot express, in words
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing, Resize
-from vitrail.models import resnet, vit
+from vitrail.models import vit
 from vitrail.models.positions import sincos
 from vitrail.models.zoo import zoo
-from vitrail.weights.mapping import gather, same, scatter
-from vitrail.weights.shapes import Shapes, head_count, square
+from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
+from vitrail.weights.mapping import Entry, added, gather, same, scatter
+from vitrail.weights.shapes import Shapes, head_count, placed
+from vitrail.weights.tensors import SUFFIXES, write_folder, write_tensors
 
 ACTIVATIONS: dict[str, vit.Activation] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 STEMS = {
@@ -31,9 +33,32 @@ STEM = "patch_embed.backbone."
 RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
-def recognise(names: Shapes) -> bool:
-    """Whether these are timm's names."""
-    return "patch_embed.proj.weight" in names and "blocks.0.attn.qkv.weight" in names
+class Timm:
+    """The format: a folder with config.json, or a bare state dict where the target is named like a file."""
+
+    name = "timm"
+
+    def recognise(self, place: Place) -> bool:
+        return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= place.tensors.keys()
+
+    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+        settings = place.settings
+        config = infer(place.shapes, settings, image_size, heads)
+        # Where registers have positions, neither can be told from the sum that we make of them.
+        kept = ("reg_token", "pos_embed") if place.shapes.size("pos_embed", 1, 3) > length(config) else ()
+        found = gather(entries(config, bool(kept)), place.tensors.get, config)
+        how, classes = preprocessing(config, settings), class_names(settings)
+        return from_state_dict(self.name, place, config, found, how, classes, kept)
+
+    def write(self, weights: Weights, target: Path) -> list[str]:
+        config, how = weights.vit(self.name), weights.preprocessing
+        tensors = as_it_was(weights, self.name, state_dict(config, weights.tensors))
+        own = weights.original.settings if weights.format == self.name else {}
+        if target.suffix in SUFFIXES:
+            write_tensors(target, tensors)
+        else:
+            write_folder(target, tensors, config=own or describe(config, how, weights.class_names))
+        return [] if own or target.suffix in SUFFIXES else lost(config, how)
 
 
 def infer(
@@ -42,24 +67,28 @@ def infer(
     """The configuration: what the shapes tell, then what config.json or the zoo knows of the architecture."""
     arguments = settings.get("model_args") or {}
     known = zoo().get(str(settings.get("architecture")))
-    stem = _stem(shapes)
-    width, channels, rows, columns = shapes["patch_embed.proj.weight"]
-    depth = len({m[1] for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name))})
-    mlp_dim = shapes["blocks.0.mlp.fc2.weight"][1]
+    width, channels, rows, columns = shapes.sizes("patch_embed.proj.weight", 4)
+    stem = None
+    if (root := next((n for n in (f"{STEM}stem.conv.weight", f"{STEM}conv.weight") if n in shapes), None)) is not None:
+        outputs, channels, _, _ = shapes.sizes(root, 4)
+        stem = shapes.stem(r"stages\.(\d+)\.blocks\.(\d+)\.", outputs, channels)
+    depth = shapes.depth(r"blocks\.(\d+)\.")
+    mlp_dim = shapes.sizes("blocks.0.mlp.fc2.weight", 2)[1]
     token, pre_norm, before = "cls_token" in shapes, "norm_pre.weight" in shapes, "norm.weight" in shapes
     config = vit.Config(
         patch_size=(rows, columns),
-        channels=stem.channels if stem else channels,
+        channels=channels,
         width=width,
         depth=depth,
         heads=1,
         mlp_dim=mlp_dim,
-        classes=shapes["head.weight"][0] if "head.weight" in shapes else 0,
+        classes=shapes.size("head.weight"),
         pool="map" if "attn_pool.latent" in shapes else "token" if token and before else "avg",
-        representation=shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
+        representation=shapes.size("pre_logits.fc.weight") or None,
         class_token=token,
-        registers=shapes["reg_token"][1] if "reg_token" in shapes else 0,
-        activation="swiglu" if shapes["blocks.0.mlp.fc1.weight"][0] == 2 * mlp_dim else "gelu",
+        class_position=token,
+        registers=shapes.size("reg_token", 1, 3),
+        activation="swiglu" if shapes.sizes("blocks.0.mlp.fc1.weight", 2)[0] == 2 * mlp_dim else "gelu",
         norm_eps=1e-5 if pre_norm else 1e-6,  # CLIP's towers
         norm_first=before,
         pre_norm=pre_norm,
@@ -78,40 +107,26 @@ def infer(
     if arguments.get("global_pool") == "avg" and config.pool == "token":
         config = replace(config, pool="avg")
     config = replace(config, heads=heads or arguments.get("num_heads") or head_count(width, depth))
+    if "pos_embed" not in shapes:
+        return config
     size = arguments.get("img_size") or (settings.get("pretrained_cfg") or {}).get("input_size", (0,))[1:]
-    size = image_size or ((size, size) if isinstance(size, int) else (tuple(size) or None))
-    return _positions(config, shapes["pos_embed"][1], size) if "pos_embed" in shapes else config
+    own = (size, size) if isinstance(size, int) else tuple(size) or None
+    # Whether [class] has a row in the table, its length must tell.
+    rowless = [replace(config, class_position=False)] if token else []
+    cropped = [replace(c, remainder="crop") for c in (config, *rowless)]
+    rows = shapes.sizes("pos_embed", 3)[1]
+    try:
+        return placed([config, *rowless, *cropped], rows, image_size, own)
+    except ValueError:
+        if not config.registers:
+            raise
+        return placed([config], rows - config.registers, image_size, own)  # they have rows, too
 
 
-def _positions(config: vit.Config, length: int, size: tuple[int, int] | None) -> vit.Config:
-    """`config` with the grid that a table of this length is for, and whether [class] has a row in it."""
-    if not config.class_token:
-        config = replace(config, class_position=False)
-    for row in (True, False) if config.class_token else (False,):
-        candidate = replace(config, class_position=row)
-        if size is not None:
-            rows, columns = candidate.grid(size)
-            if rows * columns + row == length:
-                return replace(candidate, image_size=size)
-            floor = replace(candidate, remainder="crop").grid(size)
-            if floor[0] * floor[1] + row == length:
-                return replace(candidate, image_size=size, remainder="crop")
-        try:
-            return square(candidate, length, None)
-        except ValueError:
-            continue
-    raise ValueError(f"{length} positions make no square grid; say which image_size=(height, width) they are for.")
-
-
-def _stem(shapes: Shapes) -> resnet.Config | None:
-    root = next((n for n in (f"{STEM}stem.conv.weight", f"{STEM}conv.weight") if n in shapes), None)
-    if root is None:
-        return None
-    units = {tuple(map(int, m.groups())) for n in shapes if (m := re.search(r"stages\.(\d+)\.blocks\.(\d+)\.", n))}
-    stages = 1 + max((stage for stage, _ in units), default=-1)
-    blocks = tuple(sum(1 for stage, _ in units if stage == s) for s in range(stages))
-    width, channels = shapes[root][:2]
-    return resnet.Config(blocks=blocks, width_factor=width // 64, channels=channels, classes=0)
+def length(config: vit.Config) -> int:
+    """Rows of our table of learned positions."""
+    rows, columns = config.grid(config.image_size)
+    return rows * columns + int(config.class_token and config.class_position)
 
 
 def theirs(name: str, config: vit.Config) -> str:
@@ -120,39 +135,29 @@ def theirs(name: str, config: vit.Config) -> str:
     return name.replace(f"{STEM}stem.", STEM) if bare else name
 
 
-def read(
-    found: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    image_size: tuple[int, int] | None = None,
-    heads: int | None = None,
-) -> tuple[vit.Config, dict[str, Tensor], dict[str, str]]:
-    """(configuration, tensors under our names, our name -> theirs). ValueError where something does not fit."""
-    try:
-        config = infer({name: tuple(tensor.shape) for name, tensor in found.items()}, settings, image_size, heads)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"there is no tensor {error}: the file is incomplete, or of another architecture.") from None
-    expected = {name: t.shape for name, t in vit.ViT(config, torch.device("meta")).state_dict().items()}
-    return config, *gather((same(theirs(name, config), name) for name in expected), found.get, expected)
+def entries(config: vit.Config, registers: bool) -> Iterator[Entry]:
+    """Every tensor, with timm's name for it. registers: whether they have rows in the table of positions, too."""
+    for name in config.build("meta").state_dict():
+        if not registers or name not in ("reg_token", "pos_embed"):
+            yield same(theirs(name, config), name)
+    if registers:
+        yield from added("reg_token", "pos_embed", config.registers)
 
 
-def write(config: vit.Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_dict(config: vit.Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's state dict. timm adds positions to registers, too, where [class] has one: theirs are 0. What is computed
     here is a table there."""
-    found = scatter((same(theirs(name, config), name) for name in tensors), tensors)
-    if config.registers and config.class_position and config.positions == "learned":
-        table = found["pos_embed"]
-        found["pos_embed"] = torch.cat(
-            [table[:, :1], table.new_zeros(1, config.registers, config.width), table[:, 1:]], 1
-        )
-    elif config.positions.startswith("sincos"):
+    registers = bool(config.registers) and config.class_position and config.positions == "learned"
+    found = scatter(entries(config, registers), tensors)
+    if config.positions.startswith("sincos"):
         grid = config.grid(config.image_size)
         found["pos_embed"] = sincos(grid, config.width, config.positions == "sincos_mae").float()[None]
     return found
 
 
 def ours(config: vit.Config, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `write` wrote, back under our names."""
-    names = {theirs(name, config): name for name in vit.ViT(config, torch.device("meta")).state_dict()}
+    """What `state_dict` returned, back under our names."""
+    names = {theirs(name, config): name for name in config.build("meta").state_dict()}
     tensors = {names.get(name, name): tensor for name, tensor in found.items()}
     table = tensors.get("pos_embed")
     if table is not None and config.positions.startswith("sincos"):
@@ -162,22 +167,20 @@ def ours(config: vit.Config, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def lost(config: vit.Config) -> list[str]:
-    """What timm has no word for, in words; the model folder still holds it, under "vitrail"."""
-    words = []
-    if config.representation:
-        words.append(f"the pre-logits layer of {config.representation}")
-    if config.positions.startswith("sincos"):
-        words.append("fixed positions (their table is written out for the model's own image size)")
-    if config.patch_bias == config.pre_norm:
-        words.append("a bias on the patches" + " beside a norm before the blocks" * config.pre_norm)
-    if config.norm_eps not in (1e-5, 1e-6):
-        words.append(f"eps {config.norm_eps}")
-    if config.stem and config.stem.blocks not in STEMS:
-        words.append(f"a stem of {config.stem.blocks}")
-    if config.stem and config.stem.width_factor != 1:
-        words.append(f"a stem {config.stem.width_factor} times as wide")
-    return words
+def lost(config: vit.Config, how: Preprocessing) -> list[str]:
+    """What timm cannot express, in words; our model folder still holds it, under "vitrail"."""
+    stem = config.stem
+    words = {
+        f"the pre-logits layer of {config.representation}": config.representation,
+        "fixed positions (their table is written out for the model's own image size)": config.positions[:6] == "sincos",
+        "a bias on the patches" + " beside a norm before the blocks" * config.pre_norm: config.patch_bias
+        == config.pre_norm,
+        f"eps {config.norm_eps}": config.norm_eps not in (1e-5, 1e-6),
+        f"a stem of {stem and stem.blocks}": stem and stem.blocks not in STEMS,
+        f"a stem {stem and stem.width_factor} times as wide": stem and stem.width_factor != 1,
+        f"images resized by {how.resize!r}": how.resize not in RESIZES.values(),
+    }
+    return [text for text, here in words.items() if here]
 
 
 def describe(config: vit.Config, how: Preprocessing, class_names: tuple[str, ...] | None) -> dict[str, Any]:

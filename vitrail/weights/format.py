@@ -1,0 +1,189 @@
+"""The protocol of the weights formats: recognise what a place holds, read it, write it.
+
+A new format is a class with these methods, in a file of its own, and a line in FORMATS (weights/__init__.py).
+
+    with closing(Place(Path("ViT-B_16.npz"))) as place:
+        place.arrays["embedding/kernel"]        # of an .npz, otherwise empty
+        place.tensors["cls_token"]              # of safetensors or PyTorch's own files, otherwise empty
+        place.settings.get("architecture")      # config.json, {} beside a bare file
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.models import Config, vit
+from vitrail.weights.npz import Arrays, Npz, is_npz
+from vitrail.weights.shapes import Shapes
+from vitrail.weights.tensors import open_tensors
+
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+class Place:
+    """What is found at a path. settings, processor: config.json and preprocessor_config.json.
+
+    ValueError, naming the file, where it is missing, damaged, or cannot hold weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; name a file with weights, or a model folder.")
+        self.path = path / "model" if (path / "model" / "config.json").is_file() else path  # of a run folder
+        self.settings: dict[str, Any] = {}
+        self.processor: dict[str, Any] = {}
+        self.arrays: Arrays = {}
+        if self.path.is_dir():
+            self.settings = _json(self.path / "config.json")
+            if (beside := self.path / "preprocessor_config.json").is_file():
+                self.processor = _json(beside)
+        elif is_npz(self.path):
+            _check(self.path)
+            self.arrays = Npz(self.path)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if isinstance(self.arrays, Npz):
+            self.arrays.close()
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """name -> tensor."""
+        if isinstance(self.arrays, Npz):
+            return {}
+        files = [self.path / name for name in FILES if (self.path / name).is_file()]
+        if self.path.is_dir() and not files:
+            raise ValueError(f"{self.path} has neither model.safetensors nor pytorch_model.bin.")
+        path = files[0] if files else self.path
+        _check(path)
+        return open_tensors(path)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """name -> shape, of the tensors."""
+        return Shapes.of(self.tensors)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file or folder holds: the model it was made for, its tensors under our names, what leads to an answer.
+
+    tensors: float32. origin: our name -> the file's own names. preprocessing: the file's own, or its family's.
+    class_names: None where the format does not carry them. extra: tensors that are not the model's; in our own format
+    what the task has besides its model. task: what the model was trained for; only our own format tells.
+    original: what the format itself needs to write the file back as it was.
+    """
+
+    format: str
+    config: Config
+    tensors: Mapping[str, Tensor]
+    origin: Mapping[str, tuple[str, ...]]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=lambda: {"kind": "classify", "config": {}})
+    original: Any = None
+
+    def vit(self, to: str) -> vit.Config:
+        """The configuration of a ViT. to: a format. ValueError for a ResNet, which only our own format can hold."""
+        if not isinstance(self.config, vit.Config):
+            raise ValueError(f"{to} has no place for a ResNet; write it as vitrail.")
+        return self.config
+
+
+class Format(Protocol):
+    """One layout of weights."""
+
+    name: str
+
+    def recognise(self, place: Place) -> bool:
+        """Whether the place holds this layout."""
+        ...
+
+    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+        """The weights. image_size, heads: for what the layout does not tell, and only for that.
+
+        ValueError where something is missing or does not fit.
+        """
+        ...
+
+    def write(self, weights: Weights, target: Path) -> list[str]:
+        """Writes a file or folder; returns what the layout cannot hold, in words.
+
+        ValueError where it has no place for a part of the model.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a state dict was: the types by its own names, tensors that cannot be told from ours, config.json."""
+
+    types: Mapping[str, torch.dtype]
+    kept: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+
+
+def from_state_dict(
+    name: str,
+    place: Place,
+    config: vit.Config,
+    found: tuple[dict[str, Tensor], dict[str, tuple[str, ...]]],
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...] | None = None,
+    kept: tuple[str, ...] = (),
+) -> Weights:
+    """Weights of the format `name`. found: what mapping.gather returned. kept: names for Original.kept."""
+    tensors, origin = found
+    used = {name for theirs in origin.values() for name in theirs}
+    theirs = place.tensors
+    types = {name: tensor.dtype for name, tensor in theirs.items()}
+    return Weights(
+        name,
+        config,
+        {name: tensor.to(torch.float32) for name, tensor in tensors.items()},
+        origin,
+        preprocessing,
+        class_names if class_names and len(class_names) == config.classes else None,
+        extra={name: tensor for name, tensor in theirs.items() if name not in used},
+        original=Original(types, {name: theirs[name] for name in kept}, place.settings),
+    )
+
+
+def as_it_was(weights: Weights, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the format `name`: if it came from there, in its types, and with what it had besides."""
+    if weights.format != name:
+        return dict(tensors)
+    types = weights.original.types
+    return {**{n: t.to(types[n]) for n, t in tensors.items()}, **weights.extra, **weights.original.kept}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object.")
+    return content
+
+
+def _check(path: Path) -> None:
+    """ValueError for a file whose first bytes show that it cannot hold weights."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{path} is empty; fetch it again.")
+    if start.lstrip()[:1] == b"<":
+        raise ValueError(f"{path} is a web page, perhaps of a download that failed; fetch the file itself.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself (git lfs pull fetches it).")

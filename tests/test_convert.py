@@ -10,9 +10,9 @@ from command_line import printed, refused, status
 from reference import perturb
 from safetensors.torch import load_file, save_file
 
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet
 from vitrail.weights import folder
-from vitrail.weights.load import read
 
 LOST = ["activation 'gelu_tanh'", "resample 'bilinear_corners'", "remainder 'crop'"]
 EVERY = ["vitrail", "google", "timm", "huggingface", "torchvision"]
@@ -44,20 +44,14 @@ def test_json_is_one_document_and_tells_what_is_lost(npz, tmp_path, capsys):
 
 def test_a_resnet_is_converted_to_our_own_format_alone(tmp_path, capsys):
     config = resnet.Config((1,), classes=2)
-    how = google_files_preprocessing(tmp_path)
+    how = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
     card = folder.Card(config, how, ("a", "b"), {"kind": "classify", "config": {}})
     folder.write(tmp_path / "bit", config.build().state_dict(), card)
-    assert status("convert", tmp_path / "bit", tmp_path / "again") == 0
+    assert printed(capsys, "convert", tmp_path / "bit", tmp_path / "again")[0]["to"] == "vitrail"
     assert folder.read(tmp_path / "again")[0] == card
     for to in EVERY[1:]:
-        assert f"{to} has no place for a ResNet" in refused(
-            capsys, "convert", tmp_path / "bit", tmp_path / "o", "--to", to
-        )
-
-
-def google_files_preprocessing(path):
-    np.savez(path / "any.npz", **google_files.arrays())
-    return read(path / "any.npz").preprocessing
+        said = refused(capsys, "convert", tmp_path / "bit", tmp_path / "out", "--to", to)
+        assert f"{to} has no place for a ResNet" in said
 
 
 def test_what_is_left_out_is_said(tmp_path, capsys):

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.models import cost, resnet
 from vitrail.models.vit import Config
-from vitrail.models.zoo import build, configure
+from vitrail.models.zoo import configure
 
 PAPER = [  # name, parameters, GFLOP at 224 and at 384
     ("ViT-B/16", 86_567_656, 35.13, 110.97),
@@ -32,7 +32,7 @@ def test_the_other_known_counts_are_exact(name, parameters):
 
 
 def counted(config, size):
-    model = build(config, "meta").eval()
+    model = config.build("meta").eval()
     images = torch.empty(1, config.channels, *size, device="meta")
     # The unfused form: matrix products, which the counter knows on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -76,4 +76,4 @@ def test_operations_are_those_that_torch_counts(name, size):
 def test_tokens_are_the_length_of_the_sequence(name, size):
     config = COUNTED[name]
     images = torch.empty(1, config.channels, *size, device="meta")
-    assert cost.tokens(config, size) == build(config, "meta").tokens(images).shape[1]
+    assert cost.tokens(config, size) == config.build("meta").tokens(images).shape[1]

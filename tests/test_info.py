@@ -130,7 +130,7 @@ def test_files_of_other_programs_show_their_preprocessing(tmp_path, capsys):
         (["missing.npz"], ["missing.npz does not exist"]),
         (["some/where.safetensors"], ["some/where.safetensors does not exist"]),
         (["ViT-B/17"], ["ViT-B/16"]),
-        (["ViT-B/16", "--clases", "3"], ["--clases", "classes"]),
+        (["ViT-B/16", "--clases", "3"], ["clases", "classes"]),
         (["ViT-B/16", "--image-size", "0", "16"], ["0 x 16"]),
         (["ViT-B/16", "--remainder", "refuse", "--image-size", "225", "224"], ["225 x 224", "16 x 16"]),
         (["ViT-B/16", "--remainder", "crop", "--image-size", "8", "16"], ["8 x 16", "16 x 16"]),

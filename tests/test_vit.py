@@ -6,7 +6,7 @@ import torch
 from reference import forward, perturb, weights
 
 from vitrail.models import resnet
-from vitrail.models.layers import DropPath
+from vitrail.models.layers import Dropout, DropPath
 from vitrail.models.vit import Block, Config, ViT
 
 SMALL = {"image_size": (12, 8), "patch_size": (4, 4), "width": 16, "depth": 2, "heads": 2, "mlp_dim": 24, "classes": 5}
@@ -142,8 +142,8 @@ def test_patches_may_be_shuffled_where_there_are_no_positions():
 def test_dropout_follows_the_positions_and_every_dense_layer_but_qkv():
     model, widths = ViT(tiny(dropout=0.5, depth=1)).train(), []
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.register_forward_hook(lambda m, x, y: widths.append((m.p, x[0].shape[-1])))
+        if isinstance(module, Dropout):
+            module.register_forward_hook(lambda m, x, y: widths.append((m.rate, x[0].shape[-1])))
     model(pixels(model.config, dtype=torch.float32))
     # positions, U_msa, and the two layers of the MLP
     assert widths == [(0.5, 16), (0.5, 16), (0.5, 24), (0.5, 16)]
@@ -161,8 +161,8 @@ def test_noise_is_for_training_only(rate):
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    rates = [b.drop_path.rate for b in ViT(tiny(depth=4, drop_path=0.3)).blocks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    rates = [(b.drop_path1.rate, b.drop_path2.rate) for b in ViT(tiny(depth=4, drop_path=0.3)).blocks]
+    assert np.array(rates) == pytest.approx(np.repeat([[0.0], [0.1], [0.2], [0.3]], 2, 1))
     torch.manual_seed(0)
     kept = DropPath(0.25)(torch.ones(20_000, 2, 3))
     assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}

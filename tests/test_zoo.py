@@ -9,7 +9,7 @@ import torch
 from reference import perturb
 
 from vitrail.models import cost, resnet
-from vitrail.models.zoo import build, canonical, configure, create, zoo
+from vitrail.models.zoo import canonical, configure, create, zoo
 
 TABLE = Path(__file__).parents[1] / "docs" / "zoo.md"
 TIMM = sorted(set(zoo()) & set(timm.list_models()))
@@ -65,7 +65,7 @@ def test_a_name_that_timm_has_is_timms_model(name):
     with torch.device("meta"):
         theirs = timms(name)
     shapes = {key: tuple(p.shape) for key, p in theirs.state_dict().items()}
-    ours = {key: tuple(p.shape) for key, p in build(config, "meta").state_dict().items()}
+    ours = {key: tuple(p.shape) for key, p in config.build("meta").state_dict().items()}
     assert {new: shapes[old] for new, old in names_of(shapes).items()} == ours
     block = theirs.blocks[0]
     assert ACTIVATIONS[type(block.mlp.act).__name__] == config.activation

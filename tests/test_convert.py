@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet
 from vitrail.weights import folder
+from vitrail.weights.load import read
 
 LOST = ["activation 'gelu_tanh'", "resample 'bilinear_corners'", "remainder 'crop'"]
 EVERY = ["vitrail", "google", "timm", "huggingface", "torchvision"]
@@ -48,7 +49,7 @@ def test_a_resnet_is_converted_to_our_own_format_alone(tmp_path, capsys):
     card = folder.Card(config, how, ("a", "b"), {"kind": "classify", "config": {}})
     folder.write(tmp_path / "bit", config.build().state_dict(), card)
     assert printed(capsys, "convert", tmp_path / "bit", tmp_path / "again")[0]["to"] == "vitrail"
-    assert folder.read(tmp_path / "again")[0] == card
+    assert read(tmp_path / "again").config == config
     for to in EVERY[1:]:
         said = refused(capsys, "convert", tmp_path / "bit", tmp_path / "out", "--to", to)
         assert f"{to} has no place for a ResNet" in said

@@ -65,14 +65,17 @@ def saved(tmp_path):
 def test_what_was_written_is_read_bit_for_bit(tmp_path, name, dtype):
     before, extra = write(tmp_path / "a", VARIANTS[name], dtype), {"queries": torch.randn(2, 3).to(dtype)}
     write(tmp_path / "a", VARIANTS[name], dtype, extra)
-    card, tensors, outside = folder.read(tmp_path / "a")
-    assert card == folder.Card(VARIANTS[name], HOW, NAMES, TASK)
-    assert_same(tensors, before.state_dict())
-    assert_same(outside, extra)
+    found = read(tmp_path / "a")
+    assert (found.config, found.preprocessing, found.class_names) == (VARIANTS[name], HOW, NAMES)
+    assert (found.format, found.task) == ("vitrail", TASK)
+    assert_same(found.tensors, before.float().state_dict())
+    assert_same(found.extra, extra)
+    stored = load_file(tmp_path / "a" / "model.safetensors")
+    assert {stored[name].dtype for names in found.origin.values() for name in names} == {dtype}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_folder_is_loaded_in_float32_for_evaluation_and_can_be_trained(tmp_path, name):
+def test_a_folder_is_loaded_for_evaluation_and_can_be_trained(tmp_path, name):
     before, images = write(tmp_path, VARIANTS[name]), torch.randn(2, 1, 8, 8)
     after = vitrail.load(tmp_path)
     assert not any(module.training for module in after.modules())
@@ -80,8 +83,6 @@ def test_a_folder_is_loaded_in_float32_for_evaluation_and_can_be_trained(tmp_pat
     torch.testing.assert_close(after(images), before(images), rtol=1e-5, atol=1e-5)
     after(images).square().sum().backward()
     assert all(parameter.grad is not None for parameter in after.parameters())
-    write(tmp_path, VARIANTS[name], torch.bfloat16)
-    assert {tensor.dtype for tensor in read(tmp_path).tensors.values()} == {torch.float32}
 
 
 def test_a_new_head_is_put_on_a_resnet_too(tmp_path):
@@ -94,8 +95,7 @@ def test_a_new_head_is_put_on_a_resnet_too(tmp_path):
 def test_writing_again_replaces_the_folders_content(tmp_path):
     write(tmp_path, extra={"queries": torch.ones(2)})
     write(tmp_path, replace(CONFIG, width=8))
-    card, _, extra = folder.read(tmp_path)
-    assert (card.model.width, extra) == (8, {})
+    assert (read(tmp_path).config.width, read(tmp_path).extra) == (8, {})
 
 
 def test_names_that_do_not_fit_the_head_are_not_written(tmp_path):
@@ -115,8 +115,8 @@ def test_a_disk_that_refuses_is_named(saved):
 def test_what_is_not_a_model_folder_is_named(tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("{}")
-    with pytest.raises(ValueError, match=rf"{path} .*config\.json"):
-        folder.read(tmp_path / path)
+    with pytest.raises(ValueError, match=rf"{path}\b"):
+        read(tmp_path / path)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,6 @@ def test_what_is_not_a_model_folder_is_named(tmp_path, path):
         b"\xff\xfe\x00",
         b"[]",
         b"null",
-        b'{"architecture": "vit_base_patch16_224"}',
         b'{"vitrail": {}}',
         b'{"vitrail": []}',
         b'{"vitrail": "ViT"}',
@@ -136,8 +135,8 @@ def test_what_is_not_a_model_folder_is_named(tmp_path, path):
 )
 def test_a_config_that_is_damaged_or_of_another_kind_is_named(saved, text):
     (saved / "config.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"config\.json cannot be used: "):
-        folder.read(saved)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read(saved)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +175,7 @@ def test_a_field_that_cannot_be_or_is_missing_is_named(saved, section, field, va
         del inside[field]
     (saved / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"config\.json cannot be used: .*{message}"):
-        folder.read(saved)
+        read(saved)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "task.safetensors"])
@@ -188,8 +187,8 @@ def test_weights_that_are_cut_short_are_named(tmp_path, left, file):
     if left is None:  # missing, or in its place a folder
         (tmp_path / file).unlink()
         (tmp_path / file).mkdir()
-    with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read")):
-        folder.read(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(file)):
+        read(tmp_path)
 
 
 class Trap:
@@ -205,24 +204,27 @@ class Trap:
 @pytest.mark.parametrize("writer", [lambda trap, path: path.write_bytes(pickle.dumps(trap)), torch.save])
 def test_a_pickle_in_the_weights_place_is_never_unpickled(saved, tmp_path, writer):
     writer({"head.weight": Trap(tmp_path / "sprung")}, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
-        folder.read(saved)
+    with pytest.raises(ValueError, match=re.escape(str(saved / "model.safetensors"))):
+        read(saved)
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("head.weight"), "head.weight is missing in it, (3, 16) by config.json"),
-        (lambda t: t.update(extra=torch.zeros(2)), "extra is (2,) in it, missing by config.json"),
-        (lambda t: t.update({"head.bias": torch.zeros(4)}), "head.bias is (4,) in it, (3,) by config.json"),
-        (lambda t: t.update({"head.weight": torch.zeros(16, 3)}), "head.weight is (16, 3) in it, (3, 16) by"),
+        (lambda t: t.pop("head.weight"), "head.weight"),
+        (lambda t: t.update(extra=torch.zeros(2)), "extra (2,)"),
+        (lambda t: t.update({"head.bias": torch.zeros(4)}), "head.bias (4,) cannot become head.bias (3,)"),
+        (
+            lambda t: t.update({"head.weight": torch.zeros(16, 3)}),
+            "head.weight (16, 3) cannot become head.weight (3, 16)",
+        ),
     ],
     ids=["missing", "extra", "shape", "transposed"],
 )
-def test_tensors_that_do_not_fit_are_named_with_both_shapes(saved, change, message):
+def test_tensors_that_do_not_fit_are_named_with_their_shapes(saved, change, message):
     tensors = load_file(saved / "model.safetensors")
     change(tensors)
     save_file(tensors, saved / "model.safetensors")
     with pytest.raises(ValueError, match=rf"model\.safetensors .*{re.escape(message)}"):
-        folder.read(saved)
+        read(saved)

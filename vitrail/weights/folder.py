@@ -5,26 +5,22 @@ loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and by transf
 model is in `task.safetensors`.
 
     write(folder, model.state_dict(), card)
-    card, tensors, extra = read(folder)
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vitrail.config import dump, parse
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import Config, vit
 from vitrail.weights import timm
-from vitrail.weights.format import Place, Weights
-from vitrail.weights.tensors import write_folder, write_tensors
+from vitrail.weights.format import Place, Weights, from_state_dict
+from vitrail.weights.tensors import open_tensors, write_folder, write_tensors
 
 TASK = "task.safetensors"
 
@@ -51,7 +47,7 @@ class Card:
 
 
 class ModelFolder:
-    """The format. original: the types that the tensors had."""
+    """The format."""
 
     name = "vitrail"
 
@@ -59,20 +55,29 @@ class ModelFolder:
         return "vitrail" in place.settings
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        card, found, extra = read(place.path)
-        types = {name: tensor.dtype for name, tensor in found.items()}
-        tensors = {name: tensor.to(torch.float32) for name, tensor in found.items()}
-        origin, names = {name: (name,) for name in found}, card.class_names or None
-        how = card.preprocessing
-        return Weights(self.name, card.model, tensors, origin, how, names, extra, card.task, types)
+        path = place.path / "config.json"
+        try:
+            card = parse(Card, place.settings["vitrail"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
+        names, how = timm.entries(card.model), card.preprocessing
+        try:
+            weights = from_state_dict(self.name, place, card.model, names, how, card.class_names)
+            fixed = isinstance(card.model, vit.Config) and card.model.positions.startswith("sincos")
+            if unknown := set(weights.extra) - ({"pos_embed"} if fixed else set()):  # timm has a table for them
+                raise ValueError(f"it has no place for {min(unknown)} {tuple(weights.extra[min(unknown)].shape)}.")
+        except ValueError as error:
+            raise ValueError(f"{place.path / 'model.safetensors'} does not fit config.json: {error}") from None
+        extra = open_tensors(place.path / TASK) if (place.path / TASK).exists() else {}
+        return replace(weights, extra=extra, task=card.task)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
-        own = weights.format == self.name
-        types = weights.original if own else {}
-        tensors = {name: tensor.to(types.get(name, tensor.dtype)) for name, tensor in weights.tensors.items()}
-        names = weights.class_names or tuple(str(i) for i in range(weights.config.classes))
-        card = Card(weights.config, weights.preprocessing, names, weights.task)
-        return write(target, tensors, card, weights.extra if own else None)
+        tensors, extra = weights.tensors, {}
+        if weights.format == self.name:
+            types, extra = weights.original.types, weights.extra
+            tensors = {name: tensor.to(types[weights.origin[name][0]]) for name, tensor in tensors.items()}
+        names = weights.class_names or tuple(map(str, range(weights.config.classes)))
+        return write(target, tensors, Card(weights.config, weights.preprocessing, names, weights.task), extra)
 
 
 def write(
@@ -94,42 +99,3 @@ def write(
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder} could not be written ({error}).") from error
     return lost
-
-
-def read(folder: Path) -> tuple[Card, dict[str, Tensor], dict[str, Tensor]]:
-    """(card, the model's tensors by our names, what the task has besides), in the types that they were written in.
-
-    ValueError names the file that is missing or damaged.
-    """
-    card, path = describe(folder), folder / "model.safetensors"
-    tensors = _tensors(path)
-    if isinstance(card.model, vit.Config):
-        tensors = timm.ours(card.model, tensors)
-    expected = {name: tensor.shape for name, tensor in card.model.build("meta").state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    for name in {**expected, **found}:
-        if found.get(name) != expected.get(name):
-            here, there = (str(tuple(s[name])) if name in s else "missing" for s in (found, expected))
-            raise ValueError(f"{path} does not fit config.json: {name} is {here} in it, {there} by config.json.")
-    return card, tensors, _tensors(folder / TASK) if (folder / TASK).exists() else {}
-
-
-def describe(folder: Path) -> Card:
-    """Our section of the folder's config.json. ValueError where it is missing or damaged."""
-    path = folder / "config.json"
-    try:
-        text = json.loads(path.read_text())
-        if not isinstance(text, dict) or "vitrail" not in text:
-            raise ValueError('it has no section "vitrail", so it is of another program')
-        return parse(Card, text["vitrail"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path.parent} is not a model folder: it has no config.json.") from None
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from error

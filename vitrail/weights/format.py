@@ -8,8 +8,10 @@ A new format is a class with these methods, in a file of its own, and a line in 
         place.settings.get("architecture")      # config.json, {} beside a bare file
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import Config, vit
+from vitrail.weights.mapping import Entry, gather
 from vitrail.weights.npz import Arrays, Npz, is_npz
 from vitrail.weights.shapes import Shapes
 from vitrail.weights.tensors import open_tensors
@@ -134,17 +137,18 @@ class Original:
 def from_state_dict(
     name: str,
     place: Place,
-    config: vit.Config,
-    found: tuple[dict[str, Tensor], dict[str, tuple[str, ...]]],
+    config: Config,
+    entries: Iterable[Entry],
     preprocessing: Preprocessing,
     class_names: tuple[str, ...] | None = None,
-    kept: tuple[str, ...] = (),
 ) -> Weights:
-    """Weights of the format `name`. found: what mapping.gather returned. kept: names for Original.kept."""
-    tensors, origin = found
-    used = {name for theirs in origin.values() for name in theirs}
-    theirs = place.tensors
-    types = {name: tensor.dtype for name, tensor in theirs.items()}
+    """Weights of the format `name`: the place's tensors by the entries, with what is needed to write them back."""
+    found = place.tensors
+    tensors, origin = gather(entries, found.get, config)
+    count = Counter(itertools.chain(*origin.values()))
+    # What two of ours are made of, together with what is added to it.
+    kept = {name for theirs in origin.values() if any(count[n] > 1 for n in theirs) for name in theirs}
+    types = {name: tensor.dtype for name, tensor in found.items()}
     return Weights(
         name,
         config,
@@ -152,8 +156,8 @@ def from_state_dict(
         origin,
         preprocessing,
         class_names if class_names and len(class_names) == config.classes else None,
-        extra={name: tensor for name, tensor in theirs.items() if name not in used},
-        original=Original(types, {name: theirs[name] for name in kept}, place.settings),
+        extra={name: tensor for name, tensor in found.items() if name not in count},
+        original=Original(types, {name: found[name] for name in kept}, place.settings),
     )
 
 

@@ -14,10 +14,13 @@ from vitrail.config import parse
 from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.models import vit
 from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
-from vitrail.weights.mapping import Entry, added, gather, layers, rows, same, scatter
+from vitrail.weights.mapping import Entry, added, layers, rows, same, scatter
 from vitrail.weights.shapes import Shapes
 from vitrail.weights.tensors import write_folder
 
+# Fields of config.json that are ours under other names.
+FIELDS = {"num_channels": "channels", "hidden_size": "width", "num_hidden_layers": "depth"}
+FIELDS |= {"num_attention_heads": "heads", "layer_norm_eps": "norm_eps", "qkv_bias": "qkv_bias"}
 KINDS = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
 NAMES = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 ACTIVATIONS: dict[str, vit.Activation] = {
@@ -40,13 +43,10 @@ class HuggingFace:
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
         settings, kind = place.settings, place.settings["model_type"]
-        config, root = infer(settings, place.shapes), prefix(kind, place.tensors)
-        found = gather(entries(config, kind, root), place.tensors.get, config)
+        config = infer(settings, place.shapes)
+        names = entries(config, kind, prefix(kind, place.tensors))
         how = preprocessing(config, kind, place.processor)
-        # DeiT's token and table cannot be told from the sum that we make of them.
-        kept = ("distillation_token", "position_embeddings") if kind == "deit" else ()
-        kept = tuple(f"{root}embeddings.{name}" for name in kept)
-        return from_state_dict(self.name, place, config, found, how, class_names(settings), kept)
+        return from_state_dict(self.name, place, config, names, how, class_names(settings))
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         own, config = weights.format == self.name, weights.vit(self.name)
@@ -77,13 +77,9 @@ def infer(settings: Mapping[str, Any], shapes: Shapes) -> vit.Config:
         if settings["hidden_act"] not in ACTIVATIONS:
             raise ValueError(f"the activation {settings['hidden_act']!r} is not known.")
         mlp_dim = int(width * settings["mlp_ratio"]) if dino else settings["intermediate_size"]
-        found = {
+        found = {ours: settings[theirs] for theirs, ours in FIELDS.items()} | {
             "image_size": _pair(settings["image_size"]),
             "patch_size": _pair(settings["patch_size"]),
-            "channels": settings["num_channels"],
-            "width": width,
-            "depth": settings["num_hidden_layers"],
-            "heads": settings["num_attention_heads"],
             "mlp_dim": gated or mlp_dim,
             "activation": "swiglu" if gated else ACTIVATIONS[settings["hidden_act"]],
             # DINOv2's classifier reads [class] beside the mean of the patches, which is not a pooling of ours.
@@ -92,8 +88,6 @@ def infer(settings: Mapping[str, Any], shapes: Shapes) -> vit.Config:
             # DeiT's distillation token is a register, with its position in its value.
             "registers": {"dinov2_with_registers": settings.get("num_register_tokens", 0), "deit": 1}.get(kind, 0),
             "layer_scale": settings["layerscale_value"] if dino else None,
-            "norm_eps": settings["layer_norm_eps"],
-            "qkv_bias": settings["qkv_bias"],
             "resample": "bicubic_antialias" if kind == "dinov2_with_registers" else "bicubic",
         }
         return parse(vit.Config, {"kind": "vit", "config": found})
@@ -164,10 +158,9 @@ def preprocessing(config: vit.Config, kind: str, said: Mapping[str, Any]) -> Pre
     interpolation = "bicubic" if said.get("resample", 3 if dino else 2) == 3 else "bilinear"
     if isinstance(size, dict) and "shortest_edge" in size and said.get("do_center_crop", dino):
         crop = said.get("crop_size", {})
-        height, width = crop.get("height", height), crop.get("width", width)
-        return Preprocessing(
-            (height, width), mean, std, "crop", crop_fraction(height, size["shortest_edge"]), interpolation
-        )
+        target = (crop.get("height", height), crop.get("width", width))
+        fraction = crop_fraction(target[0], size["shortest_edge"])
+        return Preprocessing(target, mean, std, "crop", fraction, interpolation)
     sides = {"height": size, "width": size} if isinstance(size, int) else size
     target = (sides.get("height", height), sides.get("width", width))
     return Preprocessing(target, mean, std, "squash", 1.0, interpolation)
@@ -202,11 +195,7 @@ def _ratio(config: vit.Config) -> int:
     """DINOv2's mlp_ratio, a whole number; the gated MLP takes two thirds of it, in steps of 8."""
     for ratio in range(1, 17):
         hidden = config.width * ratio
-        if (
-            (hidden * 2 // 3 + 7) // 8 * 8 == config.mlp_dim
-            if config.activation == "swiglu"
-            else hidden == config.mlp_dim
-        ):
+        if config.mlp_dim == ((hidden * 2 // 3 + 7) // 8 * 8 if config.activation == "swiglu" else hidden):
             return ratio
     raise ValueError(f"transformers' DINOv2 cannot have an MLP of {config.mlp_dim} at width {config.width}.")
 
@@ -220,21 +209,13 @@ def describe(config: vit.Config, names: tuple[str, ...] | None) -> dict[str, Any
     height, width = config.image_size
     kind = "vit" if config.layer_scale is None else "dinov2_with_registers" if config.registers else "dinov2"
     back = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
-    settings: dict[str, Any] = {
+    settings: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()} | {
         "model_type": kind,
-        "architectures": [
-            {"vit": "ViTForImageClassification" if config.classes else "ViTModel"}.get(kind, NAMES[kind])
-        ],
+        "architectures": ["ViTForImageClassification" if config.classes else NAMES[kind]],
         "image_size": height if height == width else [height, width],
         "patch_size": config.patch_size[0],
-        "num_channels": config.channels,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
         "intermediate_size": config.mlp_dim,
         "hidden_act": back.get(config.activation, "gelu"),
-        "layer_norm_eps": config.norm_eps,
-        "qkv_bias": config.qkv_bias,
     }
     if kind != "vit":
         settings |= {"mlp_ratio": _ratio(config), "use_swiglu_ffn": config.activation == "swiglu"}

@@ -8,6 +8,7 @@
 Nothing is unpickled, and nothing in a file is run.
 """
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +27,18 @@ Status = Literal["loaded", "resized", "reset", "ignored"]
 
 
 @dataclass(frozen=True)
-class Line:
-    """What became of one tensor. name: ours. detail: shapes, where they changed."""
-
-    name: str
-    status: Status
-    detail: str = ""
-
-
-@dataclass(frozen=True)
 class Report:
-    """What became of every tensor of the file and of the model."""
+    """What became of every tensor of the file and of the model. tensors: our name -> (what, shapes)."""
 
     format: str
-    lines: tuple[Line, ...]
+    tensors: Mapping[str, tuple[Status, str]]
 
     def __getitem__(self, status: Status) -> list[str]:
-        return [line.name for line in self.lines if line.status == status]
+        return [name for name, (found, _) in self.tensors.items() if found == status]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(self[kind])} {kind}" for kind in get_args(Status) if self[kind])
-        told = [f"  {line.name}: {line.status} {line.detail}" for line in self.lines if line.status != "loaded"]
+        told = [f"  {name}: {what} {detail}" for name, (what, detail) in self.tensors.items() if what != "loaded"]
         return "\n".join([f"{self.format}: {counts}", *told])
 
 
@@ -99,33 +91,31 @@ def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: 
     What the weights lack gets the initial value that `seed` draws ("reset"). ValueError where a tensor fits in no way.
     """
     model = config.build("meta")
-    lines: list[Line] = []
+    report: dict[str, tuple[Status, str]] = {}
     state: dict[str, Tensor] = {}
     for name, like in model.state_dict().items():
-        found = weights.tensors.get(name)
+        found, shape = weights.tensors.get(name), str(tuple(like.shape))
         if found is None or (new_head and name.startswith("head.")):
-            state[name] = torch.empty(like.shape)
-            lines.append(Line(name, "reset", str(tuple(like.shape))))
+            state[name], report[name] = torch.empty(like.shape), ("reset", shape)
         elif name == "pos_embed" and (resized := _resized(found, weights.config, config)) is not None:
-            state[name] = resized
-            lines.append(Line(name, "resized", f"{tuple(found.shape)} -> {tuple(resized.shape)}"))
+            state[name], report[name] = resized, ("resized", f"{tuple(found.shape)} -> {shape}")
         elif found.shape == like.shape:
-            state[name] = found
-            lines.append(Line(name, "loaded"))
+            state[name], report[name] = found, ("loaded", shape)
         else:
             theirs = ", ".join(weights.origin[name])
-            raise ValueError(f"{theirs} is {tuple(found.shape)}, the model's {name} is {tuple(like.shape)}.")
-    dropped = {name: tensor for name, tensor in weights.tensors.items() if name not in state}
-    lines += [Line(name, "ignored", str(tuple(t.shape))) for name, t in {**dropped, **weights.extra}.items()]
+            raise ValueError(f"{theirs} is {tuple(found.shape)}, the model's {name} is {shape}.")
+    for name, tensor in {**weights.tensors, **weights.extra}.items():
+        report.setdefault(name, ("ignored", str(tuple(tensor.shape))))
     model.load_state_dict(state, assign=True)
-    reset = {line.name for line in lines if line.status == "reset"}
-    model.init_weights(seed, only=reset)
-    return model.eval(), Report(weights.format, tuple(lines))
+    made = Report(weights.format, report)
+    model.init_weights(seed, only=set(made["reset"]))
+    return model.eval(), made
 
 
 def _resized(table: Tensor, old: Config, new: Config) -> Tensor | None:
     """Positions (1, rows, D) of the old grid for the new one, the row of [class] kept aside; None for the same grid."""
-    assert isinstance(old, vit.Config) and isinstance(new, vit.Config), "a ResNet has no positions"
+    assert isinstance(old, vit.Config)
+    assert isinstance(new, vit.Config)
     before, after = old.grid(old.image_size), new.grid(new.image_size)
     if before == after:  # as many rows do not make it the same: 14 x 14 and 7 x 28
         return None

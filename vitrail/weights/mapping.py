@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitrail.models import vit
+from vitrail.models import Config
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def added(token: str, table: str, count: int) -> Iterator[Entry]:
 
 
 def gather(
-    entries: Iterable[Entry], get: Callable[[str], Tensor | None], config: vit.Config
+    entries: Iterable[Entry], get: Callable[[str], Tensor | None], config: Config
 ) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
     """(the tensors of a model of `config`, our name -> their names). get: their tensor, None where there is none.
 

@@ -1,6 +1,6 @@
 """timm's Vision Transformers: our parameter names are theirs, so this is about what the names do not tell.
 
-tensors = state_dict(config, ours)                             # under timm's names; `ours` is the way back
+tensors = state_dict(config, ours)                             # under timm's names
 settings = describe(config, preprocessing, class_names)        # config.json that timm and transformers load
 missing = lost(config, preprocessing)                          # what timm cannot express, in words
 """
@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing, Resize
-from vitrail.models import vit
+from vitrail.models import Config, vit
 from vitrail.models.positions import sincos
 from vitrail.models.zoo import zoo
 from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
-from vitrail.weights.mapping import Entry, added, gather, same, scatter
+from vitrail.weights.mapping import Entry, added, same, scatter
 from vitrail.weights.shapes import Shapes, head_count, placed
 from vitrail.weights.tensors import SUFFIXES, write_folder, write_tensors
 
@@ -44,11 +43,10 @@ class Timm:
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
         settings = place.settings
         config = infer(place.shapes, settings, image_size, heads)
-        # Where registers have positions, neither can be told from the sum that we make of them.
-        kept = ("reg_token", "pos_embed") if place.shapes.size("pos_embed", 1, 3) > length(config) else ()
-        found = gather(entries(config, bool(kept)), place.tensors.get, config)
+        rows, columns = config.grid(config.image_size)
+        names = entries(config, registers=place.shapes.size("pos_embed", 1, 3) > 1 + rows * columns)
         how, classes = preprocessing(config, settings), class_names(settings)
-        return from_state_dict(self.name, place, config, found, how, classes, kept)
+        return from_state_dict(self.name, place, config, names, how, classes)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         config, how = weights.vit(self.name), weights.preprocessing
@@ -123,48 +121,26 @@ def infer(
         return placed([config], rows - config.registers, image_size, own)  # they have rows, too
 
 
-def length(config: vit.Config) -> int:
-    """Rows of our table of learned positions."""
-    rows, columns = config.grid(config.image_size)
-    return rows * columns + int(config.class_token and config.class_position)
-
-
-def theirs(name: str, config: vit.Config) -> str:
-    """timm's name for ours: the same, but for the stem without stages, which timm does not wrap."""
-    bare = config.stem is not None and not config.stem.blocks
-    return name.replace(f"{STEM}stem.", STEM) if bare else name
-
-
-def entries(config: vit.Config, registers: bool) -> Iterator[Entry]:
-    """Every tensor, with timm's name for it. registers: whether they have rows in the table of positions, too."""
-    for name in config.build("meta").state_dict():
-        if not registers or name not in ("reg_token", "pos_embed"):
-            yield same(theirs(name, config), name)
-    if registers:
-        yield from added("reg_token", "pos_embed", config.registers)
+def entries(config: Config, registers: bool | None = None) -> Iterator[Entry]:
+    """Every tensor, with timm's name for it. registers: whether they have rows in the table of positions, too; None:
+    as timm has it, where [class] has one."""
+    names, bare = config.build("meta").state_dict(), False
+    if isinstance(config, vit.Config):
+        bare = config.stem is not None and not config.stem.blocks  # which is not wrapped
+        if registers or (registers is None and config.registers and config.class_position and "pos_embed" in names):
+            yield from added("reg_token", "pos_embed", config.registers)
+            names = {name: tensor for name, tensor in names.items() if name not in ("reg_token", "pos_embed")}
+    for name in names:
+        yield same(name.replace(f"{STEM}stem.", STEM) if bare else name, name)
 
 
 def state_dict(config: vit.Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's state dict. timm adds positions to registers, too, where [class] has one: theirs are 0. What is computed
-    here is a table there."""
-    registers = bool(config.registers) and config.class_position and config.positions == "learned"
-    found = scatter(entries(config, registers), tensors)
+    """timm's state dict. What is computed here is a table there."""
+    found = scatter(entries(config), tensors)
     if config.positions.startswith("sincos"):
         grid = config.grid(config.image_size)
         found["pos_embed"] = sincos(grid, config.width, config.positions == "sincos_mae").float()[None]
     return found
-
-
-def ours(config: vit.Config, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `state_dict` returned, back under our names."""
-    names = {theirs(name, config): name for name in config.build("meta").state_dict()}
-    tensors = {names.get(name, name): tensor for name, tensor in found.items()}
-    table = tensors.get("pos_embed")
-    if table is not None and config.positions.startswith("sincos"):
-        del tensors["pos_embed"]
-    elif table is not None and config.registers and config.class_position:
-        tensors["pos_embed"] = torch.cat([table[:, :1], table[:, config.prefix :]], 1)
-    return tensors
 
 
 def lost(config: vit.Config, how: Preprocessing) -> list[str]:
@@ -173,8 +149,8 @@ def lost(config: vit.Config, how: Preprocessing) -> list[str]:
     words = {
         f"the pre-logits layer of {config.representation}": config.representation,
         "fixed positions (their table is written out for the model's own image size)": config.positions[:6] == "sincos",
-        "a bias on the patches" + " beside a norm before the blocks" * config.pre_norm: config.patch_bias
-        == config.pre_norm,
+        f"norm before the blocks {config.pre_norm}, bias on the patches {config.patch_bias}": config.pre_norm
+        == config.patch_bias,
         f"eps {config.norm_eps}": config.norm_eps not in (1e-5, 1e-6),
         f"a stem of {stem and stem.blocks}": stem and stem.blocks not in STEMS,
         f"a stem {stem and stem.width_factor} times as wide": stem and stem.width_factor != 1,

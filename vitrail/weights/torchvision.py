@@ -6,7 +6,7 @@ from pathlib import Path
 from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.models import vit
 from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
-from vitrail.weights.mapping import Entry, gather, layers, same, scatter
+from vitrail.weights.mapping import Entry, layers, same, scatter
 from vitrail.weights.shapes import Shapes, head_count, placed
 from vitrail.weights.tensors import write_tensors
 
@@ -23,9 +23,8 @@ class Torchvision:
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
         config = infer(place.shapes, image_size, heads)
-        found = gather(entries(config), place.tensors.get, config)
         how = Preprocessing(config.image_size, IMAGENET_MEAN, IMAGENET_STD, "crop", 0.875, "bilinear")
-        return from_state_dict(self.name, place, config, found, how)
+        return from_state_dict(self.name, place, config, entries(config), how)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         tensors = scatter(entries(weights.vit(self.name)), weights.tensors)

@@ -3,170 +3,116 @@
 import numpy as np
 
 WIDTH, HEADS, MLP, PATCH = 32, 4, 48, 8
+BLOCK = "Transformer/encoderblock_"
 
 
-def arrays(
-    newer=False,
-    depth=2,
-    grid=4,
-    token=True,
-    pool="token",
-    classes=5,
-    representation=None,
-    stem=None,
-    table=True,
-    seed=0,
+def table(
+    newer=False, depth=2, grid=4, token=True, pool="token", classes=5, representation=None, stem=None, positions=True
 ):
-    """name -> float32 array, at generic values of order 1; names and shapes as in vit_jax and big_vision.
+    """(kind, Google's name, ours, inputs, outputs) of every layer; names and shapes as in vit_jax and big_vision.
 
     stem: bottlenecks a stage, for a hybrid with 1 x 1 patches (8 x 8 for the one without stages).
     """
-    rng = np.random.default_rng(seed)
-    found = {}
 
-    def kernel(name, *shape, fan):
-        found[name] = rng.normal(size=shape).astype(np.float32) / np.float32(np.sqrt(fan))
+    def attention(name, q, kv, out):
+        yield "projection", f"{name}/query", q, WIDTH, WIDTH
+        yield "projection", f"{name}/key", kv, WIDTH, WIDTH
+        yield "projection", f"{name}/value", kv, WIDTH, WIDTH
+        yield "out", f"{name}/out", out, WIDTH, WIDTH
 
-    def vector(name, *shape, mean=0.0):
-        found[name] = (mean + 0.2 * rng.normal(size=shape)).astype(np.float32)
+    def mlp(name, ours):
+        yield "dense", f"{name}/Dense_0", f"{ours}.fc1", WIDTH, MLP
+        yield "dense", f"{name}/Dense_1", f"{ours}.fc2", MLP, WIDTH
 
-    def norm(name, width=WIDTH):
-        vector(f"{name}/scale", width, mean=1.0)
-        vector(f"{name}/bias", width)
-
-    def dense(name, inputs, outputs):
-        kernel(f"{name}/kernel", inputs, outputs, fan=inputs)
-        vector(f"{name}/bias", outputs)
-
-    def attention(name):
-        for part in ("query", "key", "value"):
-            kernel(f"{name}/{part}/kernel", WIDTH, HEADS, WIDTH // HEADS, fan=WIDTH)
-            vector(f"{name}/{part}/bias", HEADS, WIDTH // HEADS)
-        kernel(f"{name}/out/kernel", HEADS, WIDTH // HEADS, WIDTH, fan=WIDTH)
-        vector(f"{name}/out/bias", WIDTH)
-
-    def mlp(name):
-        dense(f"{name}/Dense_0", WIDTH, MLP)
-        dense(f"{name}/Dense_1", MLP, WIDTH)
-
-    inputs, patch = 3, PATCH
+    inputs, patch, backbone = 3, PATCH, "patch_embed.backbone."
     if stem is not None:
-        kernel("conv_root/kernel", 7, 7, 3, 64, fan=147)
-        norm("gn_root", 64)
+        yield "conv7", "conv_root", f"{backbone}stem.conv", 3, 64
+        yield "norm", "gn_root", f"{backbone}stem.norm", 64, 64
         inputs, patch = 64, 1 if stem else PATCH
         for s, units in enumerate(stem):
             outputs = 256 * 2**s
             for u in range(units):
-                unit, middle = f"block{s + 1}/unit{u + 1}", outputs // 4
-                shapes = {1: (1, inputs, middle), 2: (3, middle, middle), 3: (1, middle, outputs)}
-                for n, (k, i, o) in shapes.items():
-                    kernel(f"{unit}/conv{n}/kernel", k, k, i, o, fan=k * k * i)
-                    norm(f"{unit}/gn{n}", o)
+                unit, ours, middle = f"block{s + 1}/unit{u + 1}", f"{backbone}stages.{s}.blocks.{u}", outputs // 4
+                for n, k, i, o in ((1, 1, inputs, middle), (2, 3, middle, middle), (3, 1, middle, outputs)):
+                    yield f"conv{k}", f"{unit}/conv{n}", f"{ours}.conv{n}", i, o
+                    yield "norm", f"{unit}/gn{n}", f"{ours}.norm{n}", o, o
                 if u == 0:
-                    kernel(f"{unit}/conv_proj/kernel", 1, 1, inputs, outputs, fan=inputs)
-                    norm(f"{unit}/gn_proj", outputs)
+                    yield "conv1", f"{unit}/conv_proj", f"{ours}.downsample.conv", inputs, outputs
+                    yield "norm", f"{unit}/gn_proj", f"{ours}.downsample.norm", outputs, outputs
                 inputs = outputs
-    kernel("embedding/kernel", patch, patch, inputs, WIDTH, fan=patch * patch * inputs)
-    vector("embedding/bias", WIDTH)
+    yield f"conv{patch}", "embedding", "patch_embed.proj", inputs, WIDTH
+    yield "vector", "embedding/bias", "patch_embed.proj.bias", (WIDTH,), None
     if token:
-        vector("cls", 1, 1, WIDTH)
-    if table:
+        yield "vector", "cls", "cls_token", (1, 1, WIDTH), None
+    if positions:
         rows = grid * grid + (token and not newer)
-        vector("pos_embedding" if newer else "Transformer/posembed_input/pos_embedding", 1, rows, WIDTH)
-    parts = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+        name = "pos_embedding" if newer else "Transformer/posembed_input/pos_embedding"
+        yield "vector", name, "pos_embed", (1, rows, WIDTH), None
+    sa, second, hidden = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
     if not newer:
-        parts = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+        sa, second, hidden = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
     for i in range(depth):
-        block = f"Transformer/encoderblock_{i}"
-        norm(f"{block}/LayerNorm_0")
-        attention(f"{block}/{parts[0]}")
-        norm(f"{block}/{parts[1]}")
-        mlp(f"{block}/{parts[2]}")
-    norm("Transformer/encoder_norm")
+        theirs, ours = f"{BLOCK}{i}", f"blocks.{i}"
+        yield "norm", f"{theirs}/LayerNorm_0", f"{ours}.norm1", WIDTH, WIDTH
+        yield from attention(f"{theirs}/{sa}", f"{ours}.attn.qkv", f"{ours}.attn.qkv", f"{ours}.attn.proj")
+        yield "norm", f"{theirs}/{second}", f"{ours}.norm2", WIDTH, WIDTH
+        yield from mlp(f"{theirs}/{hidden}", f"{ours}.mlp")
+    yield "norm", "Transformer/encoder_norm", "norm", WIDTH, WIDTH
     if pool == "map":
-        vector("MAPHead_0/probe", 1, 1, WIDTH)
-        attention("MAPHead_0/MultiHeadDotProductAttention_0")
-        norm("MAPHead_0/LayerNorm_0")
-        mlp("MAPHead_0/MlpBlock_0")
+        yield "vector", "MAPHead_0/probe", "attn_pool.latent", (1, 1, WIDTH), None
+        sa = "MAPHead_0/MultiHeadDotProductAttention_0"
+        yield from attention(sa, "attn_pool.q", "attn_pool.kv", "attn_pool.proj")
+        yield "norm", "MAPHead_0/LayerNorm_0", "attn_pool.norm", WIDTH, WIDTH
+        yield from mlp("MAPHead_0/MlpBlock_0", "attn_pool.mlp")
     if representation:
-        dense("pre_logits", WIDTH, representation)
+        yield "dense", "pre_logits", "pre_logits.fc", WIDTH, representation
     if classes:
-        dense("head", representation or WIDTH, classes)
+        yield "dense", "head", "head", representation or WIDTH, classes
+
+
+def arrays(**how):
+    """name -> float32 array, at generic values of order 1."""
+    rng, found = np.random.default_rng(0), {}
+
+    def draw(name, shape, fan=25, mean=0.0):
+        found[name] = (mean + rng.normal(size=shape) / np.sqrt(fan)).astype(np.float32)
+
+    for kind, name, _, inputs, outputs in table(**how):
+        if kind == "vector":
+            draw(name, inputs)
+        elif kind == "norm":
+            draw(f"{name}/scale", outputs, mean=1.0)
+            draw(f"{name}/bias", outputs)
+        elif kind[:4] == "conv":
+            side = int(kind[4:])
+            draw(f"{name}/kernel", (side, side, inputs, outputs), side * side * inputs)
+        else:
+            split, joined = (HEADS, WIDTH // HEADS), outputs
+            shapes = {"projection": ((inputs, *split), split), "out": ((*split, outputs), outputs)}
+            kernel, bias = shapes.get(kind, ((inputs, outputs), joined))
+            draw(f"{name}/kernel", kernel, inputs)
+            draw(f"{name}/bias", bias)
     return found
 
 
-def reference_weights(found):
+def reference_weights(found, **how):
     """The same numbers in float64 under timm's names, linear layers as (outputs, inputs), convolutions (O, I, H, W)."""
-    g = {name: array.astype(np.float64) for name, array in found.items()}
-    w = {}
-
-    def norm(theirs, ours):
-        w[f"{ours}.weight"], w[f"{ours}.bias"] = g[f"{theirs}/scale"], g[f"{theirs}/bias"]
-
-    def dense(theirs, ours):
-        w[f"{ours}.weight"], w[f"{ours}.bias"] = g[f"{theirs}/kernel"].T, g[f"{theirs}/bias"]
-
-    def projection(theirs, ours, *parts):
-        w[f"{ours}.weight"] = np.concatenate([g[f"{theirs}/{p}/kernel"].reshape(WIDTH, WIDTH).T for p in parts])
-        w[f"{ours}.bias"] = np.concatenate([g[f"{theirs}/{p}/bias"].reshape(WIDTH) for p in parts])
-
-    def out(theirs, ours):
-        w[f"{ours}.weight"] = g[f"{theirs}/out/kernel"].reshape(WIDTH, WIDTH).T
-        w[f"{ours}.bias"] = g[f"{theirs}/out/bias"]
-
-    def conv(theirs, ours):
-        w[f"{ours}.weight"] = np.transpose(g[f"{theirs}/kernel"], (3, 2, 0, 1))
-
-    def mlp(theirs, ours):
-        dense(f"{theirs}/Dense_0", f"{ours}.fc1")
-        dense(f"{theirs}/Dense_1", f"{ours}.fc2")
-
-    stem = "patch_embed.backbone."
-    for name in g:
-        theirs, _, leaf = name.rpartition("/")
-        if theirs == "conv_root":
-            conv(theirs, f"{stem}stem.conv")
-        elif theirs == "gn_root" and leaf == "scale":
-            norm(theirs, f"{stem}stem.norm")
-        elif theirs.startswith("block"):
-            stage, unit, part = theirs.split("/")
-            ours = f"{stem}stages.{int(stage[5:]) - 1}.blocks.{int(unit[4:]) - 1}"
-            if part.startswith("conv"):
-                conv(theirs, f"{ours}.downsample.conv" if part == "conv_proj" else f"{ours}.{part}")
-            elif leaf == "scale":
-                norm(theirs, f"{ours}.downsample.norm" if part == "gn_proj" else f"{ours}.norm{part[2:]}")
-    conv("embedding", "patch_embed.proj")
-    w["patch_embed.proj.bias"] = g["embedding/bias"]
-    if "cls" in g:
-        w["cls_token"] = g["cls"]
-    for name in ("pos_embedding", "Transformer/posembed_input/pos_embedding"):
-        if name in g:
-            w["pos_embed"] = g[name]
-    older = any("MultiHeadDotProductAttention_1" in name for name in g)
-    attention, second, hidden = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
-    if older:
-        attention, second, hidden = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
-    depth = len({name.split("/")[1] for name in g if name.startswith("Transformer/encoderblock_")})
-    for i in range(depth):
-        theirs, ours = f"Transformer/encoderblock_{i}", f"blocks.{i}"
-        norm(f"{theirs}/LayerNorm_0", f"{ours}.norm1")
-        projection(f"{theirs}/{attention}", f"{ours}.attn.qkv", "query", "key", "value")
-        out(f"{theirs}/{attention}", f"{ours}.attn.proj")
-        norm(f"{theirs}/{second}", f"{ours}.norm2")
-        mlp(f"{theirs}/{hidden}", f"{ours}.mlp")
-    norm("Transformer/encoder_norm", "norm")
-    if "MAPHead_0/probe" in g:
-        theirs = "MAPHead_0/MultiHeadDotProductAttention_0"
-        w["attn_pool.latent"] = g["MAPHead_0/probe"]
-        projection(theirs, "attn_pool.q", "query")
-        projection(theirs, "attn_pool.kv", "key", "value")
-        out(theirs, "attn_pool.proj")
-        norm("MAPHead_0/LayerNorm_0", "attn_pool.norm")
-        mlp("MAPHead_0/MlpBlock_0", "attn_pool.mlp")
-    if "pre_logits/kernel" in g:
-        dense("pre_logits", "pre_logits.fc")
-    if "head/kernel" in g:
-        dense("head", "head")
+    g, w = {name: array.astype(np.float64) for name, array in found.items()}, {}
+    for kind, theirs, ours, inputs, outputs in table(**how):
+        if kind == "vector":
+            w[ours] = g[theirs]
+        elif kind == "norm":
+            w[f"{ours}.weight"], w[f"{ours}.bias"] = g[f"{theirs}/scale"], g[f"{theirs}/bias"]
+        elif kind[:4] == "conv":
+            w[f"{ours}.weight"] = np.transpose(g[f"{theirs}/kernel"], (3, 2, 0, 1))
+        else:  # query, key and value lie below one another
+            matrix, bias = g[f"{theirs}/kernel"].reshape(inputs, outputs).T, g[f"{theirs}/bias"].reshape(outputs)
+            before = (
+                [w[f"{ours}.{leaf}"] for leaf in ("weight", "bias")]
+                if f"{ours}.weight" in w
+                else (matrix[:0], bias[:0])
+            )
+            w[f"{ours}.weight"], w[f"{ours}.bias"] = np.concatenate([before[0], matrix]), np.append(before[1], bias)
     return w
 
 
@@ -176,13 +122,10 @@ def prefixed(found, prefix):
 
 def stacked(found):
     """As flax's scan writes them: one array for all blocks."""
-    depth = len({name.split("/")[1] for name in found if name.startswith("Transformer/encoderblock_")})
-    result = {name: array for name, array in found.items() if not name.startswith("Transformer/encoderblock_")}
-    first = "Transformer/encoderblock_0/"
-    for name in (name for name in found if name.startswith(first)):
-        inside = name.removeprefix(first)
-        blocks = [found[f"Transformer/encoderblock_{i}/{inside}"] for i in range(depth)]
-        result[f"Transformer/encoderblock/{inside}"] = np.stack(blocks)
+    result = {name: array for name, array in found.items() if not name.startswith(BLOCK)}
+    for inside in (name.removeprefix(f"{BLOCK}0") for name in found if name.startswith(f"{BLOCK}0")):
+        blocks = [array for name, array in found.items() if name.startswith(BLOCK) and name.endswith(inside)]
+        result[BLOCK[:-1] + inside] = np.stack(blocks)
     return result
 
 

@@ -99,7 +99,7 @@ def test_writing_again_replaces_the_folders_content(tmp_path):
 
 
 def test_names_that_do_not_fit_the_head_are_not_written(tmp_path):
-    with pytest.raises(ValueError, match="3 classes.* 2 names"):
+    with pytest.raises(ValueError, match=r"3 classes.* 2 names"):
         write(tmp_path / "model", names=NAMES[:2])
     assert not (tmp_path / "model").exists()
 
@@ -226,5 +226,5 @@ def test_tensors_that_do_not_fit_are_named_with_their_shapes(saved, change, mess
     tensors = load_file(saved / "model.safetensors")
     change(tensors)
     save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"model\.safetensors .*{re.escape(message)}"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(saved))}.*{re.escape(message)}"):
         read(saved)

@@ -1,6 +1,5 @@
 """Google's files: the authors' own numerics, in both directions, for every dialect."""
 
-from contextlib import closing
 from dataclasses import replace
 
 import google_files as files
@@ -10,22 +9,15 @@ import reference
 import torch
 from scipy.ndimage import zoom
 
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
-from vitrail.weights import google, load
-from vitrail.weights.npz import Npz
+from vitrail.weights import folder
+from vitrail.weights.load import load, load_and_report, read
+from vitrail.weights.save import save
 
-BASE = vit.Config(
-    image_size=(32, 32),
-    patch_size=(8, 8),
-    width=files.WIDTH,
-    depth=2,
-    heads=files.HEADS,
-    mlp_dim=files.MLP,
-    classes=5,
-    activation="gelu_tanh",
-    resample="bilinear_corners",
-    remainder="crop",
-)
+SIZES = {"width": files.WIDTH, "depth": 2, "heads": files.HEADS, "mlp_dim": files.MLP, "classes": 5}
+NUMERICS = {"activation": "gelu_tanh", "resample": "bilinear_corners", "remainder": "crop"}
+BASE = vit.Config((32, 32), (8, 8), **SIZES, **NUMERICS)
 
 
 def hybrid(*blocks):
@@ -50,7 +42,7 @@ CASES = {
         {"class_token": False, "class_position": False, "pool": "map"},
     ),
     "newer, sin-cos": (
-        {"newer": True, "token": False, "table": False},
+        {"newer": True, "token": False, "positions": False},
         {"class_token": False, "class_position": False, "pool": "avg", "positions": "sincos"},
     ),
 }
@@ -70,18 +62,18 @@ def made(name):
     return files.arrays(**how), replace(BASE, **change)
 
 
-def save(path, found):
-    np.savez(path, **found)
-    return path
+def file(tmp_path, found):
+    np.savez(tmp_path / "w.npz", **found)
+    return tmp_path / "w.npz"
 
 
 def pixels(height, width, seed=1):
     return np.random.default_rng(seed).normal(size=(2, 3, height, width))
 
 
-def assert_agrees(model, found, config, images):
+def assert_agrees(model, weights, config, images):
     """The model's float32 logits against the reference in float64: at most 1e-5."""
-    expected = reference.forward(files.reference_weights(found), config, images)
+    expected = reference.forward(weights, config, images)
     with torch.no_grad():
         logits = model(torch.from_numpy(images).float()).numpy()
     assert logits.std() > 0.1, "logits of no size prove nothing"
@@ -91,49 +83,46 @@ def assert_agrees(model, found, config, images):
 
 @pytest.mark.parametrize("dress", DRESSES)
 @pytest.mark.parametrize("name", CASES)
-def test_the_configuration_is_inferred(name, dress):
+def test_the_configuration_is_inferred(tmp_path, name, dress):
     found, config = made(name)
-    inferred, tensors, _, _ = google.from_arrays(DRESSES[dress](found))
-    # Sin-cos files do not say what image size they were made for.
-    assert replace(inferred, image_size=config.image_size) == config
-    assert inferred.image_size == (config.image_size if config.positions == "learned" else (224, 224))
-    assert tensors.keys() == vit.ViT(config, torch.device("meta")).state_dict().keys()
+    weights = read(file(tmp_path, DRESSES[dress](found)))
+    # Sin-cos files do not tell what image size they were made for.
+    assert replace(weights.config, image_size=config.image_size) == config
+    assert weights.config.image_size == (config.image_size if config.positions == "learned" else (224, 224))
+    assert weights.tensors.keys() == config.build("meta").state_dict().keys()
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "no head"])
 def test_logits_are_the_authors(tmp_path, name):
     found, config = made(name)
-    model = load.load(save(tmp_path / "w.npz", DRESSES["tower"](found)))
-    assert_agrees(model, found, config, pixels(*config.image_size))
+    model = load(file(tmp_path, DRESSES["tower"](found)))
+    assert_agrees(model, files.reference_weights(found, **CASES[name][0]), config, pixels(*config.image_size))
 
 
-@pytest.mark.parametrize("size", [(48, 48), (40, 64), (16, 24)])
+def resampled(weights, first, old, new):
+    """Positions at another grid, by the authors' function."""
+    table = zoom(weights["pos_embed"][0, first:].reshape(*old, -1), (new[0] / old[0], new[1] / old[1], 1), order=1)
+    table = np.concatenate([weights["pos_embed"][:, :first], table.reshape(1, new[0] * new[1], -1)], axis=1)
+    return weights | {"pos_embed": table}
+
+
+@pytest.mark.parametrize("size", [(48, 48), (40, 64), (16, 24), (16, 64)])  # the last has as many patches as before
 @pytest.mark.parametrize("name", ["plain", "averaged", "newer, [class]"])
 def test_positions_at_another_size_are_the_authors(tmp_path, name, size):
     found, config = made(name)
-    model = load.load(save(tmp_path / "w.npz", found))
-    w = files.reference_weights(found)
-    grid, first = (size[0] // 8, size[1] // 8), int(config.class_token and config.class_position)
-    table = w["pos_embed"][0, first:].reshape(4, 4, -1)
-    table = zoom(table, (grid[0] / 4, grid[1] / 4, 1), order=1).reshape(1, grid[0] * grid[1], -1)
-    w["pos_embed"] = np.concatenate([w["pos_embed"][:, :first], table], axis=1)
-    images = pixels(*size)
-    expected = reference.forward(w, replace(config, image_size=size), images)
-    with torch.no_grad():
-        logits = model(torch.from_numpy(images).float()).numpy()
-        # The same when the table itself is resampled while loading.
-        resized = load.load(tmp_path / "w.npz", image_size=size)
-        again = resized(torch.from_numpy(images).float()).numpy()
-    assert np.abs(logits - expected).max() <= 1e-5
-    assert np.abs(again - expected).max() <= 1e-5
-    assert resized.pos_embed.shape[1] == first + grid[0] * grid[1]
+    path, grid = file(tmp_path, found), (size[0] // 8, size[1] // 8)
+    first = int(config.class_token and config.class_position)
+    w = resampled(files.reference_weights(found, **CASES[name][0]), first, (4, 4), grid)
+    # The same when the table itself is resampled while loading.
+    for model in (load(path), load(path, image_size=size)):
+        assert_agrees(model, w, replace(config, image_size=size), pixels(*size))
+    assert model.pos_embed.shape[1] == first + grid[0] * grid[1]
 
 
 def test_a_size_that_the_patch_does_not_divide_is_cropped_as_by_the_authors(tmp_path):
     found, config = made("plain")
-    model = load.load(save(tmp_path / "w.npz", found))
-    images = pixels(37, 39)
-    assert_agrees(model, found, config, images[..., :32, :32])
+    model, images = load(file(tmp_path, found)), pixels(37, 39)
+    assert_agrees(model, files.reference_weights(found), config, images[..., :32, :32])
     with torch.no_grad():
         whole, cut = (model(torch.from_numpy(x).float()) for x in (images, images[..., :32, :32].copy()))
     torch.testing.assert_close(whole, cut)
@@ -141,7 +130,8 @@ def test_a_size_that_the_patch_does_not_divide_is_cropped_as_by_the_authors(tmp_
 
 def test_bfloat16_in_raw_bytes_is_read(tmp_path):
     raw, config = files.half(made("plain")[0]), made("plain")[1]
-    assert_agrees(load.load(save(tmp_path / "w.npz", raw)), files.from_half(raw), config, pixels(32, 32))
+    model = load(file(tmp_path, raw))
+    assert_agrees(model, files.reference_weights(files.from_half(raw)), config, pixels(32, 32))
 
 
 TYPES = {"float32": lambda found: found, "bfloat16": files.half}
@@ -162,28 +152,38 @@ def test_group_norms_with_ones_around_are_written_back_bit_for_bit(tmp_path):
     wide = found | wide
     assert any(array.ndim == 4 and array.shape[0] == 1 and "gn" in name for name, array in wide.items())
     assert_written_back(tmp_path, wide)
-    assert_agrees(load.load(save(tmp_path / "w.npz", wide)), found, config, pixels(*config.image_size))
+    weights = files.reference_weights(found, **CASES["R50"][0])
+    assert_agrees(load(file(tmp_path, wide)), weights, config, pixels(*config.image_size))
 
 
 def assert_written_back(tmp_path, found):
-    with closing(Npz(save(tmp_path / "w.npz", found))) as arrays:
-        config, tensors, layout, _ = google.from_arrays(arrays)
-    back = google.to_arrays(config, tensors, layout)
-    assert back.keys() == found.keys()
-    for name, array in found.items():
-        assert (back[name].shape, back[name].dtype) == (array.shape, array.dtype), name
-        assert back[name].tobytes() == array.tobytes(), name
+    save(read(file(tmp_path, found)), tmp_path / "back.npz", "google")
+    with np.load(tmp_path / "back.npz") as back:
+        assert set(back) == set(found)
+        for name, array in found.items():
+            assert (back[name].shape, back[name].dtype) == (array.shape, array.dtype), name
+            assert back[name].tobytes() == array.tobytes(), name
+
+
+def ours(path, config):
+    """Weights of a model of ours, from a folder."""
+    how = Preprocessing(config.image_size, (0.5,) * 3, (0.5,) * 3)
+    names = tuple(map(str, range(config.classes)))
+    state = reference.perturb(config.build(), dtype=torch.float32).state_dict()
+    folder.write(path / "ours", state, folder.Card(config, how, names, {"kind": "x", "config": {}}))
+    return read(path / "ours")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(name):
+def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(tmp_path, name):
     found, config = made(name)
-    tensors = google.from_arrays(found)[1]
-    back = google.to_arrays(config, tensors)
-    assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in found.items()}
-    again_config, again, _, _ = google.from_arrays(back, config.image_size)
-    assert again_config == config
-    assert all(torch.equal(again[n], tensors[n]) for n in tensors)
+    weights = ours(tmp_path, config)
+    assert save(weights, tmp_path / "w.npz", "google") == []
+    with np.load(tmp_path / "w.npz") as back:
+        assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in found.items()}
+    again = read(tmp_path / "w.npz", config.image_size)
+    assert again.config == config
+    assert all(torch.equal(again.tensors[n], tensor) for n, tensor in weights.tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -194,22 +194,21 @@ def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(name):
         ({"norm_first": False}, r"norm\.weight"),
     ],
 )
-def test_what_the_format_cannot_hold_is_named(change, lost):
-    config = replace(BASE, **change)
-    with pytest.raises(ValueError, match=f"no place for .*{lost}|needs {lost}"):
-        google.to_arrays(config, vit.ViT(config).state_dict())
+def test_what_the_format_cannot_hold_is_named(tmp_path, change, lost):
+    with pytest.raises(ValueError, match=lost):
+        save(ours(tmp_path, replace(BASE, **change)), tmp_path / "w.npz", "google")
 
 
-def test_another_tower_in_the_file_is_left_alone():
+def test_another_tower_in_the_file_is_left_alone(tmp_path):
     found, config = made("newer, MAP")
     dressed = files.prefixed(found, "params/img/") | {"params/txt/Embed_0/embedding": np.zeros((3, 2), np.float32)}
-    assert google.from_arrays(dressed)[0] == config
+    assert read(file(tmp_path, dressed)).config == config
 
 
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("embedding/kernel", None, "tensor embedding/kernel"),
+        ("embedding/kernel", None, "is of an architecture"),
         ("Transformer/encoder_norm/scale", None, "tensor Transformer/encoder_norm/scale"),
         ("Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias", None, "tensor .*encoderblock_1/MlpBlock_3"),
         ("head/bias", np.zeros(4, np.float32), r"head/bias \(4,\) .* head\.bias \(5,\)"),
@@ -221,39 +220,31 @@ def test_another_tower_in_the_file_is_left_alone():
         ("Transformer/posembed_input/pos_embedding", np.zeros(32, np.float32), r"pos_embedding is \(32,\).* 3 "),
     ],
 )
-def test_damage_is_named(name, array, message):
-    found, _ = made("plain")
-    found = {n: a for n, a in (found | {name: array}).items() if a is not None}
-    with pytest.raises(ValueError, match=message):
-        google.from_arrays(found)
+def test_damage_is_named(tmp_path, name, array, message):
+    found = {n: a for n, a in (made("plain")[0] | {name: array}).items() if a is not None}
+    with pytest.raises(ValueError, match=rf"w\.npz.*{message}"):
+        read(file(tmp_path, found))
 
 
 def test_a_grid_that_is_not_square_is_asked_for(tmp_path):
     found, config = made("plain")
     found["Transformer/posembed_input/pos_embedding"] = np.ones((1, 1 + 2 * 6, 32), np.float32)
-    path = save(tmp_path / "w.npz", found)
+    path = file(tmp_path, found)
     with pytest.raises(ValueError, match=r"w\.npz: 12 positions"):
-        load.load(path)
-    assert load.load(path, image_size=(16, 48)).config == replace(config, image_size=(16, 48))
+        load(path)
+    assert load(path, image_size=(16, 48)).config == replace(config, image_size=(16, 48))
 
 
 def test_fine_tuning_loads_at_384_with_the_head_kept_dropped_or_replaced(tmp_path):
-    found = files.arrays(grid=14, representation=16)
-    path = save(tmp_path / "w.npz", found)
-    w = files.reference_weights(found)
-    table = zoom(w["pos_embed"][0, 1:].reshape(14, 14, -1), (48 / 14, 48 / 14, 1), order=1).reshape(1, 48 * 48, -1)
-    w["pos_embed"] = np.concatenate([w["pos_embed"][:, :1], table], axis=1)
+    how = {"grid": 14, "representation": 16}
+    found = files.arrays(**how)
+    path, w = file(tmp_path, found), resampled(files.reference_weights(found, **how), 1, (14, 14), (48, 48))
     config, images = replace(BASE, image_size=(384, 384), representation=16), pixels(384, 384)
-    kept = load.load(path, image_size=384)
-    dropped, report = load.load_and_report(path, image_size=384, classes=0)
-    replaced = load.load(path, image_size=384, classes=7)
-    with torch.no_grad():
-        small = torch.from_numpy(images).float()
-        logits = reference.forward(w, config, images)
-        assert np.abs(kept(small).numpy() - logits).max() <= 1e-5
-        w["head.weight"], w["head.bias"] = np.eye(files.WIDTH), np.zeros(files.WIDTH)
-        features = reference.forward(w, replace(config, representation=None), images)
-        assert np.abs(dropped(small).numpy() - features).max() <= 1e-5
-        assert np.abs(replaced.represent(small).numpy() - features).max() <= 1e-5
-        assert not replaced(small).any()
+    assert_agrees(load(path, image_size=384), w, config, images)
+    w["head.weight"], w["head.bias"] = np.eye(files.WIDTH), np.zeros(files.WIDTH)
+    dropped, report = load_and_report(path, image_size=384, classes=0)
+    replaced = load(path, image_size=384, classes=7)
+    for features in (dropped, replaced.represent):
+        assert_agrees(features, w, replace(config, representation=None), images)
+    assert not replaced(torch.from_numpy(images).float()).any()
     assert report["ignored"] == ["pre_logits.fc.weight", "pre_logits.fc.bias", "head.weight", "head.bias"]

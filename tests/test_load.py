@@ -284,7 +284,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_width_that_does_not_tell_the_heads_asks_for_them(tmp_path):
     path = small_timm(tmp_path, embed_dim=48)
-    with pytest.raises(ValueError, match="width of 48 .*heads="):
+    with pytest.raises(ValueError, match=r"width of 48 .*heads="):
         load(path)
     assert load(path, heads=4).config.heads == 4
 

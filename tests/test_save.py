@@ -4,8 +4,6 @@ import json
 import resource
 from dataclasses import replace
 
-import google_files
-import numpy as np
 import pytest
 import timm
 import torch
@@ -95,15 +93,6 @@ def test_timms_folders_are_written_back_bit_for_bit(tmp_path, name, more):
     timm.models.save_for_hf(perturb(model, dtype=torch.float32), tmp_path / "a", safe_serialization=True)
     save(read(tmp_path / "a"), tmp_path / "b", "timm")
     assert_same_folder(tmp_path / "b", tmp_path / "a")
-
-
-def test_googles_files_are_written_back_bit_for_bit(tmp_path):
-    found = google_files.prefixed(google_files.stacked(google_files.half(google_files.arrays())), "opt/target/")
-    np.savez(tmp_path / "a.npz", **found)
-    save(read(tmp_path / "a.npz"), tmp_path / "b.npz", "google")
-    with np.load(tmp_path / "b.npz") as back:
-        assert set(back) == set(found)
-        assert all(back[n].tobytes() == a.tobytes() and back[n].dtype == a.dtype for n, a in found.items())
 
 
 def written(path, config, dtype=torch.float32, extra=None):

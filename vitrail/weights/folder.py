@@ -55,19 +55,16 @@ class ModelFolder:
         return "vitrail" in place.settings
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        path = place.path / "config.json"
         try:
             card = parse(Card, place.settings["vitrail"])
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
+            raise ValueError(f"{place.path / 'config.json'} cannot be used: {str(error).rstrip('.')}.") from error
         names, how = timm.entries(card.model), card.preprocessing
-        try:
-            weights = from_state_dict(self.name, place, card.model, names, how, card.class_names)
-            fixed = isinstance(card.model, vit.Config) and card.model.positions.startswith("sincos")
-            if unknown := set(weights.extra) - ({"pos_embed"} if fixed else set()):  # timm has a table for them
-                raise ValueError(f"it has no place for {min(unknown)} {tuple(weights.extra[min(unknown)].shape)}.")
-        except ValueError as error:
-            raise ValueError(f"{place.path / 'model.safetensors'} does not fit config.json: {error}") from None
+        weights = from_state_dict(self.name, place, card.model, names, how, card.class_names)
+        fixed = isinstance(card.model, vit.Config) and card.model.positions.startswith("sincos")
+        if unknown := set(weights.extra) - ({"pos_embed"} if fixed else set()):  # timm has a table for them
+            shape = tuple(weights.extra[min(unknown)].shape)
+            raise ValueError(f"config.json describes a model without {min(unknown)} {shape}, which is in the file.")
         extra = open_tensors(place.path / TASK) if (place.path / TASK).exists() else {}
         return replace(weights, extra=extra, task=card.task)
 

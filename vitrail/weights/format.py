@@ -31,7 +31,7 @@ FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 
 
 class Place:
-    """What is found at a path. settings, processor: config.json and preprocessor_config.json.
+    """What is found at a path. settings: config.json, of a folder.
 
     ValueError, naming the file, where it is missing, damaged, or cannot hold weights.
     """
@@ -40,14 +40,11 @@ class Place:
         if not path.exists():
             raise ValueError(f"{path} does not exist; name a file with weights, or a model folder.")
         self.path = path / "model" if (path / "model" / "config.json").is_file() else path  # of a run folder
-        self.settings: dict[str, Any] = {}
-        self.processor: dict[str, Any] = {}
+        self.settings = self.json("config.json")
         self.arrays: Arrays = {}
-        if self.path.is_dir():
-            self.settings = _json(self.path / "config.json")
-            if (beside := self.path / "preprocessor_config.json").is_file():
-                self.processor = _json(beside)
-        elif is_npz(self.path):
+        if self.path.is_dir() and not (self.path / "config.json").exists():
+            raise ValueError(f"{path} is not a model folder: it has no config.json.")
+        if self.path.is_file() and is_npz(self.path):
             _check(self.path)
             self.arrays = Npz(self.path)
 
@@ -55,6 +52,17 @@ class Place:
         """Closes the file."""
         if isinstance(self.arrays, Npz):
             self.arrays.close()
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder; {} where there is none."""
+        path = self.path / name
+        try:
+            content = json.loads(path.read_text()) if path.exists() else {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({error}).") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a JSON object.")
+        return content
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -167,18 +175,6 @@ def as_it_was(weights: Weights, name: str, tensors: Mapping[str, Tensor]) -> dic
         return dict(tensors)
     types = weights.original.types
     return {**{n: t.to(types[n]) for n, t in tensors.items()}, **weights.extra, **weights.original.kept}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object.")
-    return content
 
 
 def _check(path: Path) -> None:

@@ -10,15 +10,12 @@ its heads apart: query, key and value (D, heads, D_h), out (heads, D_h, D). Ther
 
 with a prefix in front (params/, opt/target/, params/img/), and bfloat16 as two raw bytes. The numerics come with the
 format: tanh GELU, eps 1e-6, positions resampled bilinearly with aligned corners, a VALID patch convolution.
-
-    config, tensors, layout, origin = from_arrays(arrays)         # an Npz, or name -> numpy array
-    arrays = to_arrays(config, tensors, layout)                   # the same names, shapes and bits
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +46,7 @@ class Layout:
     prefix: str = ""
     newer: bool = False
     stacked: bool = False
-    forms: tuple[tuple[str, Form], ...] = ()
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
 
 class Google:
@@ -61,14 +58,31 @@ class Google:
         return prefix_of(place.arrays) is not None
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        config, tensors, layout, origin = from_arrays(place.arrays, image_size)
+        arrays, forms = place.arrays, forms_of(place.arrays)
+        prefix = prefix_of(forms) or ""
+        view = strip(forms, prefix)
+        shapes = Shapes({inside: forms[n][0] if i is None else forms[n][0][1:] for inside, (n, i) in view.items()})
+        config = infer(shapes, image_size)
+        newer = any("MultiHeadDotProductAttention_0" in n for n in view if n.startswith("Transformer/"))
+
+        def get(name: str) -> Tensor | None:
+            return _tensor(arrays, *view[name]) if name in view else None
+
+        tensors, origin = gather(entries(config, newer), get, config)
+        stacked = any(index is not None for _, index in view.values())
         gray = (0.5,) * config.channels
-        how = Preprocessing(config.image_size, gray, gray)
+        how, layout = Preprocessing(config.image_size, gray, gray), Layout(prefix, newer, stacked, forms)
         return Weights(self.name, config, tensors, origin, how, original=layout)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
-        layout = weights.original if isinstance(weights.original, Layout) else None
-        arrays: dict[str, Any] = {**to_arrays(weights.vit(self.name), weights.tensors, layout)}
+        config, layout = weights.vit(self.name), weights.original
+        if not isinstance(layout, Layout):  # the dialect that can hold it
+            first_row = config.class_token == config.class_position
+            layout = Layout(newer=not first_row or config.positions != "learned" or config.pool == "map")
+        found = {name: t.numpy() for name, t in scatter(entries(config, layout.newer), weights.tensors).items()}
+        found = _stack(found, config.depth) if layout.stacked else found
+        forms, named = layout.forms, {layout.prefix + name: array for name, array in found.items()}
+        arrays: dict[str, Any] = {name: _formed(array, forms.get(name)) for name, array in named.items()}
         with target.open("wb") as file:  # numpy would append .npz to a path
             np.savez(file, **arrays)
         return []
@@ -139,28 +153,6 @@ def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
     return placed([config], shapes.sizes(table, 3)[1], image_size)
 
 
-def from_arrays(
-    arrays: Arrays, image_size: tuple[int, int] | None = None
-) -> tuple[vit.Config, dict[str, Tensor], Layout, dict[str, tuple[str, ...]]]:
-    """(configuration, float32 tensors under our names, the file's layout, our name -> its names).
-
-    ValueError where an array is missing, or has another shape than the rest asks for.
-    """
-    forms = forms_of(arrays)
-    prefix = prefix_of(forms) or ""
-    view = strip(forms, prefix)
-    shapes = Shapes({inside: forms[n][0] if i is None else forms[n][0][1:] for inside, (n, i) in view.items()})
-    config = infer(shapes, image_size)
-    newer = any("MultiHeadDotProductAttention_0" in n for n in view if n.startswith("Transformer/"))
-
-    def get(name: str) -> Tensor | None:
-        return _tensor(arrays, *view[name]) if name in view else None
-
-    tensors, origin = gather(entries(config, newer), get, config)
-    stacked = any(index is not None for _, index in view.values())
-    return config, tensors, Layout(prefix, newer, stacked, tuple(forms.items())), origin
-
-
 def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
     """An array, or one block of a stack, as float32; two raw bytes are bfloat16."""
     array = arrays[name] if index is None else arrays[name][index]
@@ -170,23 +162,6 @@ def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
     if array.dtype.kind != "f":
         raise ValueError(f"{name} is of type {array.dtype}, not of floating point.")
     return torch.from_numpy(array.astype(np.float32))
-
-
-def to_arrays(
-    config: vit.Config, tensors: Mapping[str, Tensor], layout: Layout | None = None
-) -> dict[str, NDArray[np.generic]]:
-    """The arrays of a model, in the layout of the file that it came from, or in the dialect that can hold it.
-
-    ValueError where Google's format has no place for a part of the model.
-    """
-    if layout is None:
-        first_row = config.class_token == config.class_position
-        layout = Layout(newer=not first_row or config.positions != "learned" or config.pool == "map")
-    arrays = {name: t.numpy() for name, t in scatter(entries(config, layout.newer), tensors).items()}
-    if layout.stacked:
-        arrays = _stack(arrays, config.depth)
-    forms = dict(layout.forms)
-    return {layout.prefix + name: _formed(array, forms.get(layout.prefix + name)) for name, array in arrays.items()}
 
 
 def _stack(arrays: dict[str, NDArray[np.generic]], depth: int) -> dict[str, NDArray[np.generic]]:

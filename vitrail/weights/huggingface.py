@@ -45,7 +45,7 @@ class HuggingFace:
         settings, kind = place.settings, place.settings["model_type"]
         config = infer(settings, place.shapes)
         names = entries(config, kind, prefix(kind, place.tensors))
-        how = preprocessing(config, kind, place.processor)
+        how = preprocessing(config, kind, place.json("preprocessor_config.json"))
         return from_state_dict(self.name, place, config, names, how, class_names(settings))
 
     def write(self, weights: Weights, target: Path) -> list[str]:

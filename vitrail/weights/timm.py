@@ -29,6 +29,10 @@ STEMS = {
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
 STEM = "patch_embed.backbone."
+# Arguments of timm's models that are our fields under other names.
+ARGUMENTS = {"in_chans": "channels", "embed_dim": "width", "num_heads": "heads", "reg_tokens": "registers"}
+ARGUMENTS |= {"init_values": "layer_scale", "global_pool": "pool"}
+ARGUMENTS |= {name: name for name in ("depth", "qkv_bias", "qk_norm", "class_token", "pre_norm")}
 RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
@@ -168,23 +172,12 @@ def describe(config: vit.Config, how: Preprocessing, class_names: tuple[str, ...
     else:
         architecture = "vit_base_patch32_clip_224" if config.norm_eps == 1e-5 else "vit_base_patch16_224"
     hidden = 2 * config.mlp_dim if config.activation == "swiglu" else config.mlp_dim
-    arguments = {
+    arguments = {theirs: getattr(config, ours) for theirs, ours in ARGUMENTS.items()} | {
         "img_size": list(config.image_size),
         "patch_size": list(config.patch_size),
-        "in_chans": config.channels,
-        "embed_dim": config.width,
-        "depth": config.depth,
-        "num_heads": config.heads,
         "mlp_ratio": (hidden + 0.5) / config.width,  # timm takes the whole part of the product
-        "qkv_bias": config.qkv_bias,
-        "qk_norm": config.qk_norm,
-        "init_values": config.layer_scale,
-        "class_token": config.class_token,
         "no_embed_class": not config.class_position or config.positions.startswith("sincos"),
-        "reg_tokens": config.registers,
-        "pre_norm": config.pre_norm,
         "fc_norm": not config.norm_first,
-        "global_pool": config.pool,
         "pos_embed": "none" if config.positions == "none" else "learn",
     }
     if config.activation in ACTIVATIONS:

@@ -1,7 +1,6 @@
 """The model folder: what was written is read bit for bit, and every damage is a sentence that names the file."""
 
 import json
-import pickle
 import re
 from dataclasses import replace
 
@@ -83,32 +82,13 @@ def test_a_folder_is_loaded_for_evaluation_and_can_be_trained(tmp_path, name):
     torch.testing.assert_close(after(images), before(images), rtol=1e-5, atol=1e-5)
     after(images).square().sum().backward()
     assert all(parameter.grad is not None for parameter in after.parameters())
-
-
-def test_a_new_head_is_put_on_a_resnet_too(tmp_path):
-    before = write(tmp_path, VARIANTS["ResNet"])
-    after = vitrail.load(tmp_path, classes=5)
-    assert after.head.weight.shape == (5, 256)
-    assert_same(after.stages.state_dict(), before.stages.state_dict())
+    assert vitrail.load(tmp_path, classes=5)(images).shape == (2, 5)
 
 
 def test_writing_again_replaces_the_folders_content(tmp_path):
     write(tmp_path, extra={"queries": torch.ones(2)})
     write(tmp_path, replace(CONFIG, width=8))
     assert (read(tmp_path).config.width, read(tmp_path).extra) == (8, {})
-
-
-def test_names_that_do_not_fit_the_head_are_not_written(tmp_path):
-    with pytest.raises(ValueError, match=r"3 classes.* 2 names"):
-        write(tmp_path / "model", names=NAMES[:2])
-    assert not (tmp_path / "model").exists()
-
-
-def test_a_disk_that_refuses_is_named(saved):
-    (saved / "model.safetensors").unlink()
-    (saved / "model.safetensors").mkdir()
-    with pytest.raises(ValueError, match=re.escape(str(saved))):
-        write(saved)
 
 
 @pytest.mark.parametrize("path", ["missing", "empty", "file"])
@@ -119,22 +99,10 @@ def test_what_is_not_a_model_folder_is_named(tmp_path, path):
         read(tmp_path / path)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"<!DOCTYPE html><html>Not Found</html>",
-        b'{"vitrail": {"model"',
-        b"\xff\xfe\x00",
-        b"[]",
-        b"null",
-        b'{"vitrail": {}}',
-        b'{"vitrail": []}',
-        b'{"vitrail": "ViT"}',
-    ],
-)
-def test_a_config_that_is_damaged_or_of_another_kind_is_named(saved, text):
-    (saved / "config.json").write_bytes(text)
+@pytest.mark.parametrize("text", [b"", b"<html>", b'{"vitrail": {"model"', b"\xff\xfe\x00", b"[]", b"null"])
+@pytest.mark.parametrize("inside", [b"%s", b'{"vitrail": %s}'])
+def test_a_config_that_is_damaged_or_of_another_kind_is_named(saved, inside, text):
+    (saved / "config.json").write_bytes(inside % text)
     with pytest.raises(ValueError, match=r"config\.json"):
         read(saved)
 
@@ -144,25 +112,15 @@ def test_a_config_that_is_damaged_or_of_another_kind_is_named(saved, text):
     [
         ("model", "colour", 1, "colour"),
         ("model", "width", "16", "width: '16'"),
-        ("model", "width", 16.0, r"width: 16\.0"),
-        ("model", "class_token", 1, "class_token: 1"),
         ("model", "patch_size", [4], r"patch_size: \[4\] has 1 .* 2"),
-        ("model", "pool", "max", "pool: 'max'"),
         ("model", "heads", 3, "3 heads .* 16"),
         ("model", "classes", 4, "4 classes.* 3 names"),
         ("model", "channels", 3, "1 channels.* 3"),
         ("preprocessing", "std", [0.0], "std is "),
-        ("preprocessing", "mean", [0.5, 0.5], "mean has 2 .* 1"),
-        ("preprocessing", "mean", None, "mean: None"),
         (None, "class_names", ["a", "b"], "3 classes.* 2 names"),
-        (None, "class_names", ["a", "b", "c", "d"], "3 classes.* 4 names"),
-        (None, "class_names", "abc", "class_names"),
         (None, "class_names", ["a", "b", 3], "class_names: 3"),
-        (None, "class_names", None, "class_names: None"),
         (None, "model", {"kind": "cnn", "config": {}}, "cnn.* resnet, vit"),
-        (None, "model", {"width": 16}, "width"),
         (None, "task", {"kind": "classify"}, "task"),
-        (None, "task", "classify", "task"),
         *((None, section, ..., section) for section in ("model", "preprocessing", "class_names", "task")),
     ],
 )
@@ -179,52 +137,28 @@ def test_a_field_that_cannot_be_or_is_missing_is_named(saved, section, field, va
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "task.safetensors"])
-@pytest.mark.parametrize("left", [0, 4, 100, 0.5, 0.99, -1, None])
-def test_weights_that_are_cut_short_are_named(tmp_path, left, file):
+@pytest.mark.parametrize("left", [0, 100, -1, None])
+def test_weights_that_are_cut_short_or_missing_are_named(tmp_path, left, file):
     write(tmp_path, extra={"queries": torch.randn(100)})
-    data = (tmp_path / file).read_bytes()
-    (tmp_path / file).write_bytes(data[: int(left * len(data)) if isinstance(left, float) else left])
-    if left is None:  # missing, or in its place a folder
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:left])
+    if left is None:  # and in its place a folder
         (tmp_path / file).unlink()
         (tmp_path / file).mkdir()
     with pytest.raises(ValueError, match=re.escape(file)):
         read(tmp_path)
 
 
-class Trap:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize("writer", [lambda trap, path: path.write_bytes(pickle.dumps(trap)), torch.save])
-def test_a_pickle_in_the_weights_place_is_never_unpickled(saved, tmp_path, writer):
-    writer({"head.weight": Trap(tmp_path / "sprung")}, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=re.escape(str(saved / "model.safetensors"))):
-        read(saved)
-    assert not (tmp_path / "sprung").exists()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("head.weight"), "head.weight"),
-        (lambda t: t.update(extra=torch.zeros(2)), "extra (2,)"),
-        (lambda t: t.update({"head.bias": torch.zeros(4)}), "head.bias (4,) cannot become head.bias (3,)"),
-        (
-            lambda t: t.update({"head.weight": torch.zeros(16, 3)}),
-            "head.weight (16, 3) cannot become head.weight (3, 16)",
-        ),
+        ({"head.weight": None}, "head.weight"),
+        ({"extra": torch.zeros(2)}, "extra (2,)"),
+        ({"head.bias": torch.zeros(4)}, "head.bias (4,) cannot become head.bias (3,)"),
+        ({"head.weight": torch.zeros(16, 3)}, "head.weight (16, 3) cannot become head.weight (3, 16)"),
     ],
-    ids=["missing", "extra", "shape", "transposed"],
 )
 def test_tensors_that_do_not_fit_are_named_with_their_shapes(saved, change, message):
-    tensors = load_file(saved / "model.safetensors")
-    change(tensors)
-    save_file(tensors, saved / "model.safetensors")
+    tensors = load_file(saved / "model.safetensors") | change
+    save_file({name: t for name, t in tensors.items() if t is not None}, saved / "model.safetensors")
     with pytest.raises(ValueError, match=rf"{re.escape(str(saved))}.*{re.escape(message)}"):
         read(saved)

@@ -17,10 +17,7 @@ CONTRACT = {"name", "config", "parameters", "flops", "tokens", "image_size", "pr
 # name, size, remainder: parameters, tokens, GFLOP (2 x multiply-adds)
 FIGURES = {
     ("ViT-B/16", 224, None): (86_567_656, 197, 35.13),
-    ("ViT-B/16", 384, None): (86_567_656, 577, 110.97),
-    ("ViT-L/16", 224, None): (304_326_632, 197, 123.11),
     ("ViT-L/16", 384, None): (304_326_632, 577, 382.13),
-    ("ViT-H/14", 224, None): (632_045_800, 257, 334.59),
     ("ViT-H/14", 384, "crop"): (632_045_800, 730, 1006.96),
     ("R50+ViT-B/16", 224, None): (98_659_112, 197, None),
 }
@@ -112,10 +109,8 @@ def test_files_of_other_programs_show_their_preprocessing(tmp_path, capsys):
     np.savez(tmp_path / "w.npz", **google_files.arrays())
     card, text = shown(capsys, tmp_path / "w.npz", "--image-size", 64, 32)
     assert (card["preprocessing"]["mean"], card["class_names"], card["tokens"]) == ([0.5] * 3, None, 33)
-    assert (card["config"]["activation"], card["parameters"]) == (
-        "gelu_tanh",
-        sum(a.size for a in google_files.arrays().values()),
-    )
+    assert card["config"]["activation"] == "gelu_tanh"
+    assert card["parameters"] == sum(a.size for a in google_files.arrays().values())
     assert "preprocessing image_size 32 x 32, mean 0.5 / 0.5 / 0.5" in text
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 518}
     transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "dinov2")

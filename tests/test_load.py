@@ -15,7 +15,6 @@ import transformers
 from reference import perturb
 from safetensors.torch import save_file
 
-import vitrail
 from vitrail.models import resnet
 from vitrail.weights.load import load, load_and_report, read
 
@@ -98,61 +97,45 @@ def test_timms_resnet_that_has_our_names_is_not_taken_for_ours(tmp_path, classes
             load(path)
 
 
-def small_vit(**more):
-    names = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    return names | {"image_size": 224, "patch_size": 16} | more
-
-
-def classifier(model):
-    return lambda images: model(images, interpolate_pos_encoding=True).logits
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    "more", [{}, {"layer_norm_eps": 1e-3, "qkv_bias": False}, {"hidden_act": "gelu_new", "num_labels": 7}]
-)
-def test_hugging_faces_vit(tmp_path, more, size):
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(**small_vit(**more)))
-    perturb(model, dtype=torch.float32).save_pretrained(tmp_path)
-    assert_same(load(tmp_path), classifier(model), pixels(size))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_hugging_faces_pooler_is_the_pre_logits_layer(tmp_path, size):
-    model = perturb(transformers.ViTModel(transformers.ViTConfig(**small_vit())), dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    ours = load(tmp_path)
-    assert ours.config.representation == 64
-    assert_same(ours, lambda images: model(images, interpolate_pos_encoding=True).pooler_output, pixels(size))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_hugging_faces_deit(tmp_path, size):
-    model = transformers.DeiTForImageClassification(transformers.DeiTConfig(**small_vit(num_labels=7)))
-    perturb(model, dtype=torch.float32).save_pretrained(tmp_path)
-    assert_same(load(tmp_path), classifier(model), pixels(size))
-
-
-def save_dinov2(path, kind="Dinov2", gated=False):
-    names = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 224, "patch_size": 14}
-    config = getattr(transformers, f"{kind}Config")(**names, use_swiglu_ffn=gated)
-    model = perturb(getattr(transformers, f"{kind}Model")(config), dtype=torch.float32)
+def hugging_face(path, kind="ViTForImageClassification", dtype=torch.float32, **more):
+    """A small model of transformers, saved."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 224}
+    sizes |= {"patch_size": 14} if "Dino" in kind else {"patch_size": 16, "intermediate_size": 96}
+    if "MAE" in kind:
+        sizes |= {"mask_ratio": 0.0, "decoder_num_hidden_layers": 1}
+    config = getattr(transformers, kind.partition("Model")[0].partition("For")[0] + "Config")(**sizes | more)
+    model = perturb(getattr(transformers, kind)(config), dtype=torch.float32).to(dtype)
     model.save_pretrained(path)
     return model
 
 
-@pytest.mark.parametrize("size", [(224, 224), (378, 378), (154, 280)])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
-def test_hugging_faces_dinov2(tmp_path, kind, gated, size):
-    model = save_dinov2(tmp_path, kind, gated)
-    assert_same(load(tmp_path).tokens, lambda images: model(images).last_hidden_state, pixels(size))
+# What of the library's answer is held against what of ours.
+HUGGING_FACE = {
+    "ViT": ("ViTForImageClassification", {}, "logits", "forward"),
+    "ViT, no bias": ("ViTForImageClassification", {"layer_norm_eps": 1e-3, "qkv_bias": False}, "logits", "forward"),
+    "ViT, tanh": ("ViTForImageClassification", {"hidden_act": "gelu_new", "num_labels": 7}, "logits", "forward"),
+    "ViT's pooler": ("ViTModel", {}, "pooler_output", "represent"),
+    "DeiT": ("DeiTForImageClassification", {"num_labels": 7}, "logits", "forward"),
+    "DINOv2": ("Dinov2Model", {}, "last_hidden_state", "tokens"),
+    "DINOv2, gated": ("Dinov2Model", {"use_swiglu_ffn": True}, "last_hidden_state", "tokens"),
+    "registers": ("Dinov2WithRegistersModel", {}, "last_hidden_state", "tokens"),
+    "registers, gated": ("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}, "last_hidden_state", "tokens"),
+}
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_hugging_face(tmp_path, name, number):
+    kind, more, answer, ours = HUGGING_FACE[name]
+    model = hugging_face(tmp_path, kind, **more)
+    dino = "Dino" in kind  # which resizes its positions unasked
+    asked = {} if dino else {"interpolate_pos_encoding": True}
+    size = ([(224, 224), (378, 378), (154, 280)] if dino else SIZES)[number]
+    assert_same(getattr(load(tmp_path), ours), lambda images: getattr(model(images, **asked), answer), pixels(size))
 
 
 def test_hugging_faces_mae_encoder(tmp_path):
-    config = transformers.ViTMAEConfig(**small_vit(), mask_ratio=0.0, decoder_num_hidden_layers=1)
-    model = perturb(transformers.ViTMAEForPreTraining(config), dtype=torch.float32)
-    model.save_pretrained(tmp_path)
+    model = hugging_face(tmp_path, "ViTMAEForPreTraining")
     ours, report = load_and_report(tmp_path)
     order = torch.arange(196).expand(2, -1) / 196  # the order in which patches are kept
     assert_same(ours.tokens, lambda images: model.vit(images, noise=order).last_hidden_state, pixels((224, 224)))
@@ -171,12 +154,10 @@ def test_torchvision(tmp_path, size):
 
 
 def test_preprocessing_and_names_come_with_the_weights(tmp_path):
-    names = {i: f"kind {i}" for i in range(5)}
-    config = transformers.ViTConfig(**small_vit(id2label=names))
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    hugging_face(tmp_path, id2label={i: f"kind {i}" for i in range(5)})
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.2] * 3}))
     weights = read(tmp_path)
-    assert weights.class_names == tuple(names.values())
+    assert weights.class_names == tuple(f"kind {i}" for i in range(5))
     assert weights.preprocessing.mean == (0.1, 0.1, 0.1)
     model = timm.create_model("vit_base_patch32_clip_224", **SMALL, num_classes=3)
     timm.models.save_for_hf(model, tmp_path / "timm", model_config={"label_names": ["a", "b", "c"]})
@@ -186,28 +167,22 @@ def test_preprocessing_and_names_come_with_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processor", "fraction"),
-    [
-        (None, 0.875),  # DINOv2's own: 256 for 224
-        ({"size": {"shortest_edge": 248}, "crop_size": {"height": 224, "width": 224}}, 0.9),
-        ({"size": {"shortest_edge": 235}, "crop_size": {"height": 224, "width": 224}}, 0.95),
-        ({"size": {"shortest_edge": 25}, "crop_size": {"height": 7, "width": 7}}, 0.27),  # 7 / 0.28 is just below 25
-        ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, 1.0),
-    ],
+    ("side", "edge", "fraction"),
+    # DINOv2's own; timm's; and 7 / 0.28 is just below 25.
+    [(224, None, 0.875), (518, None, 0.875), (224, 248, 0.9), (224, 235, 0.95), (7, 25, 0.27), (224, 224, 1.0)],
 )
-def test_the_fraction_that_a_crop_leaves_is_a_number_as_a_person_writes_it(tmp_path, processor, fraction):
-    save_dinov2(tmp_path)
-    if processor:
+def test_the_fraction_that_a_crop_leaves_is_a_number_as_a_person_writes_it(tmp_path, side, edge, fraction):
+    hugging_face(tmp_path, "Dinov2Model", **({} if side == 7 else {"image_size": side}))
+    if edge:
+        processor = {"size": {"shortest_edge": edge}, "crop_size": {"height": side, "width": side}}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     how = read(tmp_path).preprocessing
-    assert (how.resize, how.crop_fraction) == ("crop", fraction)
-    edge = processor["size"]["shortest_edge"] if processor else 256
-    assert math.floor(how.image_size[0] / how.crop_fraction) == edge  # as timm computes it
+    assert (how.resize, how.image_size, how.crop_fraction) == ("crop", (side, side), fraction)
+    assert math.floor(side / fraction) == (edge or side * 256 // 224)  # as timm computes it
 
 
 def test_a_new_head_is_zero_and_the_old_one_goes_whole(tmp_path):
-    model = transformers.ViTModel(transformers.ViTConfig(**small_vit()))
-    perturb(model, dtype=torch.float32).save_pretrained(tmp_path)
+    model = hugging_face(tmp_path, "ViTModel")
     ours, report = load_and_report(tmp_path, classes=4, image_size=(64, 96))
     assert ours.head.weight.shape == (4, 64)
     assert not ours.head.weight.any()
@@ -219,23 +194,25 @@ def test_a_new_head_is_zero_and_the_old_one_goes_whole(tmp_path):
     assert "pos_embed: resized (1, 197, 64) -> (1, 25, 64)" in str(report)
 
 
+WHOLE = "is not a whole file of tensors"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"\xff" * 100, "is not a whole file of tensors"),
-        (b"\x10\0\0\0\0\0\0\0{", "is not a whole file of tensors"),
-        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{", "is not a whole file of tensors"),
-        (b"PK\x03\x04" + b"\0" * 60, "is not a whole file of tensors"),
+        *((start, WHOLE) for start in (b"\xff" * 100, b"PK\x03\x04" + b"\0" * 60, b"\x10\0\0\0\0\0\0\0{")),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f{", WHOLE),
     ],
 )
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "a/model.safetensors"])
 def test_what_is_no_file_of_weights_is_named(tmp_path, name, content, message):
+    hugging_face(tmp_path / "a")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} {message}"):
-        load(tmp_path / name)
+        load(tmp_path / name.removesuffix("/model.safetensors"))
 
 
 class Runs:
@@ -245,20 +222,20 @@ class Runs:
         return (os.mkdir, ("trace-of-a-pickle",))
 
 
+@pytest.mark.parametrize("name", ["w.pth", "a/model.safetensors"])
 @pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
-def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, save):
+def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, save, name):
     monkeypatch.chdir(tmp_path)
-    save({"model": Runs()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth .*holds Python objects"):
-        load(tmp_path / "w.pth")
+    hugging_face(tmp_path / "a")
+    save({"model": Runs()}, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is .*(holds Python objects|not a whole file)"):
+        load(tmp_path / name.removesuffix("/model.safetensors"))
     assert not (tmp_path / "trace-of-a-pickle").exists()
 
 
 def small_timm(path, without=None, **more):
-    found = timm.create_model(
-        "vit_base_patch16_224", **{"embed_dim": 64, "depth": 2, "num_heads": 4, **more}
-    ).state_dict()
-    save_file({name: tensor for name, tensor in found.items() if name != without}, path / "w.safetensors")
+    model = timm.create_model("vit_base_patch16_224", **{**SMALL, **more})
+    save_file({n: t for n, t in model.state_dict().items() if n != without}, path / "w.safetensors")
     return path / "w.safetensors"
 
 
@@ -275,11 +252,6 @@ def small_timm(path, without=None, **more):
 def test_what_does_not_fit_is_named(tmp_path, without, overrides, message):
     with pytest.raises(ValueError, match=message):
         load(small_timm(tmp_path, without), **overrides)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"gone\.npz does not exist"):
-        vitrail.load(tmp_path / "gone.npz")
 
 
 def test_a_width_that_does_not_tell_the_heads_asks_for_them(tmp_path):
@@ -305,7 +277,7 @@ def test_a_width_that_does_not_tell_the_heads_asks_for_them(tmp_path):
     ],
 )
 def test_settings_of_another_type_are_a_sentence(tmp_path, file, field, value):
-    transformers.ViTForImageClassification(transformers.ViTConfig(**small_vit())).save_pretrained(tmp_path)
+    hugging_face(tmp_path)
     path = tmp_path / f"{file}.json"
     settings = (json.loads(path.read_text()) if path.exists() else {}) | {field: value}
     path.write_text(json.dumps({name: value for name, value in settings.items() if value is not ...}))
@@ -314,18 +286,18 @@ def test_settings_of_another_type_are_a_sentence(tmp_path, file, field, value):
 
 
 def test_nothing_is_left_at_its_initial_value(tmp_path):
-    found = {
-        k: torch.full_like(v, np.pi) for k, v in timm.create_model("vit_tiny_patch16_224", depth=1).state_dict().items()
-    }
-    save_file(found, tmp_path / "w.safetensors")
+    names = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
+    save_file({name: torch.full_like(tensor, np.pi) for name, tensor in names.items()}, tmp_path / "w.safetensors")
     assert all(p.eq(torch.tensor(np.pi).float()).all() for p in load(tmp_path / "w.safetensors").parameters())
 
 
 def test_weights_in_several_files_are_put_together(tmp_path):
-    model = perturb(transformers.ViTForImageClassification(transformers.ViTConfig(**small_vit())), dtype=torch.float32)
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    whole = hugging_face(tmp_path / "whole")
+    whole.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_same(load(tmp_path), classifier(model), pixels((224, 224)))
+    found, expected = read(tmp_path).tensors, read(tmp_path / "whole").tensors
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match=r"index\.json .*outside its folder"):

@@ -64,10 +64,7 @@ def test_shapes_cost_no_reading(tmp_path, monkeypatch):
 
 def test_objects_are_refused_before_they_are_unpickled(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.array([Runs()], dtype=object))
-    with (
-        closing(Npz(tmp_path / "w.npz")) as found,
-        pytest.raises(ValueError, match="holds Python objects, which could run code"),
-    ):
+    with closing(Npz(tmp_path / "w.npz")) as found, pytest.raises(ValueError, match="Python objects"):
         found["a"]
     entry(tmp_path / "p.npz", "a.npy", pickle.dumps(Runs()))
     with closing(Npz(tmp_path / "p.npz")) as found, pytest.raises(ValueError, match="not a readable array"):
@@ -93,18 +90,11 @@ def test_an_entry_that_would_grow_without_bound_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK", b"<html>not found</html>", b"PK\x03\x04" + b"\0" * 40, pickle.dumps([1])]
+    "content", [b"", b"PK", b"<html>", b"PK\x03\x04" + b"\0" * 40, pickle.dumps([1]), -1, 2000, 30]
 )
-def test_what_is_no_archive_is_refused_by_name(tmp_path, content):
-    (tmp_path / "w.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"w\.npz is not a whole \.npz file"):
-        Npz(tmp_path / "w.npz")
-
-
-def test_a_cut_file_is_refused_by_name(tmp_path):
+def test_what_is_not_a_whole_archive_is_refused_by_name(tmp_path, content):
     np.savez(tmp_path / "w.npz", a=np.zeros(1000, np.float32))
     whole = (tmp_path / "w.npz").read_bytes()
-    for length in (len(whole) - 1, len(whole) // 2, 30):
-        (tmp_path / "w.npz").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="not a whole"):
-            Npz(tmp_path / "w.npz")
+    (tmp_path / "w.npz").write_bytes(whole[:content] if isinstance(content, int) else content)
+    with pytest.raises(ValueError, match=r"w\.npz is not a whole \.npz file"):
+        Npz(tmp_path / "w.npz")

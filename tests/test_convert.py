@@ -7,12 +7,11 @@ import timm
 import torch
 import transformers
 from command_line import printed, refused, status
+from model_folders import write_folder
 from reference import perturb
 from safetensors.torch import load_file, save_file
 
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet
-from vitrail.weights import folder
 from vitrail.weights.load import read
 
 LOST = ["activation 'gelu_tanh'", "resample 'bilinear_corners'", "remainder 'crop'"]
@@ -45,9 +44,7 @@ def test_json_is_one_document_and_tells_what_is_lost(npz, tmp_path, capsys):
 
 def test_a_resnet_is_converted_to_our_own_format_alone(tmp_path, capsys):
     config = resnet.Config((1,), classes=2)
-    how = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
-    card = folder.Card(config, how, ("a", "b"), {"kind": "classify", "config": {}})
-    folder.write(tmp_path / "bit", config.build().state_dict(), card)
+    write_folder(tmp_path / "bit", config)
     assert printed(capsys, "convert", tmp_path / "bit", tmp_path / "again")[0]["to"] == "vitrail"
     assert read(tmp_path / "again").config == config
     for to in EVERY[1:]:

@@ -6,17 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_folders import names_of, preprocessing_of, write_folder
 from safetensors.torch import load_file, save_file
 
 import vitrail
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
-from vitrail.weights import folder
 from vitrail.weights.load import read
 
 CONFIG = vit.Config((8, 8), (4, 4), 1, width=16, depth=1, heads=2, mlp_dim=32, classes=3)
-HOW = Preprocessing((8, 8), (0.25,), (0.5,))
-NAMES = ("cat", "dog", "chaise longue")
 TASK = {"kind": "classify", "config": {"loss": "sigmoid"}}
 VARIANTS = {
     "plain": CONFIG,
@@ -31,21 +28,6 @@ VARIANTS = {
 }
 
 
-def model(config=CONFIG):
-    torch.manual_seed(0)
-    made = config.build()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    return made.eval()
-
-
-def write(path, config=CONFIG, dtype=torch.float32, extra=None, names=NAMES):
-    made = model(config)
-    folder.write(path, made.to(dtype).state_dict(), folder.Card(config, HOW, names, TASK), extra)
-    return made
-
-
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -55,19 +37,19 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def saved(tmp_path):
-    write(tmp_path / "model")
+    write_folder(tmp_path / "model", CONFIG)
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_was_written_is_read_bit_for_bit(tmp_path, name, dtype):
-    before, extra = write(tmp_path / "a", VARIANTS[name], dtype), {"queries": torch.randn(2, 3).to(dtype)}
-    write(tmp_path / "a", VARIANTS[name], dtype, extra)
+    config, extra = VARIANTS[name], {"queries": torch.randn(2, 3).to(dtype)}
+    before, _ = write_folder(tmp_path / "a", config, dtype, extra, TASK)
     found = read(tmp_path / "a")
-    assert (found.config, found.preprocessing, found.class_names) == (VARIANTS[name], HOW, NAMES)
-    assert (found.format, found.task) == ("vitrail", TASK)
-    assert_same(found.tensors, before.float().state_dict())
+    assert (found.config, found.format, found.task) == (config, "vitrail", TASK)
+    assert (found.preprocessing, found.class_names) == (preprocessing_of(config), names_of(config))
+    assert_same(found.tensors, before.to(dtype).float().state_dict())
     assert_same(found.extra, extra)
     stored = load_file(tmp_path / "a" / "model.safetensors")
     assert {stored[name].dtype for names in found.origin.values() for name in names} == {dtype}
@@ -75,7 +57,7 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path, name, dtype):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_folder_is_loaded_for_evaluation_and_can_be_trained(tmp_path, name):
-    before, images = write(tmp_path, VARIANTS[name]), torch.randn(2, 1, 8, 8)
+    before, images = write_folder(tmp_path, VARIANTS[name])[0], torch.randn(2, 1, 8, 8)
     after = vitrail.load(tmp_path)
     assert not any(module.training for module in after.modules())
     # not bit for bit: where a tensor lies in memory decides which kernel multiplies it
@@ -86,8 +68,8 @@ def test_a_folder_is_loaded_for_evaluation_and_can_be_trained(tmp_path, name):
 
 
 def test_writing_again_replaces_the_folders_content(tmp_path):
-    write(tmp_path, extra={"queries": torch.ones(2)})
-    write(tmp_path, replace(CONFIG, width=8))
+    write_folder(tmp_path, CONFIG, extra={"queries": torch.ones(2)})
+    write_folder(tmp_path, replace(CONFIG, width=8))
     assert (read(tmp_path).config.width, read(tmp_path).extra) == (8, {})
 
 
@@ -139,7 +121,7 @@ def test_a_field_that_cannot_be_or_is_missing_is_named(saved, section, field, va
 @pytest.mark.parametrize("file", ["model.safetensors", "task.safetensors"])
 @pytest.mark.parametrize("left", [0, 100, -1, None])
 def test_weights_that_are_cut_short_or_missing_are_named(tmp_path, left, file):
-    write(tmp_path, extra={"queries": torch.randn(100)})
+    write_folder(tmp_path, CONFIG, extra={"queries": torch.randn(100)})
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:left])
     if left is None:  # and in its place a folder
         (tmp_path / file).unlink()

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import reference
 import torch
+from model_folders import write_folder
 from scipy.ndimage import zoom
 
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
-from vitrail.weights import folder
 from vitrail.weights.load import load, load_and_report, read
 from vitrail.weights.save import save
 
@@ -160,19 +159,11 @@ def assert_written_back(tmp_path, found):
     return weights
 
 
-def ours(path, config):
-    """Weights of a model of ours, from a folder."""
-    how = Preprocessing(config.image_size, (0.5,) * 3, (0.5,) * 3)
-    names = tuple(map(str, range(config.classes)))
-    state = reference.perturb(config.build(), dtype=torch.float32).state_dict()
-    folder.write(path / "ours", state, folder.Card(config, how, names, {"kind": "x", "config": {}}))
-    return read(path / "ours")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(tmp_path, name):
     found, config = made(name)
-    weights = ours(tmp_path, config)
+    write_folder(tmp_path / "ours", config)
+    weights = read(tmp_path / "ours")
     assert save(weights, tmp_path / "w.npz", "google") == []
     with np.load(tmp_path / "w.npz") as back:
         assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in found.items()}
@@ -190,8 +181,9 @@ def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(tmp_path, name)
     ],
 )
 def test_what_the_format_cannot_hold_is_named(tmp_path, change, lost):
+    write_folder(tmp_path / "ours", replace(BASE, **change))
     with pytest.raises(ValueError, match=lost):
-        save(ours(tmp_path, replace(BASE, **change)), tmp_path / "w.npz", "google")
+        save(read(tmp_path / "ours"), tmp_path / "w.npz", "google")
 
 
 def test_another_tower_in_the_file_is_left_alone(tmp_path):

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from model_folders import names_of, preprocessing_of, write_folder
 
 import vitrail
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
-from vitrail.weights import folder, hub
+from vitrail.weights import hub
 
 CONFIG = vit.Config((16, 16), (8, 8), 3, 16, 1, 2, 16, 2)
-HOW = Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.fixture
@@ -49,28 +48,21 @@ def store(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def saved(path):
-    model = vit.ViT(CONFIG)
-    card = folder.Card(CONFIG, HOW, ("a", "b"), {"kind": "classify", "config": {}})
-    folder.write(path, model.state_dict(), card)
-    return model
-
-
 def test_what_is_pushed_is_loaded_again(store, tmp_path):
-    model = saved(tmp_path / "model")
+    model, _ = write_folder(tmp_path / "model", CONFIG)
     assert hub.push_to_hub(tmp_path / "model", "me/pets") == "hub/me/pets"
     again = vitrail.load("hf_hub:me/pets")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_preprocessing_and_names_come_from_the_hub_too(store):
-    saved(store / "me/pets" / "main")
+    write_folder(store / "me/pets" / "main", CONFIG)
     predict = vitrail.Pipeline.load("hf-hub:me/pets")
-    assert (predict.class_names, predict.preprocessing) == (("a", "b"), HOW)
+    assert (predict.class_names, predict.preprocessing) == (names_of(CONFIG), preprocessing_of(CONFIG))
 
 
 def test_a_revision_is_asked_for_and_code_is_left_there(store, tmp_path):
-    saved(store / "me/pets" / "v2")
+    write_folder(store / "me/pets" / "v2", CONFIG)
     (store / "me/pets" / "v2" / "modeling.py").write_text("raise SystemExit")
     assert vitrail.load("hf-hub:me/pets@v2").config == CONFIG
     assert not list((tmp_path / "cache").rglob("*.py"))

@@ -8,16 +8,14 @@ import google_files
 import numpy as np
 import pytest
 import torch
+from model_folders import write_folder
 from safetensors.torch import save_file
 
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
-from vitrail.weights import folder
 from vitrail.weights.load import load, read
 from vitrail.weights.save import save
 
 CONFIG = vit.Config((16, 16), (8, 8), 3, 16, 1, 2, 16, 2)
-CARD = folder.Card(CONFIG, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), ("a", "b"), {"kind": "x", "config": {}})
 
 
 STATE = vit.ViT(CONFIG).state_dict()
@@ -42,7 +40,7 @@ def make(path, form, file):
     if form is None:
         FILES[file](path / file)
         return path / file, path / file
-    folder.write(path / "vitrail", STATE, CARD, {"queries": torch.ones(2, 3)})
+    write_folder(path / "vitrail", CONFIG, extra={"queries": torch.ones(2, 3)})
     if form != "vitrail":
         save(read(path / "vitrail"), path / form, form)
     if "index" in file:

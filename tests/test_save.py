@@ -9,19 +9,17 @@ import timm
 import torch
 import torchvision
 import transformers
+from model_folders import names_of, write_folder
 from reference import perturb
 from safetensors.torch import load_file, save_file
 from test_load import HUGGING_FACE, hugging_face
 
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
-from vitrail.weights import folder
 from vitrail.weights.load import load, read
 from vitrail.weights.save import save
 
 SMALL = vit.Config((32, 48), (8, 8), 3, 32, 2, 4, 48, 5)
 BIT = resnet.Config((1,), classes=5, image_size=(32, 48))
-NAMES = ("a", "b", "c", "d", "e")
 TASK = {"kind": "detect", "config": {"queries": 2}}
 
 
@@ -76,31 +74,28 @@ def test_timms_folders_are_written_back_bit_for_bit(tmp_path, name, more):
     assert_same_folder(tmp_path / "b", tmp_path / "a")
 
 
-def written(path, config, dtype=torch.float32, extra=None):
-    """(images, logits, what is lost) of a model folder of ours."""
-    model = perturb(config.build(), dtype=torch.float32)
-    how = Preprocessing(config.image_size, (0.4,) * config.channels, (0.3,) * config.channels, "crop", 0.9, "bicubic")
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    notes = folder.write(path, state, folder.Card(config, how, NAMES, TASK), extra)
+def predicted(path, config):
+    """(images, logits) of a model folder of ours."""
+    model, _ = write_folder(path, config)
     images = torch.randn(2, config.channels, *config.image_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return images, model(images), notes
+        return images, model(images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config", [SMALL, BIT], ids=["ViT", "ResNet"])
 def test_our_folders_are_written_back_bit_for_bit_with_what_the_task_has_besides(tmp_path, config, dtype):
     extra = {"queries": torch.randn(2, 3), "steps": torch.tensor(7)}
-    written(tmp_path / "a", config, dtype, extra)
+    write_folder(tmp_path / "a", config, dtype, extra, TASK)
     save(read(tmp_path / "a"), tmp_path / "b", "vitrail")
     assert_same_folder(tmp_path / "b", tmp_path / "a")
+    assert read(tmp_path / "b").task == TASK
     assert_same_tensors(load_file(tmp_path / "b" / "task.safetensors"), extra)
 
 
 def test_one_model_goes_through_every_format_and_back(tmp_path):
     config = replace(SMALL, image_size=(32, 32), activation="gelu_tanh")
-    written(tmp_path / "0", config)
-    tensors = perturb(config.build(), dtype=torch.float32).state_dict()
+    tensors = write_folder(tmp_path / "0", config)[0].state_dict()
     path = tmp_path / "0"
     way = [("google", ".npz"), ("huggingface", ""), ("timm", ""), ("vitrail", ""), ("google", ".npz"), ("timm", ".pth")]
     for number, (form, suffix) in enumerate(way, 1):
@@ -133,7 +128,7 @@ FOLDERS = {
 @pytest.mark.parametrize("to", ["vitrail", "timm"])
 @pytest.mark.parametrize("name", FOLDERS)
 def test_our_folder_and_the_one_that_we_write_for_timm_are_loaded_by_timm(tmp_path, name, to):
-    images, expected, _ = written(tmp_path / "vitrail", FOLDERS[name])
+    images, expected = predicted(tmp_path / "vitrail", FOLDERS[name])
     if to == "timm":
         save(read(tmp_path / "vitrail"), tmp_path / "timm", "timm")
     model = timm.create_model(f"local-dir:{tmp_path / to}", pretrained=True).eval()
@@ -146,16 +141,16 @@ def test_our_folder_and_the_one_that_we_write_for_timm_are_loaded_by_timm(tmp_pa
     assert (settings["crop_pct"], settings["interpolation"]) == (0.9, "bicubic")
     assert tuple(settings["input_size"]) == (FOLDERS[name].channels, *FOLDERS[name].image_size)
     weights, own = read(tmp_path / to), read(tmp_path / "vitrail")
-    assert (weights.preprocessing, weights.class_names) == (own.preprocessing, NAMES)
+    assert (weights.preprocessing, weights.class_names) == (own.preprocessing, names_of(SMALL))
 
 
 @pytest.mark.parametrize("name", ["plain, a size that timm has no name for", "averaged", "registers"])
 def test_our_folder_is_loaded_by_transformers_with_its_names(tmp_path, name):
-    images, expected, _ = written(tmp_path, FOLDERS[name])
+    images, expected = predicted(tmp_path, FOLDERS[name])
     model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert (model(images).logits - expected).abs().max() <= 2e-5
-    assert tuple(model.config.id2label.values()) == NAMES
+    assert tuple(model.config.id2label.values()) == names_of(SMALL)
 
 
 HYBRID = replace(SMALL, stem=resnet.Config(blocks=(), classes=0), patch_size=(2, 2), image_size=(16, 24))
@@ -170,7 +165,7 @@ LOST = [
 
 @pytest.mark.parametrize(("config", "lost"), LOST)
 def test_what_timm_cannot_express_is_said(tmp_path, config, lost):
-    notes = written(tmp_path, config)[2]
+    _, notes = write_folder(tmp_path, config)
     assert len(notes) == len(lost)
     assert all(word in note for word, note in zip(lost, notes, strict=True))
     if config is HYBRID:
@@ -206,7 +201,7 @@ def test_transformers_loads_what_we_write_for_it(tmp_path, kind):
     ],
 )
 def test_what_a_format_cannot_hold_is_named_and_leaves_nothing_behind(tmp_path, to, config, message):
-    written(tmp_path / "model", config)
+    write_folder(tmp_path / "model", config)
     with pytest.raises(ValueError, match=message):
         save(read(tmp_path / "model"), tmp_path / "out", to)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -216,7 +211,7 @@ def test_what_a_format_cannot_hold_is_named_and_leaves_nothing_behind(tmp_path, 
     ("to", "name"), [("vitrail", "o"), ("timm", "o.pth"), ("timm", "o.safetensors"), ("google", "o")]
 )
 def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path, to, name):
-    written(tmp_path / "model", SMALL)
+    write_folder(tmp_path / "model", SMALL)
     weights, limits = read(tmp_path / "model"), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -228,6 +223,6 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path, to, name):
 
 
 def test_nothing_is_overwritten(tmp_path):
-    written(tmp_path / "model", SMALL)
+    write_folder(tmp_path / "model", SMALL)
     with pytest.raises(ValueError, match="model exists"):
         save(read(tmp_path / "model"), tmp_path / "model", "timm")

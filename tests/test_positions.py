@@ -69,7 +69,7 @@ def test_half_precision_is_resampled_in_float32():
 
 
 def test_a_table_of_another_length_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match="54 positions do not make a grid of 6 rows x 8 columns"):
+    with pytest.raises(ValueError, match=r"54 .*6 rows x 8 columns"):
         resample(table((6, 9)), (6, 8), (7, 12), "bicubic")
 
 
@@ -195,7 +195,7 @@ def test_cropping_is_the_cropped_image(size, stem):
 
 def test_refusing_names_both_sizes_and_one_that_fits():
     vit = model(remainder="refuse")
-    with pytest.raises(ValueError, match=r"11 x 10 is not divisible by the patch 4 x 4; resize it to 12 x 8"):
+    with pytest.raises(ValueError, match=r"11 x 10 .*4 x 4.* 12 x 8"):
         vit(torch.zeros(1, 3, 11, 10, dtype=torch.float64))
-    with pytest.raises(ValueError, match="smaller than one patch"):
+    with pytest.raises(ValueError, match=r"3 x 10 .*4 x 4"):
         model(remainder="crop")(torch.zeros(1, 3, 3, 10, dtype=torch.float64))

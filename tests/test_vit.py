@@ -176,31 +176,29 @@ def test_a_dropped_block_is_the_identity():
     assert torch.equal(block(z), z)
 
 
-BAD = {
-    "3 heads do not divide the width 16": {"heads": 3},
-    "such as 2": {"heads": 3},
-    "divisible by 4, not 18": {"positions": "sincos", "width": 18},
-    "class_token is False": {"class_token": False},
-    "image_size is": {"image_size": (0, 8)},
-    "depth is 0": {"depth": 0},
-    "classes is -1": {"classes": -1},
-    r"dropout is 1\.0": {"dropout": 1.0},
-    "pool is 'max'; choose one of token, avg, map": {"pool": "max"},
-    "remainder is 'drop'; choose one of pad, refuse, crop": {"remainder": "drop"},
-    "activation is 'relu'": {"activation": "relu"},
-    "12 x 10 is not divisible by the patch 4 x 4": {"image_size": (12, 10), "remainder": "refuse"},
-    "the stem has 3 channels and 1000 classes": {"stem": resnet.Config()},
-    "it must have the image's 1 channels": {"stem": resnet.Config(classes=0), "channels": 1},
-}
+BAD = [
+    ({"heads": 3}, "3 heads .* 16.* 2"),
+    ({"positions": "sincos", "width": 18}, "4, not 18"),
+    ({"class_token": False}, "class_token is False"),
+    ({"image_size": (0, 8)}, r"image_size is \(0, 8\)"),
+    ({"depth": 0}, "depth is 0"),
+    ({"classes": -1}, "classes is -1"),
+    ({"dropout": 1.0}, r"dropout is 1\.0"),
+    ({"pool": "max"}, "pool is 'max'.*token, avg, map"),
+    ({"remainder": "drop"}, "remainder is 'drop'.*pad, refuse, crop"),
+    ({"activation": "relu"}, "activation is 'relu'"),
+    ({"image_size": (12, 10), "remainder": "refuse"}, "12 x 10 .*4 x 4"),
+    ({"stem": resnet.Config()}, "3 channels and 1000 classes"),
+    ({"stem": resnet.Config(classes=0), "channels": 1}, "3 channels .* 1 channels"),
+]
 
 
-@pytest.mark.parametrize("message", BAD)
-def test_a_configuration_that_cannot_be_is_refused_with_its_reason(message, unchecked):
-    overrides = BAD[message]
+@pytest.mark.parametrize(("overrides", "message"), BAD)
+def test_a_configuration_that_cannot_be_is_refused_with_its_numbers(overrides, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Config(**{**SMALL, **overrides})
 
 
 def test_images_with_other_channels_are_refused():
-    with pytest.raises(ValueError, match="the images have 1 channels, the model reads 3"):
+    with pytest.raises(ValueError, match=r"1 channels.* 3"):
         ViT(tiny())(torch.zeros(1, 1, 12, 8))

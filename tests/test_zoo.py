@@ -157,10 +157,10 @@ def test_the_papers_short_names_are_understood(short, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit-b/16", r"no model is called 'vit-b/16'; did you mean ViT-B/16"),
-        ("vit_base_patch16_225", "did you mean vit_base_patch16_224"),
-        ("R50+ViT-B16", r"did you mean R50\+ViT-B/16"),
-        ("qqq", r"no model is called 'qqq'; ViT-B/16 is one\. All names are in docs/zoo\.md"),
+        ("vit-b/16", r"'vit-b/16'.* ViT-B/16"),
+        ("vit_base_patch16_225", "'vit_base_patch16_225'.* vit_base_patch16_224"),
+        ("R50+ViT-B16", r"'R50\+ViT-B16'.* R50\+ViT-B/16"),
+        ("qqq", r"'qqq'.*docs/zoo\.md"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, message):
@@ -169,9 +169,9 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, message):
 
 
 def test_an_unknown_field_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"ViT-B/16 has no field 'drop_out'; did you mean dropout\?"):
+    with pytest.raises(ValueError, match=r"ViT-B/16 .*'drop_out'.* dropout"):
         configure("ViT-B/16", drop_out=0.1)
-    with pytest.raises(ValueError, match=r"BiT-R50x1 has no field 'zzz'; the fields are blocks, width_factor"):
+    with pytest.raises(ValueError, match=r"BiT-R50x1 .*'zzz'.* blocks, width_factor"):
         configure("BiT-R50x1", zzz=1)
 
 
@@ -179,9 +179,7 @@ def test_overrides_reach_the_model_and_leave_the_zoo_alone():
     config = configure("R+ViT-Ti/16", image_size=64, channels=1, classes=2)
     assert config.image_size == (64, 64)
     assert config.stem.channels == 1
-    assert create("R+ViT-Ti/16", image_size=64, channels=1, classes=2, depth=1)(torch.zeros(1, 1, 64, 64)).shape == (
-        1,
-        2,
-    )
+    model = create("R+ViT-Ti/16", image_size=64, channels=1, classes=2, depth=1)
+    assert model(torch.zeros(1, 1, 64, 64)).shape == (1, 2)
     assert configure("R+ViT-Ti/16").channels == 3
     assert configure("ViT-B/16", patch_size=(8, 16)).patch_size == (8, 16)

@@ -29,7 +29,7 @@ def flops(config: Config, image_size: tuple[int, int]) -> int:
 
 
 def activations(config: Config, width: int = 4, again: bool = False) -> int:
-    """Bytes that one image keeps alive until the backward pass. width: of a number. again: with checkpointing."""
+    """Bytes that one image keeps alive until the backward pass. width: bytes of a number. again: with checkpointing."""
     pixels = config.channels * config.image_size[0] * config.image_size[1] * (1 + 2 * width)
     if isinstance(config, resnet.Config):
         return pixels + _convolutions(config, config.image_size, width)

@@ -24,7 +24,7 @@ Resample = Literal[
 def resample(
     table: Float[Tensor, "N D"], old: tuple[int, int], new: tuple[int, int], kind: Resample
 ) -> Float[Tensor, "M D"]:
-    """Positions of a grid `old` = (rows, columns), row by row, for the grid `new`; rows of [class] are not among them.
+    """Positions of a grid `old` = (rows, columns), row by row, at the grid `new`; without the rows of [class].
 
     Computed in float32 at least, returned in the table's dtype. ValueError where the table has not rows * columns rows.
     """

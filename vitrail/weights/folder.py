@@ -1,4 +1,4 @@
-"""The model folder: weights, configuration, preprocessing and class names, all that leads from pixels to a name.
+"""The model folder: weights, configuration, preprocessing and class names, everything from pixels to a class name.
 
 `model.safetensors` has timm's parameter names and `config.json` is timm's, with our card under "vitrail": the folder is
 loaded by `timm.create_model("local-dir:FOLDER", pretrained=True)` and by transformers, too. What a task has outside its
@@ -80,7 +80,7 @@ class ModelFolder:
 def write(
     folder: Path, tensors: Mapping[str, Tensor], card: Card, extra: Mapping[str, Tensor] | None = None
 ) -> list[str]:
-    """Writes the folder; returns what timm will not see of it, in words. ValueError where the disk refuses.
+    """Write the folder; return in words what timm cannot read of it. ValueError where the disk refuses.
 
     tensors: the model's. extra: what the task has besides.
     """

@@ -49,7 +49,7 @@ class Place:
             self.arrays = Npz(self.path)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if isinstance(self.arrays, Npz):
             self.arrays.close()
 
@@ -84,7 +84,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file or folder holds: the model it was made for, its tensors under our names, what leads to an answer.
+    """What a file or folder holds: the model, its tensors under our names, and how images become answers.
 
     tensors: float32. origin: our name -> the file's own names. preprocessing: the file's own, or its family's.
     class_names: None where the format does not carry them. extra: tensors that are not the model's; in our own format
@@ -119,17 +119,13 @@ class Format(Protocol):
         ...
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        """The weights. image_size, heads: for what the layout does not tell, and only for that.
-
-        ValueError where something is missing or does not fit.
-        """
+        """The weights. image_size, heads: used only where the layout does not tell them. ValueError where something is
+        missing or does not fit."""
         ...
 
     def write(self, weights: Weights, target: Path) -> list[str]:
-        """Writes a file or folder; returns what the layout cannot hold, in words.
-
-        ValueError where it has no place for a part of the model.
-        """
+        """Write a file or folder; return in words what the layout cannot hold. ValueError where it has no place for a
+        part of the model."""
         ...
 
 

@@ -37,7 +37,7 @@ PREFIXES = ("", "opt/target/", "params/img/", "params/", "img/")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file writes things down: what is needed to write it back as it was.
+    """The layout of a file, which is needed to write it back as it was.
 
     prefix: before every name. newer: the second dialect. stacked: all blocks in one array. forms: shape and dtype of
     each array, where they are not the usual ones ((1, 1, 1, C) for a group norm; "V2" for bfloat16).
@@ -97,9 +97,9 @@ def prefix_of(names: Iterable[str]) -> str | None:
 
 
 def strip(forms: Mapping[str, Form], prefix: str) -> dict[str, tuple[str, int | None]]:
-    """Our view of a file: name without prefix -> (name in the file, index into a stack of blocks or None).
+    """Name without prefix -> (name in the file, index into a stack of blocks or None).
 
-    Names outside the prefix are left out: a text tower, the optimiser's state.
+    Names without the prefix are left out: a text tower, the optimiser's state.
     """
     view: dict[str, tuple[str, int | None]] = {}
     for name, (shape, _) in forms.items():
@@ -116,7 +116,7 @@ def strip(forms: Mapping[str, Form], prefix: str) -> dict[str, tuple[str, int | 
 def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
     """The configuration that arrays of these shapes belong to. ValueError where they are of another model.
 
-    The positions do not say whether their grid is square: image_size, (height, width), is for where it is not.
+    image_size: (height, width), used where the positions make no square grid.
     """
     block = "Transformer/encoderblock_0/"
     attention = next((n.removeprefix(block).split("/")[0] for n in shapes if re.match(rf"{block}MultiHead", n)), None)
@@ -148,7 +148,7 @@ def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
         activation="gelu_tanh",
         stem=stem,
     )
-    if table is None:  # sin-cos: any size does, and the authors trained such models at this one
+    if table is None:  # sin-cos: any size will do, and the authors trained such models at this one
         return replace(config, image_size=image_size or (224, 224))
     return placed([config], shapes.sizes(table, 3)[1], image_size)
 
@@ -160,7 +160,7 @@ def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
         bits = np.ascontiguousarray(array).view(np.int16)
         return torch.from_numpy(bits).view(torch.bfloat16).float()
     if array.dtype.kind != "f":
-        raise ValueError(f"{name} is of type {array.dtype}, not of floating point.")
+        raise ValueError(f"{name} is of type {array.dtype}, not a floating-point type.")
     return torch.from_numpy(array.astype(np.float32))
 
 

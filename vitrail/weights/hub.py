@@ -32,7 +32,7 @@ def resolve(name: Path | str) -> Path:
 
 
 def push_to_hub(folder: Path | str, repository: str, private: bool = False) -> str:
-    """Uploads a model folder; returns its address. ValueError where it is not one, or the Hub refuses."""
+    """Upload a model folder; return its address. ValueError where it is not one, or the Hub refuses."""
     from huggingface_hub import HfApi
 
     folder = Path(folder)

@@ -146,18 +146,18 @@ def class_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None if not names or all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
-def preprocessing(config: vit.Config, kind: str, said: Mapping[str, Any]) -> Preprocessing:
+def preprocessing(config: vit.Config, kind: str, found: Mapping[str, Any]) -> Preprocessing:
     """That of preprocessor_config.json; without one, the defaults of the family's image processor."""
     gray = ((0.5,) * config.channels, (0.5,) * config.channels)
     mean, std = gray if kind == "vit" or config.channels != 3 else (IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
+    mean, std = tuple(found.get("image_mean", mean)), tuple(found.get("image_std", std))
     # ViT's processor squashes the image; DINOv2's resizes the shorter side and cuts the centre out.
     dino = kind.startswith("dinov2")
     height, width = config.image_size
-    size = said.get("size", {"shortest_edge": round(height * 256 / 224)} if dino else {})
-    interpolation = "bicubic" if said.get("resample", 3 if dino else 2) == 3 else "bilinear"
-    if isinstance(size, dict) and "shortest_edge" in size and said.get("do_center_crop", dino):
-        crop = said.get("crop_size", {})
+    size = found.get("size", {"shortest_edge": round(height * 256 / 224)} if dino else {})
+    interpolation = "bicubic" if found.get("resample", 3 if dino else 2) == 3 else "bilinear"
+    if isinstance(size, dict) and "shortest_edge" in size and found.get("do_center_crop", dino):
+        crop = found.get("crop_size", {})
         target = (crop.get("height", height), crop.get("width", width))
         fraction = crop_fraction(target[0], size["shortest_edge"])
         return Preprocessing(target, mean, std, "crop", fraction, interpolation)

@@ -1,9 +1,9 @@
-"""One door for all weights: recognise the format by content, infer the model, fit it to what is asked for, report.
+"""Load any weights: recognise the format by its content, infer the model, adapt it to what is asked for, and report.
 
-    model = load("ViT-B_16.npz")                                     # the authors' numerics, switched on by the format
+    model = load("ViT-B_16.npz")                                     # with the authors' numerics, by the format
     model = load("ViT-B_16.npz", image_size=(384, 384), classes=37)  # for fine-tuning: a new head, resampled positions
     model, report = load_and_report("ViT-B_16.npz")
-    print(report)                                                    # of every tensor: loaded, resized, reset, ignored
+    print(report)                                                    # each tensor: loaded, resized, reset, ignored
 
 Nothing is unpickled, and nothing in a file is run.
 """
@@ -66,7 +66,7 @@ def load_and_report(path: Path | str, **overrides: Any) -> tuple[Model, Report]:
 
 
 def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int | None = None) -> Weights:
-    """What a file or folder holds. image_size and heads: for what some formats do not tell, and only for that.
+    """What a file or folder holds. image_size and heads: used only where a format does not tell them.
 
     ValueError, naming the file, where it is missing, damaged, or of a kind that is not known.
     """
@@ -79,7 +79,7 @@ def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int
             some = ", ".join(list(place.arrays or place.tensors)[:3])
             raise ValueError(f"{path} is of an architecture that is not known; its first tensors are {some}.")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # A config.json may hold values of any type, and damaged names any letters; a sentence is one line of print.
+        # A config.json may hold values of any type, and damaged names any letters; a message is one printable line.
         text = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {error})."
         text = "".join(letter if letter.isprintable() else "?" for letter in text)
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
@@ -88,7 +88,7 @@ def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int
 def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: int = 0) -> tuple[Model, Report]:
     """A model of `config` with the weights in it: positions resampled, the head new where it is asked for.
 
-    What the weights lack gets the initial value that `seed` draws ("reset"). ValueError where a tensor fits in no way.
+    What the weights lack gets the initial value that `seed` draws ("reset"). ValueError where a tensor does not fit.
     """
     model = config.build("meta")
     report: dict[str, tuple[Status, str]] = {}

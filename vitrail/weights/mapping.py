@@ -37,7 +37,7 @@ def layers(names: Mapping[str, str]) -> Iterator[Entry]:
 
 
 def rows(theirs: tuple[str, ...], ours: str) -> Entry:
-    """Several tensors that lie below one another in one of ours: query, key and value."""
+    """Several tensors that are rows of one of ours: query, key and value."""
     return Entry(ours, theirs, torch.cat, lambda tensor: list(tensor.chunk(len(theirs))))
 
 
@@ -91,10 +91,10 @@ def scatter(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[str
     left = set(tensors)
     for entry in entries:
         if entry.ours not in tensors:
-            raise ValueError(f"that format needs {entry.ours}, which the model does not have; choose another.")
+            raise ValueError(f"the format needs {entry.ours}, which the model does not have; choose another.")
         left.discard(entry.ours)
         theirs |= dict(zip(entry.theirs, entry.back(tensors[entry.ours]), strict=True))
     if left:
         some = ", ".join(sorted(left)[:3]) + " ..." * (len(left) > 3)
-        raise ValueError(f"that format has no place for {some}; choose another, or a model without it.")
+        raise ValueError(f"the format has no place for {some}; choose another, or a model without it.")
     return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}

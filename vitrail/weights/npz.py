@@ -3,8 +3,8 @@
     with closing(Npz(Path("ViT-B_16.npz"))) as arrays:
         arrays["embedding/kernel"].shape
 
-numpy.load would unpickle objects if it were let to, and would allocate what a header claims before it looks for the
-bytes. Here every header is held against the size of its entry first.
+numpy.load allocates what a header claims before it reads the data, and unpickles objects where that is allowed. Here
+every header is first checked against the size of its entry.
 """
 
 import math
@@ -31,14 +31,14 @@ class Npz:
         try:
             self.archive = zipfile.ZipFile(path)
             entries = self.archive.infolist()
-        except Exception as error:  # zipfile and numpy raise whatever their parsers trip over
+        except Exception as error:  # zipfile and numpy raise errors of many types
             raise ValueError(f"{path} is not a whole .npz file ({error}); fetch it again.") from error
         self.entries = {entry.filename.removesuffix(".npy"): entry for entry in entries if not entry.is_dir()}
         self.forms: dict[str, Form] = {}
         self.kept: tuple[str, NDArray[np.generic]] | None = None
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self.archive.close()
 
     def __iter__(self) -> Iterator[str]:
@@ -54,7 +54,7 @@ class Npz:
         return self.forms[name]
 
     def __getitem__(self, name: str) -> NDArray[np.generic]:
-        # The blocks of a stack are asked for one after the other, and the stack is decompressed once.
+        # The blocks of a stack are read one after the other, and the stack is decompressed once.
         if self.kept is None or self.kept[0] != name:
             self.kept = (name, self._read(name))
         return self.kept[1]
@@ -71,7 +71,9 @@ class Npz:
     def _form(self, name: str) -> Form:
         entry = self.entries[name]
         if entry.file_size > GROWTH * max(entry.compress_size, 1):
-            raise ValueError(f"{self.path}: the array {name} claims to grow to {entry.file_size} bytes; the file lies.")
+            raise ValueError(
+                f"{self.path}: the array {name} claims to grow to {entry.file_size} bytes; the file is damaged."
+            )
         try:
             with self.archive.open(entry) as file:
                 shape, dtype, start = _header(cast(BufferedIOBase, file))

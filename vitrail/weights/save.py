@@ -1,4 +1,4 @@
-"""Weights back out, in the layout of any public format; what came from that format goes back bit for bit.
+"""Write weights in any public format; what was read from a format is written back to it bit for bit.
 
     weights = read(Path("ViT-B_16.npz"))
     save(weights, Path("out.npz"), "google")              # the same names, shapes and bits
@@ -18,12 +18,12 @@ from vitrail.weights import FORMATS
 from vitrail.weights.format import Weights
 from vitrail.weights.load import read
 
-# Fields of the configuration that change answers and that no tensor shows.
+# Fields of the configuration that change the answers, but that no tensor shows.
 NUMERICS = ("activation", "norm_eps", "heads", "pool", "resample", "remainder")
 
 
 def save(weights: Weights, target: Path, to: str) -> list[str]:
-    """Writes weights to a file or folder in the format `to`; returns what that cannot hold, in words.
+    """Write weights to a file or folder in the format `to`; return in words what that cannot hold.
 
     ValueError where the target exists, the format is not known, or it has no place for a part of the model.
     """
@@ -37,7 +37,7 @@ def save(weights: Weights, target: Path, to: str) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         notes = formats[to].write(weights, partial) + _changed(weights, partial)
         partial.rename(target)
-    except (OSError, SafetensorError, RuntimeError) as error:  # each library has its own for a full disk
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk raises one of each library's own
         raise ValueError(f"{target} could not be written ({error}).") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -46,7 +46,7 @@ def save(weights: Weights, target: Path, to: str) -> list[str]:
 
 
 def _changed(weights: Weights, written: Path) -> list[str]:
-    """What a reader takes for another numerics than the model has: its tensors are whole all the same."""
+    """The numerics that are read back otherwise than the model has them; the tensors are complete all the same."""
     config = weights.config
     if not isinstance(config, vit.Config):
         return []

@@ -1,7 +1,7 @@
 """Files of named tensors, safetensors and PyTorch's own, opened without running anything in them.
 
 tensors = open_tensors(Path("model.safetensors"))      # name -> Tensor
-tensors = open_tensors(Path("deit_base.pth"))          # the state dict inside, whatever it is wrapped in
+tensors = open_tensors(Path("deit_base.pth"))          # the state dict inside its wrappers
 write_tensors(Path("out.safetensors"), tensors)
 """
 
@@ -31,9 +31,9 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        # A safetensors file begins with the length of its header, which may be any byte, a pickle's first among them.
+        # A safetensors file begins with the length of its header, whose first byte may be that of a pickle.
         if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-            with warnings.catch_warnings(action="ignore"):  # of how it was pickled
+            with warnings.catch_warnings(action="ignore"):  # about how it was pickled
                 return _state_dict(path, torch.load(path, map_location="cpu", weights_only=True))
         return load_file(path)
     except pickle.UnpicklingError:
@@ -41,7 +41,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds Python objects besides tensors, which could run code: it is not read. "
             "Save the state dict alone, or as safetensors."
         ) from None
-    except Exception as error:  # an unpickler raises whatever its stack trips over: IndexError, AssertionError, ...
+    except Exception as error:  # an unpickler raises errors of many types: IndexError, AssertionError, ...
         detail = str(error).split("\n")[0]
         raise ValueError(f"{path} is not a whole file of tensors ({detail}); fetch it again.") from error
 
@@ -53,7 +53,7 @@ def _shards(path: Path) -> dict[str, Tensor]:
         if any(Path(name).name != name for name in files):
             raise ValueError("it names files outside its folder")
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no index of tensors ({error}); fetch it again.") from error
+        raise ValueError(f"{path} is not an index of tensors ({error}); fetch it again.") from error
     return {name: tensor for file in files for name, tensor in open_tensors(path.with_name(file)).items()}
 
 
@@ -74,7 +74,7 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a state dict: safetensors, or, where the suffix is another, as torch.save does."""
+    """Write a state dict: as safetensors, or, where the suffix is another, as torch.save does."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if target.suffix == ".safetensors":
         save_file(plain, target, metadata={"format": "pt"})
@@ -83,7 +83,7 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_folder(target: Path, tensors: Mapping[str, Tensor], **settings: Any) -> None:
-    """Writes model.safetensors, and a JSON file for each of the settings."""
+    """Write model.safetensors, and a JSON file for each of the settings."""
     target.mkdir(parents=True, exist_ok=True)
     write_tensors(target / "model.safetensors", tensors)
     for name, content in settings.items():

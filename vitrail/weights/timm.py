@@ -1,4 +1,4 @@
-"""timm's Vision Transformers: our parameter names are theirs, so this is about what the names do not tell.
+"""timm's Vision Transformers: our parameter names are theirs, so this is about what names do not tell.
 
 tensors = state_dict(config, ours)                             # under timm's names
 settings = describe(config, preprocessing, class_names)        # config.json that timm and transformers load
@@ -113,7 +113,7 @@ def infer(
         return config
     size = arguments.get("img_size") or (settings.get("pretrained_cfg") or {}).get("input_size", (0,))[1:]
     own = (size, size) if isinstance(size, int) else tuple(size) or None
-    # Whether [class] has a row in the table, its length must tell.
+    # The length of the table tells whether [class] has a row in it.
     rowless = [replace(config, class_position=False)] if token else []
     cropped = [replace(c, remainder="crop") for c in (config, *rowless)]
     rows = shapes.sizes("pos_embed", 3)[1]
@@ -164,7 +164,7 @@ def lost(config: vit.Config, how: Preprocessing) -> list[str]:
 
 
 def describe(config: vit.Config, how: Preprocessing, class_names: tuple[str, ...] | None) -> dict[str, Any]:
-    """config.json: an architecture that can be bent into this model, the arguments that do it, preprocessing, names."""
+    """config.json: an architecture and the arguments that turn it into this model, preprocessing, class names."""
     if config.stem:
         architecture = STEMS.get(config.stem.blocks, STEMS[()])
     elif config.activation == "swiglu":
@@ -201,17 +201,17 @@ def describe(config: vit.Config, how: Preprocessing, class_names: tuple[str, ...
 
 
 def preprocessing(config: vit.Config, settings: Mapping[str, Any]) -> Preprocessing:
-    """What config.json's pretrained_cfg says; without it, timm's defaults for its ViTs: pixels in [-1, 1], crop 0.9."""
-    said = settings.get("pretrained_cfg") or {}
-    size = said.get("input_size") or (config.channels, *config.image_size)
+    """That of config.json's pretrained_cfg; without it, timm's defaults for its ViTs: pixels in [-1, 1], crop 0.9."""
+    found = settings.get("pretrained_cfg") or {}
+    size = found.get("input_size") or (config.channels, *config.image_size)
     gray = (0.5,) * config.channels
     return Preprocessing(
         (size[1], size[2]),
-        tuple(said.get("mean", gray)),
-        tuple(said.get("std", gray)),
-        RESIZES.get(said.get("crop_mode") or "center", "crop"),
-        said.get("crop_pct") or 0.9,
-        "bilinear" if said.get("interpolation") == "bilinear" else "bicubic",
+        tuple(found.get("mean", gray)),
+        tuple(found.get("std", gray)),
+        RESIZES.get(found.get("crop_mode") or "center", "crop"),
+        found.get("crop_pct") or 0.9,
+        "bilinear" if found.get("interpolation") == "bilinear" else "bicubic",
     )
 
 

@@ -74,7 +74,7 @@ def test_heads_are_given_where_the_file_does_not_tell_them(tmp_path, capsys):
     [
         (["gone.npz", "out"], ["gone.npz"]),
         (["page.pth", "out"], ["page.pth", "web page"]),
-        (["page.pth"], ["target"]),
+        (["page.pth"], ["convert"]),
         (["w.npz", "out", "--to", "onnx"], ["'onnx'", *EVERY]),
         (["w.npz", "w.npz", "--to", "google"], ["w.npz exists"]),
         (["w.npz", "out", "--two", "timm"], ["--two", "--to"]),

@@ -104,7 +104,7 @@ def fashion_files(folder: Path, count: int) -> Path:
     out = folder / "FashionMNIST" / "raw"  # where torchvision, and so timm, looks
     out.mkdir(parents=True)
     for path in (Path(mnist.__file__).parents[1] / "fashion").glob("*-ubyte.gz"):
-        array = mnist.read_idx(path)
+        array = mnist.read_idx(path, rank=3 if "idx3" in path.name else 1)
         array = np.resize(array, (count, *array.shape[1:])) if path.name.startswith("train") else array
         header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
         (out / path.stem).write_bytes(header + array.tobytes())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_sources import encoded
 from PIL import Image
 
 from vitrail.data.audit.duplicates import CONTRAST, LIKENESS, Group, alike, copies, digest, thumbnail
@@ -25,9 +26,7 @@ def photo(seed):
 
 
 def jpeg(image, quality):
-    stream = BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=quality)
-    return np.asarray(Image.open(stream))
+    return np.asarray(Image.open(BytesIO(encoded(image, "JPEG", quality=quality))))
 
 
 def scaled(image, height, width):
@@ -66,11 +65,7 @@ def test_copies_are_found_whatever_was_done_to_them(change):
 
 
 def test_different_images_are_not_alike():
-    assert found(PHOTOS) == []
     assert found([image[::-1] for image in PHOTOS] + PHOTOS) == []
-
-
-def test_low_contrast_another_colour_and_another_crop_are_not_alike():
     image = PHOTOS[0]
     for other in (image // 2 + 64, image // 3 + np.array([0, 160, 0], np.uint8), image[6:, 8:]):
         assert found([image, other]) == []
@@ -160,11 +155,8 @@ def test_thumbnails_scale_and_mirror_with_the_image():
     assert thumbnail(np.zeros((1, 1, 3), np.uint8))[0].shape == (16, 16)
 
 
-def test_digests_differ_where_the_data_does():
+def test_digests_differ_where_the_data_does(capsys):
     assert digest(b"ab", b"c") == digest(b"abc") == digest(memoryview(b"abc")) != digest(b"abd")
     assert len({digest(bytes([n])) for n in range(256)}) == 256
-
-
-def test_the_bar_is_drawn_for_the_lists(capsys):
-    found(PHOTOS[:3], progress=True)
+    found(PHOTOS[:3], progress=True)  # with a bar
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""Sources: what each of the small ones promises, and what is made of others agrees with them."""
+"""Sources in memory: what is made from another agrees with it, for targets of every kind."""
 
 import numpy as np
 import pytest
@@ -6,27 +6,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.sources.source import Arrays, Renumbered, Source, Subset, counts, pixels
+from vitrail.data.sources.source import (
+    Arrays,
+    Boxes,
+    Example,
+    Mask,
+    Renumbered,
+    Subset,
+    classes_of,
+    counts,
+    pixels,
+    split_in,
+)
 
 NAMES = ("ant", "bee", "cat")
 
 
 class Tagged:
-    """Images with several labels, without pixels."""
+    """Images with targets of any kind, without pixels."""
 
-    class_names, multi_label = NAMES, True
+    class_names = NAMES
 
-    def __init__(self, *targets):
-        self.targets = targets
+    def __init__(self, *values, targets="classes"):
+        self.values, self.targets = values, targets
 
     def __len__(self):
-        return len(self.targets)
+        return len(self.values)
 
     def __getitem__(self, index):
-        return b"", self.targets[index], self.name(index)
+        return Example(b"", self.values[index], self.name(index))
 
     def target(self, index):
-        return self.targets[index]
+        return self.values[index]
 
     def name(self, index):
         return f"tagged {index}"
@@ -37,38 +48,39 @@ def arrays(labels, names=NAMES, channels=3):
     return Arrays(images, np.array(labels, np.int64), names, "photos")
 
 
-def test_arrays_give_copies_of_what_cannot_be_changed():
+def boxes(*labels):
+    n = len(labels)
+    return Boxes(np.ones((n, 4), np.float32), np.array(labels, np.int64), np.zeros(n, bool))
+
+
+def mask(*labels):
+    return Mask(np.array([labels]))
+
+
+def targets(source):
+    return [source.target(index) for index in range(len(source))]
+
+
+def test_arrays_cannot_be_changed():
     source = arrays([0, 2, -1])
-    assert isinstance(source, Source)
-    image, target, name = source[1]
-    assert np.array_equal(image, source.images[1])
-    assert (target, type(target), name, source.name(1)) == (2, int, "photos[1]", "photos[1]")
-    image[:] = 0
-    assert source[1][0].any()
     for fixed in (source.images, source.labels):
         with pytest.raises(ValueError, match="read-only"):
             fixed[0] = 0
-    assert [source.target(index) for index in range(3)] == [target for _, target, _ in source] == [0, 2, -1]
-
-
-@pytest.mark.parametrize("index", [-1, 3])
-def test_there_is_nothing_outside(index):
-    source = arrays([0, 1, 2])
-    with pytest.raises(IndexError, match=f"photos has images 0 to 2, but {index} was asked for"):
-        source[index]
-    part = Subset(source, [2, 1, 0])
-    for ask in (part.__getitem__, part.target, part.name):
-        with pytest.raises(IndexError, match=f"images 0 to 2, but {index} was asked for"):
-            ask(index)
+    with pytest.raises(AttributeError):
+        source.file = "another"
+    assert targets(source) == [0, 2, None]
+    source[1].image[:] = 0  # is a copy
+    assert source.images[1].any()
 
 
 @given(st.lists(st.integers(0, 9), max_size=20), st.data())
 def test_a_subset_of_a_subset_is_one(indices, data):
     source = arrays([0, 1, 2, 1, 0, 2, 2, 1, -1, 0])
     part = Subset(source, np.array(indices, np.int64))
-    assert isinstance(part, Source)
-    assert len(part) == len(indices)
-    assert (part.class_names, part.multi_label) == (NAMES, False)
+    assert (len(part), part.class_names, part.targets) == (len(indices), NAMES, "class")
+    for ask in (part.__getitem__, part.target, part.name):
+        with pytest.raises(IndexError, match=f"{len(indices)} was asked for"):
+            ask(len(indices))
     if indices:
         again = data.draw(st.lists(st.integers(0, len(indices) - 1)))
         for place, index in enumerate(again):
@@ -80,39 +92,47 @@ def test_a_subset_of_a_subset_is_one(indices, data):
 def test_renumbering_keeps_every_class_by_its_name():
     source, names = arrays([0, 1, 2, -1]), ("cat", "dog", "ant", "bee")
     found = Renumbered(source, names)
-    assert isinstance(found, Source)
-    assert [found.target(index) for index in range(4)] == [target for _, target, _ in found] == [2, 3, 0, -1]
-    assert [names[t] for t in map(found.target, range(3))] == [NAMES[t] for t in map(source.target, range(3))]
-    assert (found.class_names, found.multi_label, len(found), found.name(3)) == (names, False, 4, "photos[3]")
+    assert targets(found) == [example.target for example in found] == [2, 3, 0, None]
+    assert (found.class_names, found.targets, len(found), found.name(3)) == (names, "class", 4, "photos[3]")
+    found = Renumbered(Tagged((0, 2), (), None, boxes(0, 2, 1), mask(0, 2, 255)), ("cat", "bee", "ant"))
+    assert targets(found)[:3] == [(2, 0), (), None]
+    assert found.target(3).labels.tolist() == [2, 0, 1]
+    assert found.target(4).labels.tolist() == [[2, 0, 255]]
 
 
-def test_renumbering_images_with_several_labels():
-    found = Renumbered(Tagged((0, 2), (), (1,)), ("cat", "bee", "ant"))
-    assert [found.target(index) for index in range(3)] == [(2, 0), (), (1,)]
-    assert found.multi_label
+@pytest.mark.parametrize(
+    ("target", "classes"),
+    [(None, ()), (2, (2,)), ((2, 0), (2, 0)), ((), ()), (boxes(2, 0, 2), (0, 2)), (mask(1, 255, 0, 1), (0, 1))],
+)
+def test_the_classes_in_a_target(target, classes):
+    assert classes_of(target) == classes
+    assert counts(Tagged(target)).tolist() == [int(number in classes) for number in range(3)]
 
 
 def test_counts():
     assert counts(arrays([0, 2, 2, -1, 2])).tolist() == [1, 0, 3]
-    assert counts(arrays([])).tolist() == [0, 0, 0]
-    assert counts(Tagged((0, 2), (), (2, 1), (2,))).tolist() == [1, 1, 3]
+    assert counts(Tagged((0, 2), (), (2, 1), None, (2,))).tolist() == [1, 1, 3]
 
 
-def test_pixels_are_decoded_or_brought_to_the_channels_wanted(tmp_path):
+def test_pixels_are_decoded_or_converted(tmp_path):
     rgb = arrays([0]).images[0]
     Image.fromarray(rgb).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     assert np.array_equal(pixels(content, 3, "a"), rgb)
-    assert pixels(rgb, 3, "a") is rgb
     grey = np.array(Image.fromarray(rgb).convert("L"))[:, :, None]
     assert np.array_equal(pixels(rgb, 1, "a"), grey)
     assert np.array_equal(pixels(content, 1, "a"), grey)
     assert np.array_equal(pixels(grey, 3, "a"), np.repeat(grey, 3, 2))
-    assert pixels(grey, 1, "a") is grey
-
-
-def test_pixels_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="spectral has 4 channels, but 3 are wanted"):
+    with pytest.raises(ValueError, match="spectral has 4 channels, but 3"):
         pixels(np.zeros((2, 2, 4), np.uint8), 3, "spectral")
-    with pytest.raises(ValueError, match=r"photos\[1\] is not an image"):
-        pixels(b"no image", 3, "photos[1]")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00002", "train"), ("imagenet1k-Validation-07.tar", "val"), ("my_test_set", "test"),
+        ("eval", "test"), ("training2", "train"), ("train_test", None), ("trainer", None), ("photos", None),
+    ],
+)  # fmt: skip
+def test_the_split_in_a_file_name(name, split):
+    assert split_in(name) == split

@@ -1,4 +1,4 @@
-"""Holding back and balancing: shares, stability, and every class on both sides."""
+"""Validation images and balancing: fractions, stability, and every class on both sides."""
 
 from collections import Counter
 from fractions import Fraction
@@ -7,57 +7,51 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_source import Tagged, arrays
+from test_source import Tagged, arrays, targets
 
+from vitrail.data.sources.source import Arrays
 from vitrail.data.sources.split import balanced, stratified
 
 labels = st.lists(st.integers(0, 2), min_size=2, max_size=60)
-shares = st.floats(0.01, 0.9)
+fractions = st.floats(0.01, 0.9)
 
 
-def targets(source):
-    return [source.target(index) for index in range(len(source))]
-
-
-@given(labels, shares, st.integers(0, 2**64 - 1))
-def test_every_image_is_on_one_side_in_the_sources_order(labels, share, seed):
+@given(labels, fractions, st.integers(0, 2**64 - 1))
+def test_every_image_is_on_one_side_in_the_sources_order(labels, fraction, seed):
     source = arrays(labels)
     if max(Counter(labels).values()) < 2:
         return
-    train, val = stratified(source, share, seed)
+    train, val = stratified(source, fraction, seed)
     for part in (train, val):
         assert part.indices.tolist() == sorted(part.indices)
     assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
 
 
-@given(labels, shares)
-def test_every_class_gives_its_share_and_stays_on_both_sides(labels, share):
+@given(labels, fractions)
+def test_every_class_gives_its_fraction_and_stays_on_both_sides(labels, fraction):
     if max(Counter(labels).values()) < 2:
         return
-    held = Counter(targets(stratified(arrays(labels), share, 0)[1]))
+    kept = Counter(targets(stratified(arrays(labels), fraction, 0)[1]))
     for label, size in Counter(labels).items():
-        exact = share * size
+        exact = fraction * size
         fair = {min(max(n, 1), size - 1) for n in (int(exact), int(exact) + 1)} if size > 1 else {0}
-        assert held[label] in fair
+        assert kept[label] in fair
 
 
 @given(st.lists(st.integers(20, 40), min_size=3, max_size=3), st.fractions(Fraction(1, 10), Fraction(1, 2)))
-def test_the_whole_is_right_where_no_class_is_tiny(sizes, share):
+def test_the_whole_is_right_where_no_class_is_tiny(sizes, fraction):
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    exact = Fraction(float(share)).limit_denominator(10**6) * len(labels)
-    assert len(stratified(arrays(labels), float(share), 0)[1]) == round(exact)
+    exact = Fraction(float(fraction)).limit_denominator(10**6) * len(labels)
+    assert len(stratified(arrays(labels), float(fraction), 0)[1]) == round(exact)
 
 
-def test_largest_remainders_by_hand():
+def test_by_hand():
     # A quarter of 5, 6 and 7 is 1.25, 1.5 and 1.75: four and a half in all, which rounds to four.
-    held = stratified(arrays([0] * 5 + [1] * 6 + [2] * 7), 0.25, 0)[1]
-    assert Counter(targets(held)) == {0: 1, 1: 1, 2: 2}
-
-
-def test_a_class_of_one_image_is_trained_on():
+    assert Counter(targets(stratified(arrays([0] * 5 + [1] * 6 + [2] * 7), 0.25, 0)[1])) == {0: 1, 1: 1, 2: 2}
     train, val = stratified(arrays([0, 0, 1]), 0.9, 0)
-    assert targets(train) == [0, 1]
-    assert targets(val) == [0]
+    assert (targets(train), targets(val)) == ([0, 1], [0])
+    with pytest.raises(ValueError, match="none of the 3 classes has two"):
+        stratified(arrays([0, 1, 2]), 0.5, 0)
 
 
 def test_the_seed_alone_decides():
@@ -65,33 +59,25 @@ def test_the_seed_alone_decides():
     first = stratified(source, 0.1, 7)[1].indices.tolist()
     assert first == stratified(source, 0.1, 7)[1].indices.tolist()
     assert first != stratified(source, 0.1, 8)[1].indices.tolist()
-    # Pinned: another choice would let a resumed run train on what it had held back.
+    # Pinned: another choice would let a resumed run train on what it had validated on.
     assert first[:6] == [3, 8, 22, 36, 51, 68]
 
 
-def test_each_image_is_held_back_equally_often():
+def test_each_image_is_kept_equally_often():
     source, seen = arrays([0] * 10 + [1] * 10), np.zeros(20)
     for seed in range(200):
         seen[stratified(source, 0.3, seed)[1].indices] += 1
-    # 60 expected, standard deviation 6.5.
+    # 60 expected, std 6.5.
     assert (np.abs(seen - 60) < 4.5 * 6.5).all()
     assert seen.sum() == 200 * 6
 
 
-def test_an_image_with_several_labels_counts_for_the_rarest():
+def test_an_image_with_several_labels_counts_for_the_rarest_and_one_without_for_none():
     source = Tagged(*[(0, 1)] * 10, *[(0,)] * 80, *[(0, 2)] * 10)
-    held = Counter(targets(stratified(source, 0.1, 0)[1]))
-    assert held == {(0,): 8, (0, 1): 1, (0, 2): 1}
-
-
-def test_images_without_any_label_give_their_share():
-    held = Counter(targets(stratified(Tagged(*[()] * 20, *[(1,)] * 20), 0.25, 0)[1]))
-    assert held == {(): 5, (1,): 5}
-
-
-def test_nothing_to_hold_back_is_said():
-    with pytest.raises(ValueError, match="nothing can be held back: none of the 3 classes has two images"):
-        stratified(arrays([0, 1, 2]), 0.5, 0)
+    assert Counter(targets(stratified(source, 0.1, 0)[1])) == {(0,): 8, (0, 1): 1, (0, 2): 1}
+    source = Tagged(*[()] * 20, *[(1,)] * 20)
+    assert Counter(targets(stratified(source, 0.25, 0)[1])) == {(): 5, (1,): 5}
+    assert len(stratified(Arrays(np.zeros((20, 1, 1, 1), np.uint8), None, (), "x"), 0.25, 0)[1]) == 5
 
 
 @given(labels)
@@ -116,10 +102,7 @@ def test_balance_goes_through_the_classes_in_turn():
         even[6]
 
 
-def test_balance_leaves_out_what_has_no_class():
+def test_balance_leaves_out_what_has_no_class_and_needs_one_label_each():
     assert set(targets(balanced(arrays([0, -1, 2, 2])))) == {0, 2}
-
-
-def test_balance_needs_one_label_an_image():
-    with pytest.raises(ValueError, match="balance needs one label an image, but these have several"):
+    with pytest.raises(ValueError, match="balance needs one label per image"):
         balanced(Tagged((0, 1)))

@@ -1,7 +1,8 @@
-"""Progress of long work on standard error: a bar on a terminal, elsewhere a line now and then.
+"""Progress of long work on standard error: a bar on a terminal, otherwise a line now and then; and lists in sentences.
 
 for image in track(images, len(images), "packing"): ...
 say("a line")
+few(["a", "b", "c"], 2)      # "a, b and 1 more"
 """
 
 import sys
@@ -38,3 +39,10 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 def say(text: str) -> None:
     """Prints a line on standard error; standard output is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def few(names: Iterable[object], count: int = 5) -> str:
+    """The first `count` names and how many more there are, for a sentence; "none" without any."""
+    found = list(map(str, names))
+    more = f" and {len(found) - count:,} more" if len(found) > count else ""
+    return (", ".join(found[:count]) or "none") + more

@@ -1,9 +1,9 @@
-"""Writing a packed data set (packed.py): every image decoded and made small once, instead of in every epoch.
+"""Writing a packed data set (packed.py): every image is decoded and made small once, instead of in every epoch.
 
     pack(find_splits(Data("photos")), Path("photos-256"), size=256)
 
-An image's shorter side becomes `size`, unless it is smaller already; its shape stays. What is written are the same
-images in the same order, so that a run sees them in the order in which it would see the originals.
+An image's shorter side becomes `size`, unless it is smaller already; its aspect ratio stays. The images and their order
+are the same, so that a run sees them in the order in which it would see the originals.
 """
 
 import json
@@ -13,17 +13,16 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 
 from vitrail.data.images.decode import opened
 from vitrail.data.images.geometry import Crop, resize
-from vitrail.data.loader import Unreadable
-from vitrail.data.sources.packed import FILE, INT64, Kind
+from vitrail.data.sources.packed import FILE, INT64, VERSION, Kind
 from vitrail.data.sources.source import Boxes, Mask, Source, Target
-from vitrail.data.stream import prefetch
+from vitrail.data.stream import Unreadable, prefetch
 from vitrail.progress import track
 
 TRIED = 64  # images of a split that are made small to estimate its size
@@ -48,6 +47,33 @@ class _Item:
     name: str
 
 
+@dataclass(frozen=True)
+class _How:
+    size: int
+    kind: Kind
+    quality: int
+
+    def item(self, source: Source, index: int) -> _Item | ValueError:
+        """An image made small; the error if it cannot be read."""
+        try:
+            content, target, name, original = source[index]
+            channels = 3 if isinstance(content, bytes) else content.shape[2]
+            image = opened(content, name)
+            goal = _fitted(image.size, self.size)
+            # The codec may shrink it, but not as much as is wanted.
+            small = image.decode(Crop(0, 0, *image.size, goal), channels)
+            small = np.ascontiguousarray(small if small.shape[:2] == goal else resize(small, goal, "bicubic"))
+            whole = original or image.size
+            if self.kind == "raw":
+                return _Item(small.tobytes(), small.shape, whole, target, name)
+            if channels not in (1, 3):
+                raise ValueError(f"{name} has {channels} channels, which JPEG cannot store; pack it as raw.")
+            colours = ("RGB", "444") if channels == 3 else ("GRAY", "Gray")
+            return _Item(simplejpeg.encode_jpeg(small, self.quality, *colours), small.shape, whole, target, name)
+        except ValueError as error:
+            return error
+
+
 def pack(
     splits: Mapping[str, Source],
     out: Path,
@@ -59,19 +85,24 @@ def pack(
     """Writes the folder `out`, whole or not at all.
 
     kind: "raw" is pixels, which need no decoding (3 x 341 x 256 bytes for a photograph of 4 : 3); "jpeg" is JPEGs of
-    `quality`, of about a tenth of that. ValueError where `out` exists, the disk is too small or full, a number is out
-    of its range, or an image cannot be read, which "skip" leaves out and reports.
+    `quality`, about a tenth of that. ValueError if `out` exists, the disk is too small or full, a number is out of its
+    range, or an image cannot be read; with "skip" such images are left out and reported.
     """
     if size < 1 or not 1 <= quality <= 100:
         raise ValueError(f"size is {size} and quality {quality}; they must be 1 or more, and from 1 to 100.")
     if out.exists():
         raise ValueError(f"{out} exists already; name another folder, or delete it.")
-    partial = out.with_name(f".{out.name}.partial")
+    how, partial = _How(size, kind, quality), out.with_name(f".{out.name}.partial")
+    left_out: list[str] = []
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _refuse_what_does_not_fit(splits, partial, size, kind, quality)
-        packing = _write(splits, partial, size, kind, quality, unreadable)
+        _require_space(splits, partial, how)
+        described = {
+            split: _write(source, split, partial, how, unreadable, left_out) for split, source in splits.items()
+        }
+        document = {"version": VERSION, "kind": kind, "size": size, "splits": described, "left_out": left_out}
+        (partial / FILE).write_text(json.dumps(document, indent=1) + "\n")
         partial.rename(out)
     except OSError as error:
         raise ValueError(
@@ -80,103 +111,64 @@ def pack(
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return packing
+    counts = {split: one["images"] for split, one in described.items()}
+    return Packing(counts, sum(file.stat().st_size for file in out.iterdir()), tuple(left_out))
 
 
 def _write(
-    splits: Mapping[str, Source], folder: Path, size: int, kind: Kind, quality: int, unreadable: Unreadable
-) -> Packing:
-    counts, left_out, described = {}, [], {}
-    for split, source in splits.items():
-        rows, targets = array("q"), array("q")  # a hundred million tuples would fill the memory
-        total = names = 0
-
-        def make(index: int, source: Source = source) -> _Item | ValueError:
-            try:
-                return _item(source, index, size, kind, quality)
-            except ValueError as error:
-                return error
-
-        with (folder / f"{split}.images").open("wb") as images, (folder / f"{split}.names").open("wb") as words:
-            items = prefetch(make, range(len(source)), 64, os.cpu_count())
-            for item in track(items, len(source), f"packing {split}"):
-                if isinstance(item, ValueError):
-                    if unreadable == "refuse":
-                        raise ValueError(f"{item} --unreadable skip leaves such images out.")
-                    left_out.append(str(item))
-                    continue
-                name = item.name.encode("utf-8", "surrogateescape")
-                rows.extend((total, names, len(targets), *item.shape, *item.whole))
-                targets.extend(_numbers(item.target))
-                images.write(item.content)
-                words.write(name)
-                total, names = total + len(item.content), names + len(name)
-        rows.extend((total, names, len(targets), 0, 0, 0, 0, 0))
-        index = np.frombuffer(rows, np.int64).reshape(-1, 8)
-        (folder / f"{split}.index").write_bytes(index.astype(INT64).tobytes())
-        (folder / f"{split}.targets").write_bytes(np.frombuffer(targets, np.int64).astype(INT64).tobytes())
-        counts[split] = len(index) - 1
-        classes = list(source.class_names)
-        described[split] = {"images": counts[split], "classes": classes, "targets": source.targets}
-    document = {"version": 2, "kind": kind, "size": size, "splits": described, "left_out": left_out}
-    (folder / FILE).write_text(json.dumps(document, indent=1) + "\n")
-    return Packing(counts, sum(file.stat().st_size for file in folder.iterdir()), tuple(left_out))
+    source: Source, split: str, folder: Path, how: _How, unreadable: Unreadable, left_out: list[str]
+) -> dict[str, Any]:
+    """Writes the files of a split; what pack.json says of it."""
+    rows, targets = array("q"), array("q")  # a hundred million tuples would fill the memory
+    total = names = 0
+    with (folder / f"{split}.images").open("wb") as images, (folder / f"{split}.names").open("wb") as words:
+        items = prefetch(lambda index: how.item(source, index), range(len(source)), 64, os.cpu_count())
+        for item in track(items, len(source), f"packing {split}"):
+            if isinstance(item, ValueError):
+                if unreadable == "refuse":
+                    raise ValueError(f"{item} --unreadable skip leaves such images out.")
+                left_out.append(str(item))
+                continue
+            name = item.name.encode("utf-8", "surrogateescape")
+            rows.extend((total, names, len(targets), *item.shape, *item.whole))
+            targets.extend(_numbers(item.target))
+            images.write(item.content)
+            words.write(name)
+            total, names = total + len(item.content), names + len(name)
+    rows.extend((total, names, len(targets), 0, 0, 0, 0, 0))
+    for what, numbers in (("index", rows), ("targets", targets)):
+        (folder / f"{split}.{what}").write_bytes(np.frombuffer(numbers, np.int64).astype(INT64).tobytes())
+    return {"images": len(rows) // 8 - 1, "classes": list(source.class_names), "targets": source.targets}
 
 
-def _refuse_what_does_not_fit(splits: Mapping[str, Source], folder: Path, size: int, kind: Kind, quality: int) -> None:
-    """ValueError where a few images of each split say that there is no room for all."""
+def _require_space(splits: Mapping[str, Source], folder: Path, how: _How) -> None:
+    """Raises ValueError if a few images of each split suggest that there is no room for all."""
     need = 0.0
     for source in splits.values():
-        lengths = []
-        for index in np.linspace(0, len(source) - 1, min(len(source), TRIED)).astype(int).tolist():
-            try:
-                lengths.append(len(_item(source, index, size, kind, quality).content))
-            except ValueError:  # told when its turn comes
-                continue
+        places = np.linspace(0, len(source) - 1, min(len(source), TRIED)).astype(int).tolist()
+        items = (how.item(source, index) for index in places)
+        lengths = [len(item.content) for item in items if isinstance(item, _Item)]
         need += len(source) * float(np.mean(lengths)) if lengths else 0.0
     free = shutil.disk_usage(folder).free - SPARE
     if need > free:
-        smaller = "choose a smaller --size" + ("" if kind == "jpeg" else ", or --kind jpeg")
+        smaller = "choose a smaller --size" + ("" if how.kind == "jpeg" else ", or --kind jpeg")
         raise ValueError(
             f"the packed images would need about {need / 2**30:,.1f} GiB, and {max(free, 0) / 2**30:,.1f} GiB are free;"
             f" {smaller}, or a folder on another disk."
         )
 
 
-def _item(source: Source, index: int, size: int, kind: Kind, quality: int) -> _Item:
-    content, target, name, original = source[index]
-    channels = 3 if isinstance(content, bytes) else content.shape[2]
-    image = opened(content, name)
-    goal = _fitted(image.size, size)
-    # The codec may shrink it, to more than is wanted.
-    small = _resized(image.decode(Crop(0, 0, *image.size, goal), channels), goal)
-    whole = original or image.size
-    if kind == "raw":
-        return _Item(small.tobytes(), small.shape, whole, target, name)
-    if channels not in (1, 3):
-        raise ValueError(f"{name} has {channels} channels, which JPEG has no form for; pack it as raw.")
-    space = "RGB" if channels == 3 else "GRAY"
-    encoded = simplejpeg.encode_jpeg(small, quality, space, "444" if channels == 3 else "Gray")
-    return _Item(encoded, small.shape, whole, target, name)
-
-
 def _numbers(target: Target) -> tuple[int, ...]:
-    """A target as whole numbers; -1 is that none is known."""
+    """A target as whole numbers; -1 if it is unknown."""
     if isinstance(target, Boxes | Mask):
         raise ValueError("boxes and masks cannot be packed; train from the images themselves.")
     return target if isinstance(target, tuple) else (-1 if target is None else target,)
 
 
 def _fitted(whole: tuple[int, int], size: int) -> tuple[int, int]:
-    """(height, width) whose shorter side is `size`, or less where it was; with the rounding of `prepare`, timm and
-    torchvision, so that whoever shrinks to this size and cuts out the middle gets the same pixels from the pack."""
+    """(height, width) with the shorter side `size`, or less if it was; rounded as `prepare`, timm and torchvision do,
+    so that whoever shrinks to this size and cuts out the middle gets the same pixels from the pack."""
     if min(whole) <= size:
         return whole
     long = int(size * max(whole) / min(whole))
     return (size, long) if whole[0] <= whole[1] else (long, size)
-
-
-def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    if pixels.shape[:2] == size:
-        return np.ascontiguousarray(pixels)
-    return np.ascontiguousarray(resize(pixels, size, "bicubic"))

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +21,7 @@ from vitrail.batch import Batch
 K = TypeVar("K")
 T = TypeVar("T")
 
+Unreadable = Literal["refuse", "skip"]  # what happens where an image cannot be read
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -4,12 +4,12 @@
     copies(files, pixels)                 # groups that are equal to the last bit, by digests
     alike(grey, colour, pixels)           # groups that look the same at 16 x 16 pixels
 
-Two images look alike where their thumbnails, freed of brightness and contrast, correlate to 0.998 or more, and their
+Two images look alike if their thumbnails, without brightness and contrast, correlate to 0.998 or more, and their
 colours agree. To find such pairs without comparing all, every image gets a key of 64 bits: the signs of random
 projections (Charikar, "Similarity estimation techniques from rounding algorithms", 2002) of its low frequencies, each
 frequency scaled to the spread that it has in this set. Alike images differ in few bits of it, so in one of several
 lists, each sorted by other keys, they stand near each other, and only neighbours are compared. The time grows with the
-number of images as sorting does, whatever they show.
+number of images as sorting does, for any images.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ How = Literal["same file", "same pixels", "alike", "mirrored"]
 
 SIDE, COLOURS, LOW = 16, 4, 8  # of the grey thumbnail, of its colours, of the frequencies that make the keys
 # Of photographs re-encoded (JPEG at 50), scaled to a third or 0.8 times as bright, 99 % are this like the original; of
-# those 1.1 times as bright, where white clips, 90 %. No two different ones of 1,900 photographs (Imagenette) or 364
+# those 1.1 times as bright, so that white clips, 90 %. No two different ones of 1,900 photographs (Imagenette) or 364
 # micrographs (BCCD) are; of 60,000 small ones (CIFAR-10) 17 pairs, each truly of one image; of 70,000 garments of 28 x
 # 28 (Fashion-MNIST) 80 groups, up to 25 of which may be different trousers or prints.
 LIKENESS = 0.998
@@ -42,14 +42,14 @@ SAMPLE = 100_000  # images that the spread of the frequencies is taken from
 
 @dataclass(frozen=True)
 class Group:
-    """Two or more images, by number, ascending. how: what the least equal of them have in common."""
+    """Two or more images by number, ascending. how: what the most different of them have in common."""
 
     members: tuple[int, ...]
     how: How
 
 
 def digest(*data: bytes | memoryview) -> int:
-    """64 bits that differ where the data does, but for an accident: among a million files, of probability 3e-8."""
+    """A digest of 64 bits: two of a million different files have the same with a probability of 3e-8."""
     state = hashlib.blake2b(digest_size=8)
     for part in data:
         state.update(part)
@@ -134,7 +134,7 @@ def _roots(parent: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.i
 def _compared(
     grey: NDArray[np.uint8], colour: NDArray[np.uint8], one: NDArray[np.int64], other: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which pairs of images look alike, and which where one is mirrored, (n,) each."""
+    """Which pairs of images look alike, and which do if one is mirrored, (n,) each."""
     (a, strong), (b, weak) = _unit(grey[one]), _unit(grey[other])
     fair = np.maximum(strong, weak) <= GAIN * np.minimum(strong, weak)
     tint, shade = colour[one].astype(np.int16), colour[other].astype(np.int16)

@@ -1,4 +1,4 @@
-"""Looks at every image of a set once, and keeps a third of a kilobyte of each.
+"""Looks at every image of a data set once, and keeps a third of a kilobyte of each.
 
 scan = Scan.of(find_splits(Data("photos")))
 scan.rows["width"]           # one row for each image, all splits in turn; ROW says what is in it
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePath
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.data.stream import prefetch
 from vitrail.progress import track
 
-# size: bytes of the file, 0 of pixels in memory. file, pixels: digests. traits: TRAITS as bits. Unreadable: all 0.
+# size: bytes of the file, 0 for pixels in memory. file, pixels: digests. traits: TRAITS as bits. Unreadable: all 0.
 ROW = np.dtype([
     ("readable", "?"), ("height", "i4"), ("width", "i4"), ("size", "i8"), ("file", "u8"), ("pixels", "u8"),
     ("traits", "u1"), ("blank", "?"), ("grey", "u1", (SIDE, SIDE)), ("colour", "u1", (2, COLOURS, COLOURS)),
@@ -39,7 +38,7 @@ CHUNK = 32  # images that a thread takes at a time
 
 @dataclass(frozen=True)
 class Record:
-    """Where an image lies, and what it is called. label: its class's name; "" where unknown, "a + b" of several."""
+    """The place of an image and its name. label: its class's name; "" if unknown, "a + b" for several."""
 
     split: str
     index: int
@@ -47,18 +46,10 @@ class Record:
     label: str
 
 
-class _Seen(NamedTuple):
-    """row: as ROW. kind: "JPEG RGB". colours: (2, 3) mean and mean square of each channel, where it was asked for."""
-
-    row: tuple[object, ...]
-    kind: str
-    colours: NDArray[np.float64] | None
-
-
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What was seen. kinds: how many images are of each. colours: (2, 3) mean and deviation of R, G and B in [0, 1],
-    NaN where no image can be read."""
+    """What was seen. kinds: how many images are of each. colours: (2, 3) mean and std of R, G and B in [0, 1], NaN if
+    no image can be read."""
 
     sources: Mapping[str, Source]
     rows: np.ndarray
@@ -69,24 +60,31 @@ class Scan:
 
     @classmethod
     def of(cls, sources: Mapping[str, Source], progress: bool = False, workers: int | None = None) -> "Scan":
-        """Reads every image in `workers` threads; None is one a core, up to 16. An unreadable one becomes a problem."""
+        """Reads every image in `workers` threads; None is one per core, up to 16. Unreadable ones become problems."""
         total = sum(map(len, sources.values()))
         rows, labels = np.zeros(total, ROW), [label for source in sources.values() for label in _labels(source)]
         problems: dict[int, str] = {}
         kinds, sums = Counter[str](), []
-        seen = _all(sources, -(-total // SAMPLE), workers or min(16, os.cpu_count() or 1))
+        every, workers = -(-total // SAMPLE), workers or min(16, os.cpu_count() or 1)
+        chunks = (
+            [(source, index, index % every == 0) for index in range(start, min(start + CHUNK, len(source)))]
+            for source in sources.values()
+            for start in range(0, len(source), CHUNK)
+        )
+        looked = prefetch(lambda chunk: [_look(*place) for place in chunk], chunks, 2 * workers, workers)
+        seen = (found for chunk in looked for found in chunk)
         for number, found in enumerate(track(seen, total, "looking") if progress else seen):
             if isinstance(found, str):
                 problems[number] = found
                 continue
-            rows[number] = found.row
-            kinds[found.kind] += 1
-            sums += [] if found.colours is None else [found.colours]
+            rows[number], kind, colours = found
+            kinds[kind] += 1
+            sums += [] if colours is None else [colours]
         mean, square = np.mean(sums, 0) if sums else np.full((2, 3), np.nan)
         return cls(sources, rows, labels, problems, kinds, np.stack([mean, np.sqrt(np.maximum(square - mean**2, 0))]))
 
     def record(self, number: int) -> Record:
-        """Of a row, its image."""
+        """The image of a row."""
         index = number
         for split, source in self.sources.items():
             if index < len(source):
@@ -104,25 +102,13 @@ def _labels(source: Source) -> Iterator[str]:
         yield names[classes]
 
 
-def _all(sources: Mapping[str, Source], every: int, workers: int) -> Iterator[_Seen | str]:
-    """What is seen of each image, in turn; the colours of the first of `every` images."""
-    chunks = [
-        (source, range(start, min(start + CHUNK, len(source))))
-        for source in sources.values()
-        for start in range(0, len(source), CHUNK)
-    ]
-
-    def look(chunk: tuple[Source, range]) -> list[_Seen | str]:
-        return [_look(chunk[0], index, index % every == 0) for index in chunk[1]]
-
-    for seen in prefetch(look, chunks, 2 * workers, workers):
-        yield from seen
-
-
-def _look(source: Source, index: int, sampled: bool) -> _Seen | str:
-    """What one image shows, or the sentence that says why it cannot be read."""
+def _look(
+    source: Source, index: int, sampled: bool
+) -> tuple[tuple[object, ...], str, NDArray[np.float64] | None] | str:
+    """One image as (ROW, kind such as "JPEG RGB", colours if they are sampled), or why it cannot be read."""
     try:
-        content, _, name, _ = source[index]
+        example = source[index]
+        content, name = example.image, example.name
         image = pixels(content, 3, name)
     except ValueError as error:
         return str(error)
@@ -135,14 +121,14 @@ def _look(source: Source, index: int, sampled: bool) -> _Seen | str:
         size, file = len(content), digest(content)
     blank = bool(np.ptp(grey) <= FLAT and np.ptp(image, (0, 1)).max() <= FLAT)
     row = True, height, width, size, file, shown, traits, blank, grey, colour
-    return _Seen(row, kind, _colours(image) if sampled else None)
+    return row, kind, _colours(image) if sampled else None
 
 
 def _colours(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(2, 3): mean and mean square of each channel, by its histogram, which takes a tenth of the time."""
-    shares = np.array(Image.fromarray(image).histogram()).reshape(3, 256) / (image.shape[0] * image.shape[1])
+    fractions = np.array(Image.fromarray(image).histogram()).reshape(3, 256) / (image.shape[0] * image.shape[1])
     levels = np.arange(256) / 255
-    return np.stack([shares @ levels, shares @ levels**2])
+    return np.stack([fractions @ levels, fractions @ levels**2])
 
 
 def _header(data: bytes, name: str) -> tuple[str, int]:
@@ -167,5 +153,5 @@ def _traits(image: Image.Image, form: str, data: bytes, name: str) -> tuple[bool
             image.getexif().get(ORIENTATION, 1) in UPRIGHT,
             KINDS.get(PurePath(name).suffix.lower(), form) != form,
         )
-    except Exception:  # damaged EXIF or later pictures: of the first picture, which is whole, they say nothing
+    except Exception:  # damaged EXIF or later frames say nothing about the first frame, which is whole
         return ()

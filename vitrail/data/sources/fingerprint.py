@@ -1,4 +1,4 @@
-"""What a source was: enough to tell, when a run is resumed, that its data is not the same.
+"""A digest of a source, which tells when a run is resumed whether its data has changed.
 
 fingerprint(source)         # {"images": 60000, "classes": [...], "names and labels": "5f0c...", "pixels": "91aa..."}
 """
@@ -14,7 +14,8 @@ RECORDS, CONTENTS = 10_000, 256
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Of names and labels 10,000 at most are read, of images 256, evenly spaced: a second, at any size."""
+    """The number of images, the class names, and digests of 10,000 names and labels and 256 images at most, evenly
+    spaced: it takes a second at any size."""
     records, contents = hashlib.sha256(), hashlib.sha256()
     for index in _spread(len(source), RECORDS):
         records.update(f"{source.name(index)}\0{source.target(index)}\n".encode("utf-8", "surrogateescape"))

@@ -3,91 +3,52 @@
     photos/cats/1.jpg, photos/dogs/2.png                  splits(Path("photos")) gives {"all": source}
     photos/train/cats/1.jpg, photos/valid/cats/2.jpg      ... gives {"train": source, "val": source}
 
-A class is the folder that directly holds images: "cats", or "pets/cats" where it lies deeper; classes are in the
-order of these names. A file such as classes.txt beside the split folders may give them words ("n01440764 tench").
-Images that lie loose, without any such folder, have no labels.
+A class is the folder that directly holds images: "cats", or "pets/cats" if it lies deeper; classes are sorted by these
+names. A file such as classes.txt beside the split folders may give them other names ("n01440764 tench"). Images outside
+any such folder have no label.
 """
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vitrail.data.images.decode import SUFFIXES, read
-from vitrail.data.sources.source import Example, Source, Targets
+from vitrail.data.images.decode import SUFFIXES
+from vitrail.data.sources.records import Labels, Paths, divide
+from vitrail.data.sources.source import SPLITS, Source, printable
 
-SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
 WORDS = tuple(
     stem + suffix
     for stem in ("classes", "labels", "class_names", "words", "synset_words", "LOC_synset_mapping")
     for suffix in (".txt", ".tsv", ".csv")
 )
-WORDS_BYTES = 2**24  # of such a file, what is read; WordNet's has 2.6 million
-
-
-@dataclass(frozen=True, eq=False)
-class ClassFolders:
-    """Image files and the folders that they lie in.
-
-    files: paths below `root`, with "/". labels: int64 (N,); None where the images lie loose.
-    """
-
-    root: Path
-    files: Sequence[str]
-    labels: NDArray[np.int64] | None
-    class_names: tuple[str, ...]
-
-    @property
-    def targets(self) -> Targets:
-        return "none" if self.labels is None else "class"
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.root} has images 0 to {len(self) - 1}, but {index} was asked for.")
-        path = self.root / self.files[index]
-        return Example(read(path), self.target(index), str(path))
-
-    def target(self, index: int) -> int | None:
-        return None if self.labels is None else int(self.labels[index])
-
-    def name(self, index: int) -> str:
-        return str(self.root / self.files[index])
+WORDS_BYTES = 2**24  # read of such a file; WordNet's has 2.6 million
 
 
 def splits(path: Path) -> dict[str, Source]:
-    """The images in the folder `path`: "train", "val", "test" where it has such folders, and "all" where not.
+    """The images in the folder `path`: "train", "val", "test" if it has such folders, else "all".
 
-    ValueError where there are no images, where some lie beside the class folders, or a folder cannot be read.
+    ValueError if there are no images or a folder cannot be read.
     """
     try:
         folders = split_folders(path) or {"all": path}
         found = {split: _scan(folder) for split, folder in folders.items()}
-        words = _words(path, {name for files in found.values() for name in files})
+        words = _words(path, {name for files in found.values() for name in files if name})
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from None
     return {split: _source(folders[split], files, words) for split, files in found.items()}
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the folders and of the image files that a folder holds, sorted, without hidden ones."""
+    """The names of the folders and of the image files in a folder, sorted, without hidden ones."""
     folders, images = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            # os.path.isdir, unlike entry.is_dir, bears with a link that leads to itself.
+            # os.path.isdir, unlike entry.is_dir, tolerates a link that leads to itself.
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(SUFFIXES):
@@ -96,9 +57,9 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """The folders train, val and test in `path`, under any of their names; none where these are names of classes.
+    """The folders train, val and test in `path`, under any of their names; none if these are names of classes.
 
-    ValueError where two of them are the same split, OSError where the folder cannot be read.
+    ValueError if two of them are the same split, OSError if the folder cannot be read.
     """
     folders = {name: path / name for name in listing(path)[0]}
     named = [name for name in folders if name.lower() in SPLITS]
@@ -114,7 +75,7 @@ def split_folders(path: Path) -> dict[str, Path]:
 
 
 def _scan(root: Path) -> dict[str, list[str]]:
-    """class -> its files below root, sorted; the class of files that lie in root itself is "".
+    """class -> its files below root, sorted; "" is the class of files in root itself.
 
     Every folder is read once, by its own name rather than by that of a link to it: links may lead in circles.
     """
@@ -137,32 +98,24 @@ def _scan(root: Path) -> dict[str, list[str]]:
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
-def _source(root: Path, found: dict[str, list[str]], words: dict[str, str]) -> ClassFolders:
-    """The images of one split, by class."""
+def _source(root: Path, found: dict[str, list[str]], words: dict[str, str]) -> Source:
+    """The images of one split, by class; "" is no class."""
     if not found:
         raise ValueError(f"{root} has no images ({', '.join(SUFFIXES)}), nor has any folder in it; check the path.")
-    loose = found.get("", [])
-    if loose and len(found) > 1:
-        raise ValueError(
-            f"{root} has {len(loose)} images beside its class folders, such as {loose[0]}; move them into the folders"
-            " of their classes, or away."
-        )
-    for name in found:
-        if not _writable(name):
-            raise ValueError(f"{root} has a class folder of an unreadable name, {name!a}; rename it.")
-    files = [file for members in found.values() for file in members]
-    if loose:
-        return ClassFolders(root, files, None, ())
-    labels = np.repeat(np.arange(len(found)), [len(members) for members in found.values()])
-    return ClassFolders(root, files, labels, tuple(words.get(name, name) for name in found))
+    paths, labels = Paths(root), Labels(classes=tuple(words.get(name, name) for name in found if name))
+    for name, files in found.items():
+        for file in files:
+            paths.texts.append(file)
+        labels.extend([words.get(name, name)], np.zeros(len(files), np.int32), np.full(len(files), -1, np.int8))
+    return divide(root, {"all": (paths, labels)})["all"]
 
 
 def _words(path: Path, classes: set[str]) -> dict[str, str]:
-    """What a file beside the split folders calls the classes, for those that it speaks of; no two are called alike."""
+    """The names that a file beside the split folders gives to the classes, all different."""
     whole = path.resolve()
     places = [whole, whole.parent] if whole.name.lower() in SPLITS else [whole]
     for file in (place / name for place in places for name in WORDS):
-        if not os.path.isfile(file):  # of a parent that may not be read, too, it says no
+        if not os.path.isfile(file):  # False, too, if the parent folder may not be read
             continue
         with file.open("rb") as stream:
             lines = stream.read(WORDS_BYTES).decode("utf-8-sig", errors="replace").splitlines()
@@ -174,14 +127,9 @@ def _words(path: Path, classes: set[str]) -> dict[str, str]:
 
 
 def _pair(line: str, classes: set[str]) -> tuple[str, str] | None:
-    """(folder, words) of a line such as "n01440764 tench", with a tab, a comma or a space between them."""
+    """(folder, name) of a line such as "n01440764 tench", with a tab, a comma or a space between them."""
     for separator in ("\t", ",", " "):
         name, word = (part.strip().strip('"') for part in line.split(separator, 1)) if separator in line else ("", "")
-        if name in classes and word and _writable(word):
+        if name in classes and word and printable(word):
             return name, word
     return None
-
-
-def _writable(name: str) -> bool:
-    """Whether a name has no control characters, and no bytes that are not UTF-8."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)

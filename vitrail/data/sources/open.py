@@ -4,9 +4,9 @@
     print(splits.words)                 # 1,350 images to train on, 150 for validation: a tenth of each class, by seed 0
     splits.train, splits.val
 
-Read are: class folders (folder.py), MNIST's idx files (idx.py), CIFAR's batches (cifar.py), CSV, JSONL and Parquet
-tables (table.py), Hugging Face data sets saved to disk (arrow.py), tar and webdataset shards (shards.py), and what
-`vitrail data pack` wrote (packed.py). Which of them a place is, its files tell, not its name.
+There are readers for class folders (folder.py), MNIST's idx files (mnist.py), CIFAR's batches (cifar.py), CSV and JSONL
+(table.py), Parquet and Hugging Face data sets saved to disk (huggingface.py), tar and webdataset shards (tar.py), and
+what `vitrail data pack` wrote (packed.py). The files of a place decide which one reads it, not its name.
 """
 
 import os
@@ -19,15 +19,16 @@ from typing import Literal
 import numpy as np
 
 from vitrail.config import attribute
-from vitrail.data.sources import arrow, cifar, folder, mnist, packed, table
-from vitrail.data.sources import tar as shards
-from vitrail.data.sources.source import Renumbered, Source, Split, Targets, counts
+from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
+from vitrail.data.sources.source import SPLITS, Renumbered, Source, Split, Targets, counts
 from vitrail.data.sources.split import balanced, stratified
+from vitrail.data.stream import Unreadable
+from vitrail.progress import few
 
 PACKAGED = "fashion"
-ARROW = {"dataset_info.json", "dataset_dict.json", "state.json"}
-SPLIT_TABLE = re.compile(rf"({'|'.join(folder.SPLITS)})\b.*\.(csv|tsv|jsonl)")
-SHOWN = 5  # classes in a message
+SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}  # by `save_to_disk`
+SPLIT_TABLE = re.compile(rf"({'|'.join(SPLITS)})\b.*\.(csv|tsv|jsonl)")
+TABLES = (*table.SUFFIXES, ".parquet")
 Needs = Literal["none", "classes", "boxes", "masks"]
 WORDS: dict[Targets, str] = {
     "none": "no labels",
@@ -40,13 +41,13 @@ WORDS: dict[Targets, str] = {
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads, and which images it validates on. ValueError for values that no data could fit."""
+    """What a run reads, and which images it validates on. ValueError for values that do not fit any data."""
 
     path: str = PACKAGED
     """"fashion" for the images in the package, a folder or file of any kind that is read, or FILE.py:NAME, a function
     of yours that returns a Source or a dict of them by split."""
     val: str | None = None
-    """The validation images, where they lie at another place."""
+    """The validation images, if they are in another place."""
     val_fraction: float | None = None
     """Fraction of the training set used for validation, of each class alike. Default: 0.1 if the data has no val or
     test split, otherwise none."""
@@ -56,13 +57,13 @@ class Data:
     """Of a table: the column with paths or bytes; None finds it."""
     label_column: str | None = None
     """Of a table: the column with labels; None finds it."""
-    unreadable: Literal["refuse", "skip"] = "refuse"
-    """What becomes of an image that cannot be read: the run stops, or another takes its place."""
+    unreadable: Unreadable = "refuse"
+    """What happens at an image that cannot be read: the run stops, or another image takes its place."""
     balance: bool = False
     """Whether every class is seen equally often in training."""
     block: int = 0
-    """Images that lie next to each other and are read together, such as 1000: for tars on slow disks, of which few are
-    then read at a time; sixteen blocks are mixed. 0 mixes all images."""
+    """Number of neighbouring images that are read together, such as 1000: for tars on slow disks, of which few are then
+    read at a time; sixteen blocks are mixed. 0 mixes all images."""
 
     def __post_init__(self) -> None:
         if self.block < 0:
@@ -90,14 +91,14 @@ def open_splits(data: Data, needs: Needs = "classes") -> Splits:
 
     Validation images are those at data.val; or the fraction data.val_fraction of each class; or the place's own val or
     else test images; or a tenth of each class. needs: what the task needs of the data.
-    ValueError, naming place and remedy, where they cannot be read, or lack what is needed: labels of two classes or
-    more, boxes, masks; and where validation images have classes that are not trained on.
+    ValueError, naming place and remedy, if they cannot be read, or lack what is needed: a label each, of two classes or
+    more, boxes, masks; and if validation images have classes that are not trained on.
     """
     return _divided(data, find_splits(data), needs)
 
 
 def open_source(data: Data, split: Split, needs: Needs = "classes") -> Source:
-    """The images of one split; "test" is what "val" is where the place has no labelled test images.
+    """The images of one split; "test" is the same as "val" if the place has no labelled test images.
 
     Raises ValueError as open_splits does.
     """
@@ -109,9 +110,9 @@ def open_source(data: Data, split: Split, needs: Needs = "classes") -> Source:
 
 
 def find_splits(data: Data) -> dict[str, Source]:
-    """What lies at data.path: its splits, among "train", "val" and "test", or "all" where it is not divided.
+    """What lies at data.path: its splits, among "train", "val" and "test", or "all" if it is not divided.
 
-    ValueError, naming the file and what to do, where it is missing, damaged, or nothing that is read.
+    ValueError, naming the file and what to do, if it is missing, damaged, or of a kind that is not read.
     """
     if ".py:" in data.path:
         found = attribute(data.path)()
@@ -131,20 +132,22 @@ def find_splits(data: Data) -> dict[str, Source]:
                 return found
         return folder.splits(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check its name and permissions.") from None
+        file = error.filename or path
+        raise ValueError(f"{file} cannot be read ({error.strerror}); check its name and permissions.") from None
 
 
 def _read_file(path: Path, data: Data) -> dict[str, Source]:
-    if path.name.lower().endswith(shards.SUFFIXES) and path.is_file():
-        return cifar.splits(path) if cifar.is_cifar(path) else shards.splits(path)
-    if path.name.lower().endswith(table.SUFFIXES) and path.is_file():
-        return table.splits(path, data.image_column, data.label_column)
-    kinds = ", ".join(shards.SUFFIXES + table.SUFFIXES)
-    raise ValueError(f"{path} is no file of images ({kinds}); name one, or a folder, and unpack other archives.")
+    name, columns = path.name.lower(), (data.image_column, data.label_column)
+    if not path.is_file() or not name.endswith(tar.SUFFIXES + TABLES):
+        kinds = ", ".join(tar.SUFFIXES + TABLES)
+        raise ValueError(f"{path} is not a file of images ({kinds}); name one or a folder, and unpack other archives.")
+    if name.endswith(tar.SUFFIXES):
+        return cifar.splits(path) if cifar.is_cifar(path) else tar.splits(path)
+    return huggingface.parquet(path, *columns) if name.endswith(".parquet") else table.splits(path, *columns)
 
 
 def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
-    """The splits of a folder whose files tell what it is; None where it has nothing but images and folders."""
+    """The splits of a folder whose files say what it is; None if it has only images and folders."""
     columns = data.image_column, data.label_column
     divided = folder.split_folders(path)
     names, below = _names(path), [name for place in divided.values() for name in _names(place)]
@@ -155,16 +158,18 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return packed.splits(path)
     if cifar.is_cifar(path):
         return cifar.splits(path)
-    if ARROW & set(names):
-        return arrow.splits(path, *columns)
-    if any(name.endswith(shards.SUFFIXES) for name in below + hub):
-        return shards.splits(path)
-    tars = [name for name in os.listdir(path) if name.lower().endswith(shards.SUFFIXES) and name[0] != "."]
+    if SAVED & set(names):
+        return huggingface.splits(path, *columns)
+    if any(name.endswith(tar.SUFFIXES) for name in below + hub):
+        return tar.splits(path)
+    tars = [name for name in os.listdir(path) if name.lower().endswith(tar.SUFFIXES) and name[0] != "."]
     # Tars beside folders are often where these came from.
     if tars and not folder.listing(path)[0]:
         whole = path / tars[0]
-        return cifar.splits(whole) if len(tars) == 1 and cifar.is_cifar(whole) else shards.splits(path)
-    if any(name.endswith(".parquet") for name in names + below + hub) or any(map(SPLIT_TABLE.fullmatch, names + hub)):
+        return cifar.splits(whole) if len(tars) == 1 and cifar.is_cifar(whole) else tar.splits(path)
+    if any(name.endswith(".parquet") for name in names + below + hub):
+        return huggingface.parquet(path, *columns)
+    if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
     return folder.splits(path) if divided else None
 
@@ -216,16 +221,17 @@ def _has(source: Source, needs: Needs) -> bool:
 
 
 def _check(source: Source, where: str, needs: Needs) -> None:
-    """ValueError where there are no images, or some without what is needed."""
+    """Raises ValueError if there are no images, or some lack what is needed."""
     if not len(source):
         raise ValueError(f"{where}: there are no images; check the path.")
-    if needs in ("boxes", "masks") and source.targets != needs:
-        raise ValueError(f"{where}: the task needs {needs}, and the images have {WORDS[source.targets]}.")
-    unknown = 0 if needs == "none" else sum(source.target(index) is None for index in range(len(source)))
-    if unknown:
+    if needs == "none":
+        return
+    if needs != "classes" and source.targets != needs:
+        raise ValueError(f"{where}: the task needs {needs}, but the images have {WORDS[source.targets]}.")
+    if unknown := [index for index in range(len(source)) if source.target(index) is None]:
         raise ValueError(
-            f"{where}: {unknown:,} of the {len(source):,} images have no label; put each class's images into a folder"
-            " of its own, or give a table a column of labels."
+            f"{where}: {len(unknown):,} of the {len(source):,} images have no label, such as {source.name(unknown[0])};"
+            " put each class's images into a folder of its own, or name a table's column of labels as label_column."
         )
 
 
@@ -239,13 +245,8 @@ def _agreed(source: Source, where: str, train: Source, place: str, needs: Needs)
         raise ValueError(f"{where}: images have {ours}, and those of {place} have {theirs}; give both the same.")
     theirs, ours = set(source.class_names), set(train.class_names)
     if theirs - ours:
-        instead = f", which has {_some(ours - theirs)} instead" if ours - theirs else ""
+        instead = f", which has {few(sorted(ours - theirs))} instead" if ours - theirs else ""
         raise ValueError(
-            f"{where}: the classes {_some(theirs - ours)} are not in {place}{instead}; give both the same classes."
+            f"{where}: the classes {few(sorted(theirs - ours))} are not in {place}{instead}; give both the same."
         )
     return source if source.class_names == train.class_names else Renumbered(source, train.class_names)
-
-
-def _some(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:SHOWN]) or "none"
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

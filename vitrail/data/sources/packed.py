@@ -4,10 +4,9 @@
 
 `vitrail data pack` (pack.py) writes such a folder: pack.json says what is in it; each split has SPLIT.images (pixels,
 uint8 (h, w, C) one after another, or JPEG files), SPLIT.names, SPLIT.targets, int64, and SPLIT.index, int64 (N + 1, 8):
-where an image, its name and its targets begin, which the next row ends, its height, width and channels, and the height
-and width that it had, for which random crops are drawn (0 in the last row; version 1 has no such two, and crops are
-drawn for the small image). Whole numbers have their lowest byte first. Nothing is read before it is needed, so that it
-opens at once at any size.
+the beginnings of an image, its name and its targets, which end in the next row; its height, width and channels; and the
+height and width that it had, for which random crops are drawn (0 in the last row). Numbers are little-endian. Nothing
+is read before it is needed, so that it opens at once at any size.
 """
 
 import json
@@ -19,18 +18,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.sources.source import Example, Source, Target, Targets
+from vitrail.data.sources.source import Example, Source, Target, Targets, check_index
 
 FILE = "pack.json"
 INT64 = np.dtype("<i8")
+VERSION = 2
 CONTENT, NAME, TARGET, HEIGHT, WIDTH, CHANNELS, WHOLE_HEIGHT, WHOLE_WIDTH = range(8)
-COLUMNS = {1: 6, 2: 8}  # of the index, by version
+FILES = {"images": np.dtype(np.uint8), "names": np.dtype(np.uint8), "targets": INT64}  # in the index's order
 Kind = Literal["raw", "jpeg"]
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """One split of a packed data set; opened when it is first read, and again in every process."""
+    """One split of a packed data set; its files are opened when they are first read, and again in every process."""
 
     folder: Path
     split: str
@@ -38,7 +38,6 @@ class Packed:
     count: int
     class_names: tuple[str, ...]
     targets: Targets
-    columns: int
 
     def __len__(self) -> int:
         return self.count
@@ -46,9 +45,9 @@ class Packed:
     def __getitem__(self, index: int) -> Example:
         """The image is uint8 (h, w, C), which cannot be written to, or a JPEG's bytes."""
         row, end = self._rows(index)
-        content = self._images[row[CONTENT] : end[CONTENT]]
+        content = self._files["images"][row[CONTENT] : end[CONTENT]]
         target, name = self._target(row, end), self._name(row, end)
-        small = self.columns > WHOLE_WIDTH and row[HEIGHT:CHANNELS] != row[WHOLE_HEIGHT:]
+        small = row[HEIGHT:CHANNELS] != row[WHOLE_HEIGHT:]
         size = (row[WHOLE_HEIGHT], row[WHOLE_WIDTH]) if small else None
         if self.kind == "jpeg":
             return Example(content.tobytes(), target, name, size)
@@ -63,58 +62,47 @@ class Packed:
         return self._name(*self._rows(index))
 
     def _target(self, row: list[int], end: list[int]) -> Target:
-        found = self._targets[row[TARGET] : end[TARGET]].tolist()
+        found = self._files["targets"][row[TARGET] : end[TARGET]].tolist()
         if found == [-1]:
             return None
         return tuple(found) if self.targets == "classes" else found[0]
 
     def _name(self, row: list[int], end: list[int]) -> str:
-        return self._names[row[NAME] : end[NAME]].tobytes().decode("utf-8", "surrogateescape")
+        return self._files["names"][row[NAME] : end[NAME]].tobytes().decode("utf-8", "surrogateescape")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def _rows(self, index: int) -> tuple[list[int], list[int]]:
-        if not 0 <= index < self.count:
-            raise IndexError(f"{self.folder} has images 0 to {self.count - 1}, but {index} was asked for.")
+        check_index(index, self.count, self.folder)
         row, end = self._index[index : index + 2].tolist()
         return row, end
 
-    def _path(self, what: str) -> Path:
-        return self.folder / f"{self.split}.{what}"
-
     def check(self) -> None:
-        """ValueError, naming the file, where one is missing or is not as long as the others say."""
-        index = self._index
-        if len(index) != self.count + 1:
+        """Raises ValueError, naming the file, if one is missing or not as long as the others say."""
+        if len(self._index) != self.count + 1:
             raise ValueError(f"{self._path('index')} is not of {self.count:,} images; copy it or pack them again.")
-        lengths = {"images": len(self._images), "names": len(self._names), "targets": len(self._targets)}
-        for column, (what, found) in enumerate(lengths.items()):
-            if found != index[-1, column]:
+        for (what, entries), end in zip(self._files.items(), self._index[-1], strict=False):
+            if len(entries) != end:
                 raise ValueError(
-                    f"{self._path(what)} is cut short or damaged: it has {found:,} entries, not {index[-1, column]:,};"
-                    " copy it again, or pack the images again."
+                    f"{self._path(what)} is cut short or damaged: it has {len(entries):,} entries, not {end:,}; copy it"
+                    " again, or pack the images again."
                 )
 
     @cached_property
     def _index(self) -> NDArray[np.int64]:
         whole = self._mapped("index", INT64)
-        return whole[: len(whole) // self.columns * self.columns].reshape(-1, self.columns)
+        return whole[: len(whole) // 8 * 8].reshape(-1, 8)
 
     @cached_property
-    def _targets(self) -> NDArray[np.int64]:
-        return self._mapped("targets", INT64)
+    def _files(self) -> dict[str, NDArray[Any]]:
+        return {what: self._mapped(what, dtype) for what, dtype in FILES.items()}
 
-    @cached_property
-    def _images(self) -> NDArray[np.uint8]:
-        return self._mapped("images", np.dtype(np.uint8))
-
-    @cached_property
-    def _names(self) -> NDArray[np.uint8]:
-        return self._mapped("names", np.dtype(np.uint8))
+    def _path(self, what: str) -> Path:
+        return self.folder / f"{self.split}.{what}"
 
     def _mapped(self, what: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A whole file; as a plain array, for NumPy's class of mapped ones is slow to slice."""
+        """A whole file; as a plain array, because NumPy's class of mapped ones is slow to slice."""
         path = self._path(what)
         try:
             count = path.stat().st_size // dtype.itemsize
@@ -125,26 +113,17 @@ class Packed:
 
 
 def splits(folder: Path) -> dict[str, Source]:
-    """The splits of a packed data set. ValueError where it is damaged, cut short or of another version."""
+    """The splits of a packed data set. ValueError if it is damaged, cut short or of another version."""
     file = folder / FILE
     try:
         found = json.loads(file.read_text())
-        if found["version"] not in COLUMNS:
-            raise ValueError(f"{file} is of version {found['version']}, which this vitrail does not read; update it.")
-        sources = {
-            str(split): Packed(
-                folder,
-                str(split),
-                found["kind"],
-                int(one["images"]),
-                tuple(one["classes"]),
-                one.get("targets", "classes" if one.get("multi_label") else "class"),
-                COLUMNS[found["version"]],
-            )
-            for split, one in found["splits"].items()
-        }
+        if found["version"] != VERSION:
+            raise ValueError(f"{file} is of version {found['version']}, but {VERSION} is read; pack the images again.")
+        sources: dict[str, Source] = {}
+        for split, one in found["splits"].items():
+            source = Packed(folder, split, found["kind"], one["images"], tuple(one["classes"]), one["targets"])
+            source.check()
+            sources[split] = source
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{file} does not describe a packed data set; pack the images again.") from None
-    for source in sources.values():
-        source.check()
-    return dict(sources)
+    return sources

@@ -1,15 +1,14 @@
-"""Images and their labels side by side: the Source that tables, Arrow files and tar shards are read into.
+"""Records: images and their labels side by side; the Source that tables, data sets and tars become.
 
-    column = Column()                               # labels as they are read, one record after the other
-    column.add("cat"), column.add(3)
-    found = divide("photos.csv", {"all": Group(images, column, marks)})         # {"train": source, "val": source}
+    labels = Labels()                               # as they are read, one record after the other
+    labels.add("cat"), labels.add(3, split="val")
+    found = divide(Path("photos.csv"), {"all": (images, labels)})       # {"train": source, "val": source}
 
-Labels are texts: 3 is "3". A split's classes are the different ones in it, sorted, as numbers where they all are.
-Millions of records lie in a few flat arrays, and those of different targets only are Python objects: worker processes
-that are forked share them all.
+Labels are texts: 3 is "3". A split's classes are the different ones in it, sorted, as numbers if they all are.
+Millions of records take a few flat arrays, and only different targets are Python objects: worker processes that are
+forked share them all.
 """
 
-import os
 import re
 import unicodedata
 from array import array
@@ -22,20 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.images.decode import read
-from vitrail.data.sources.folder import SPLITS
-from vitrail.data.sources.source import Example, Source, Target, Targets
+from vitrail.data.sources.source import SPLITS, Example, Source, Target, Targets, check_index, printable, split_in
+from vitrail.progress import few
 
 NUMBER = re.compile(r"-?[0-9]{1,18}")
 MARKS = {"train": 0, "val": 1, "test": 2}
-# What columns of tables are called, the letters in lower case and the rest as "_".
-IMAGE_COLUMNS = ("image", "images", "file", "path", "filename", "file_name", "filepath", "file_path", "img", "img_path",
-                 "image_path", "image_file", "image_name", "jpg", "png")  # fmt: skip
-LABEL_COLUMNS = ("label", "labels", "cls", "class", "classes", "class_name", "target", "targets", "category",
-                 "categories", "species")  # fmt: skip
+# What columns are called, in lower case and with "_" for all but letters and digits.
+COLUMNS = {
+    "image": ("image", "images", "file", "path", "filename", "file_name", "filepath", "file_path", "img", "img_path",
+              "image_path", "image_file", "image_name", "jpg", "png"),
+    "label": ("label", "labels", "cls", "class", "classes", "class_name", "target", "targets", "category",
+              "categories", "species"),
+    "split": ("split",),
+}  # fmt: skip
 SHOWN = 20  # columns in a message
 
-# As it was read: a name, several of them, or None where it is not known.
-Label = str | tuple[str, ...] | None
+# As it was read: a name, several of them, or "" if it is unknown.
+Label = str | tuple[str, ...]
 Rows = range | NDArray[np.int64]
 
 
@@ -46,14 +48,14 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, row: int) -> bytes:
-        """The encoded image. ValueError, naming it, where it cannot be read."""
+        """The encoded image. ValueError, naming it, if it cannot be read."""
         ...
 
     def name(self, row: int) -> str: ...
 
 
 class Texts:
-    """A list of strings that is only appended to, as one array of bytes: it takes 8 bytes each, and those of UTF-8."""
+    """A list of strings that is only appended to, as one array of bytes: a string takes its UTF-8 and 8 bytes."""
 
     def __init__(self, content: bytes = b"", ends: Iterable[int] = ()) -> None:
         self.content, self.ends = bytearray(content), array("q", ends)
@@ -66,110 +68,81 @@ class Texts:
         return self.content[start : self.ends[index]].decode("utf-8", "surrogateescape")
 
     def append(self, text: str) -> None:
-        """UnicodeEncodeError, a ValueError, for what can be in no file's name."""
+        """Appends a string. UnicodeEncodeError, a ValueError, if no file can have it as its name."""
         self.content += text.encode("utf-8", "surrogateescape")
         self.ends.append(len(self.content))
 
-    def extend(self, other: "Texts") -> None:
-        """Appends all of another list."""
-        shifted = np.frombuffer(other.ends, np.int64) + len(self.content)
-        self.content += other.content
-        self.ends.frombytes(shifted.tobytes())
 
-
+@dataclass(frozen=True, eq=False)
 class Paths:
-    """Image files by the number of their row; Images.
+    """Image files by the number of their row. folder: what the paths are relative to. table: the file they are in."""
 
-    folder: what the paths are relative to. table: what names them.
-    """
-
-    def __init__(self, folder: Path, table: str) -> None:
-        self.folder, self.table, self.texts = folder, table, Texts()
+    folder: Path
+    table: str = ""
+    texts: Texts = field(default_factory=Texts)
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    def append(self, path: Any, below: str) -> None:
-        """Appends a path that is relative to `below`, a folder in the own one. ValueError where it is none."""
-        if not isinstance(path, str) or not path.strip():
-            raise ValueError(f"the image is {str(path)[:60]!r}, which is no path")
-        self.texts.append(os.path.join(below, path.strip()))
 
     def read(self, row: int) -> bytes:
         try:
             return read(self.folder / self.texts[row])
         except ValueError as error:
-            raise ValueError(f"{self.table} names what cannot be read: {error}") from None
+            raise ValueError(f"{self.table}: {error}" if self.table else str(error)) from None
 
     def name(self, row: int) -> str:
         return str(self.folder / self.texts[row])
 
 
-class Column:
-    """Labels as they are read: of each record the number of its label among the different ones.
+class Labels:
+    """Labels and splits as they are read: for each record the number of its label among the different ones.
 
-    separators: what stands between several labels in one text. classes: all class names, where they are known.
-    blank: where the first record without a label is, in words.
+    separators: what stands between several labels in one text. classes: all class names, if they are known.
     """
 
-    def __init__(self, separators: str = "", classes: tuple[str, ...] | None = None) -> None:
-        self.separators, self.classes, self.blank = separators, classes, ""
+    def __init__(self, separators: str = "", classes: tuple[str, ...] = ()) -> None:
+        self.separators, self.classes = separators, classes
         self.keys: dict[Label, int] = {}
-        self.codes = array("i")
+        self.codes, self.marks = array("i"), array("b")
 
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def add(self, value: Any) -> bool:
-        """Appends a text, a whole number, a list of them or nothing (None); tells whether there was something.
+    def add(self, value: Any, split: Any = None) -> None:
+        """Appends a text, a whole number, a list of them or None, and a split under any of its names or None.
 
         ValueError for anything else.
         """
-        key = label(value)
-        self.codes.append(self._code(key))
-        return bool(key)
+        key, mark = label(value), -1
+        if split is not None:
+            name = SPLITS.get(str(split).strip().lower())
+            if name is None:
+                raise ValueError(f"the split is {str(split)[:60]!r}, which is none of train, val and test")
+            mark = MARKS[name]
+        self.codes.append(self.keys.setdefault(key, len(self.keys)))
+        self.marks.append(mark)
 
-    def extend(self, keys: Sequence[Label], codes: NDArray[np.int32]) -> None:
-        """Appends records by the numbers of their labels in `keys`, (N,)."""
-        own = np.array([self._code(key) for key in keys], np.int32)
+    def extend(self, keys: Iterable[Label], codes: NDArray[np.int32], marks: NDArray[np.int8]) -> None:
+        """Appends records (N,) by the numbers of their labels in `keys`, and of their splits in MARKS or -1."""
+        own = np.array([self.keys.setdefault(key, len(self.keys)) for key in keys], np.int32)
         self.codes.frombytes(own[codes].tobytes())
-
-    def _code(self, key: Label) -> int:
-        return self.keys.setdefault(key, len(self.keys))
+        self.marks.frombytes(marks.tobytes())
 
     @property
-    def multi_label(self) -> bool:
-        """Whether any record has a list of labels, be it of one or none."""
-        return any(
-            isinstance(key, tuple) or (key is not None and any(mark in key for mark in self.separators))
-            for key in self.keys
-        )
+    def several(self) -> bool:
+        """Whether any record has a list of labels, even of one or none."""
+        return any(isinstance(key, tuple) or any(mark in key for mark in self.separators) for key in self.keys)
 
-    def names(self, key: Label, multi_label: bool) -> tuple[str, ...]:
+    def names(self, key: Label, several: bool) -> tuple[str, ...]:
         """The class names in one label."""
         if isinstance(key, tuple):
             return key
-        if multi_label and key and self.separators:
-            parts = re.split(f"[{re.escape(self.separators)}]", key)
-            return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        if several and self.separators:
+            parts = (part.strip() for part in re.split(f"[{re.escape(self.separators)}]", key))
+            return tuple(dict.fromkeys(filter(None, parts)))
         return (key,) if key else ()
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """What was read of one place or split: images, their labels, and the split that each record says it is of.
-
-    marks: int8 (N,), MARKS or -1.
-    """
-
-    images: Images
-    column: Column
-    marks: NDArray[np.int8]
-
-
-@dataclass(frozen=True, eq=False)
 class Records:
-    """The records `rows` (N,) of a group of images; a Source.
+    """The records `rows` (N,) of some images; a Source.
 
     codes: (N,), the place of each record's target in `known`, which has each once.
     """
@@ -185,68 +158,56 @@ class Records:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        row = self._row(index)
+        check_index(index, len(self), "the source")
+        row = int(self.rows[index])
         return Example(self.images.read(row), self.target(index), self.images.name(row))
 
     def target(self, index: int) -> Target:
         return self.known[self.codes[index]]
 
     def name(self, index: int) -> str:
-        return self.images.name(self._row(index))
-
-    def _row(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are images 0 to {len(self) - 1}, but {index} was asked for.")
-        return int(self.rows[index])
+        return self.images.name(int(self.rows[index]))
 
 
-def divide(place: str, groups: Mapping[str, Group]) -> dict[str, Source]:
-    """The sources of a place: its groups, where they are splits; the one group "all" as its records' marks say.
+def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str, Source]:
+    """The sources of a place: its groups if they are splits; the only group "all" by the split of each record.
 
-    Where one record has a list of labels, all records of the place have one. ValueError where there is no image, a
-    record has no label that should, or a record's split is not known although others' are.
+    If one record has a list of labels, all records of the place have one. ValueError if there is no image, or a
+    record's split is unknown although others' are known.
     """
-    multi_label = any(group.column.multi_label for group in groups.values())
+    several = any(labels.several for _, labels in groups.values())
     found: dict[str, Source] = {}
-    for split, group in groups.items():
-        if len(group.images) != len(group.column):
-            raise ValueError(
-                f"{place} has {len(group.images):,} images, but {len(group.column):,} labels; it is damaged."
-            )
-        if not multi_label and group.column.blank:
-            raise ValueError(f"{group.column.blank} has no label; add it, or take the row out.")
-        marked = group.marks >= 0 if split == "all" else np.zeros(0, bool)
-        if not marked.any():
-            found[split] = _records(place, group, range(len(group.column)), multi_label)
+    for split, (images, labels) in groups.items():
+        marks = np.frombuffer(labels.marks, np.int8)
+        if split != "all" or not (marks >= 0).any():
+            found[split] = _records(place, images, labels, range(len(images)), several)
             continue
-        if not marked.all():
-            name = group.images.name(int(marked.argmin()))
+        if (marks < 0).any():
+            name = images.name(int(marks.argmin()))
             raise ValueError(f"{place}: {name} is in none of train, val and test, though others are; give it a split.")
         for name, mark in MARKS.items():
-            rows = np.flatnonzero(group.marks == mark)
-            if len(rows):
-                found[name] = _records(place, group, rows, multi_label)
+            if len(rows := np.flatnonzero(marks == mark)):
+                found[name] = _records(place, images, labels, rows, several)
     return found
 
 
-def _records(place: str, group: Group, rows: Rows, multi_label: bool) -> Records:
-    """The given records, with the classes that occur among them, or all where they are known beforehand."""
+def _records(place: Path, images: Images, labels: Labels, rows: Rows, several: bool) -> Records:
+    """The given records, with the classes that occur among them, or all if they are known beforehand."""
     if not len(rows):
         raise ValueError(f"{place} has no images; check the path.")
-    column, keys = group.column, list(group.column.keys)
-    codes = np.frombuffer(column.codes, np.int32)
+    keys, codes = list(labels.keys), np.frombuffer(labels.codes, np.int32)
     codes = codes if isinstance(rows, range) else codes[rows]
-    named = {code: column.names(keys[code], multi_label) for code in np.flatnonzero(np.bincount(codes)).tolist()}
-    classes = column.classes or tuple(ordered({name for names in named.values() for name in names}))
+    named = {code: labels.names(keys[code], several) for code in np.flatnonzero(np.bincount(codes)).tolist()}
+    classes = labels.classes or tuple(ordered({name for names in named.values() for name in names}))
     for name in classes:
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ValueError(f"{place} has a class of an unreadable name, {name[:60]!a}; rename it.")
+        if not printable(name):
+            raise ValueError(f"{place} has a class with an unreadable name, {name[:60]!a}; rename it.")
     numbers = {name: number for number, name in enumerate(classes)}
     targets: list[Target] = [None] * len(keys)
     for code, names in named.items():
-        targets[code] = tuple(numbers[n] for n in names) if multi_label else numbers[names[0]] if names else None
-    kind = "classes" if multi_label else "class" if any(map(len, named.values())) else "none"
-    return Records(group.images, rows, codes, targets, classes, kind)
+        targets[code] = tuple(numbers[n] for n in names) if several else numbers[names[0]] if names else None
+    kind = "classes" if several else "class" if any(named.values()) else "none"
+    return Records(images, rows, codes, targets, classes, kind)
 
 
 def label(value: Any) -> Label:
@@ -259,53 +220,61 @@ def label(value: Any) -> Label:
     if isinstance(value, list | tuple):
         parts = [label(part) for part in value]
         if all(isinstance(part, str) and part for part in parts):
-            return tuple(dict.fromkeys(str(part) for part in parts))
+            return tuple(dict.fromkeys(map(str, parts)))
     if value is None:
         return ""
     raise ValueError(f"the label is {str(value)[:60]}; labels are names, whole numbers, or lists of them")
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Class names in their order: as numbers where they all are, else by their letters."""
+    """Class names in their order: as numbers if they all are, else by their letters."""
     found = sorted(names)
     return sorted(found, key=int) if all(NUMBER.fullmatch(name) for name in found) else found
 
 
-def split_in(name: str) -> str | None:
-    """The split that a file's name speaks of ("train-00000-of-00002.parquet"); None where it speaks of none or two."""
-    found = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
-    return found.pop() if len(found) == 1 else None
+def find_column(columns: Iterable[str], what: str, given: str | None = None, typed: Sequence[str] = ()) -> str | None:
+    """The column with the images, labels or splits (`what`): the given one, or the only one of a known name or type.
 
-
-def mark(word: Any) -> int:
-    """The number of a split, under any of its names. ValueError where it is none."""
-    split = SPLITS.get(str(word).strip().lower())
-    if split is None:
-        raise ValueError(f"its split is {str(word)[:60]!r}, which is none of train, val and test")
-    return MARKS[split]
-
-
-def split_columns(columns: Sequence[str]) -> list[str]:
-    """The column with the split of each row, or none."""
-    return [column for column in columns if column.strip().lower() == "split"][:1]
-
-
-def find_column(place: str, columns: Sequence[str], what: str, given: str | None, typed: Sequence[str] = ()) -> str:
-    """The column with the images or the labels (`what`): the given one, or the only one of a known name or type.
-
-    ValueError, listing the columns, where it is not there, or several could be it.
+    None if there is none. ValueError, listing the columns, if several could be it, or the given one is not there.
     """
-    names = [column if column.isprintable() else ascii(column) for column in columns[:SHOWN]]
-    shown = (", ".join(names) or "none") + ", ..." * (len(columns) > SHOWN)
-    if given is not None:
-        if given not in columns:
-            raise ValueError(f"{place} has no column {given!r}; it has {shown}.")
-        return given
-    words = {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS}[what]
-    named = [column for column in columns if re.sub("[^a-z0-9]+", "_", column.strip().lower()) in words]
-    for found in ([column for column in named if column in typed], named, typed):
-        if len(found) == 1:
-            return found[0]
+    columns = list(columns)
+    if given is not None and given not in columns:
+        raise ValueError(f"there is no column {given!r}, but {_shown(columns)}")
+    named = [column for column in columns if re.sub("[^a-z0-9]+", "_", column.strip().lower()) in COLUMNS[what]]
+    for found in ([given] if given else [], [column for column in named if column in typed], named, typed):
+        if len(found) > 1:
+            raise ValueError(f"the {what}s could be in the columns {_shown(found)}; name one as {what}_column")
         if found:
-            raise ValueError(f"{place}: {what}s could be in the columns {', '.join(found)}; name one as {what}_column.")
-    raise ValueError(f"{place}: no column is known to hold the {what}s; name one of these as {what}_column: {shown}.")
+            return found[0]
+    if what == "image":
+        raise ValueError(f"no column is known to contain the images; name one as image_column: {_shown(columns)}")
+    return None
+
+
+def _shown(columns: Iterable[str]) -> str:
+    return few((column if column.isprintable() else ascii(column) for column in columns), SHOWN)
+
+
+def tables(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """The tables of each split in a folder, or in the folders below it if it has none itself; "all": the file itself.
+
+    ValueError if there are none, or of two kinds.
+    """
+    if path.is_file():
+        return {"all": [path]}
+    found: list[Path] = []
+    for patterns in (("*", "data/*"), ("**/*",)):
+        files = sorted(file for pattern in patterns for file in path.glob(pattern))
+        found = found or [f for f in files if f.suffix.lower() in suffixes and f.name[0] != "." and f.is_file()]
+    groups: dict[str, list[Path]] = {}
+    for file in found:
+        split = split_in(file.stem) or split_in(str(file.parent.relative_to(path))) or "all"
+        groups.setdefault(split, []).append(file)
+    if len(groups) > 1:
+        groups.pop("all", None)  # class names, or a sample of what is to be handed in, beside train and test
+    for files in groups.values():
+        if other := [file for file in files if file.suffix.lower() != files[0].suffix.lower()]:
+            raise ValueError(f"{path} has both {files[0].name} and {other[0].name}; name the one that is meant.")
+    if not groups:
+        raise ValueError(f"{path} has no tables ({', '.join(suffixes)}); check the path.")
+    return groups

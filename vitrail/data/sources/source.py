@@ -1,13 +1,15 @@
-"""A Source: examples by number, without state, ranks or epochs; one in memory, and those that are made of another.
+"""A Source: examples by number, without state, ranks or epochs; one in memory, and those made from another.
 
     image, target, name, size = source[17]  # an Example: a file's bytes or uint8 (H, W, C), target, name for messages
     source.target(17)                       # the same target, without reading the image
     part = Subset(source, indices)
     source = Arrays(images, labels, ("cat", "dog"), "pets")
 
-A source knows no task: what its targets are, `targets` says.
+A source knows nothing of tasks; `targets` says what its targets are.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,12 +24,18 @@ from vitrail.data.images.decode import opened
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
 Targets = Literal["none", "class", "classes", "boxes", "masks"]
+# What folders, files and columns call a split.
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """The objects of an image, n of them. corners: (left, top, right, bottom) in pixels of the original. ignored:
-    whether an object is a crowd, or too hard to count."""
+    """The n objects of an image. corners: (left, top, right, bottom) in pixels of the original. ignored: whether an
+    object is a crowd, or too hard to count."""
 
     corners: Float32[np.ndarray, "n 4"]
     labels: Int64[np.ndarray, "n"]
@@ -45,8 +53,8 @@ Target = int | tuple[int, ...] | Boxes | Mask | None
 
 
 class Example(NamedTuple):
-    """One image. target: a class number, several, boxes, a mask, or None where it is not known. size: (height, width)
-    of the original, where the image is stored smaller; None where it is as it was."""
+    """One image. target: a class number, several, boxes, a mask, or None where it is unknown. size: (height, width) of
+    the original if the image is stored smaller, else None."""
 
     image: Content
     target: Target
@@ -63,13 +71,13 @@ class Source(Protocol):
 
     @property
     def targets(self) -> Targets:
-        """What the targets are; each may be None where "none" is not said, too."""
+        """What the targets are; "none" if all are None. Single ones may be None with any other kind, too."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """ValueError, naming the file, where it cannot be read."""
+        """ValueError, naming the file, if it cannot be read."""
         ...
 
     def target(self, index: int) -> Target: ...
@@ -81,8 +89,8 @@ class Source(Protocol):
 class Arrays:
     """Images of one size and their labels in memory, made read-only.
 
-    images: uint8 (N, H, W, C). labels: int64 (N,); None where they are unknown. file: what the images' names begin
-    with.
+    images: uint8 (N, H, W, C). labels: int64 (N,), -1 where one is unknown; None if all are. file: the beginning of the
+    images' names.
     """
 
     images: NDArray[np.uint8]
@@ -104,13 +112,13 @@ class Arrays:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        """The image is a copy. IndexError outside 0 .. len - 1."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file} has images 0 to {len(self) - 1}, but {index} was asked for.")
+        """The image is a copy."""
+        check_index(index, len(self), self.file)
         return Example(self.images[index].copy(), self.target(index), self.name(index))
 
     def target(self, index: int) -> int | None:
-        return None if self.labels is None else int(self.labels[index])
+        number = -1 if self.labels is None else int(self.labels[index])
+        return None if number < 0 else number
 
     def name(self, index: int) -> str:
         return f"{self.file}[{index}]"
@@ -144,14 +152,13 @@ class Subset:
         return self.source.name(self._place(index))
 
     def _place(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are images 0 to {len(self) - 1}, but {index} was asked for.")
+        check_index(index, len(self), "the subset")
         return int(self.indices[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Renumbered:
-    """Another source with its classes under the numbers that they have in class_names, which holds them all."""
+    """Another source with its classes numbered as in class_names, which contains all of them."""
 
     source: Source
     class_names: tuple[str, ...]
@@ -190,15 +197,15 @@ class Renumbered:
 
 
 def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
-    """An example's image as uint8 (H, W, channels): decoded, or brought from grey to RGB or back.
+    """An example's image as uint8 (H, W, channels): decoded, or converted from grey to RGB or back.
 
-    ValueError, naming the image, where it is damaged or no image.
+    ValueError, naming the image, if it is damaged or not an image.
     """
     return opened(content, name).decode(channels=channels)
 
 
 def classes_of(target: Target) -> tuple[int, ...]:
-    """The numbers of the classes that are in a target, each once; none where it is not known."""
+    """The numbers of the classes in a target, each once; none if it is unknown."""
     if target is None or isinstance(target, int):
         return () if target is None else (target,)
     if isinstance(target, Boxes):
@@ -209,7 +216,24 @@ def classes_of(target: Target) -> tuple[int, ...]:
 
 
 def counts(source: Source) -> NDArray[np.int64]:
-    """How many images each class has, (K,); an image with several counts for each."""
+    """How many images each class has, (K,); an image with several classes counts for each."""
     found = np.zeros(len(source.class_names), np.int64)
     numbers = np.fromiter((n for i in range(len(source)) for n in classes_of(source.target(i))), np.int64)
     return found + np.bincount(numbers, minlength=len(found)) if len(numbers) else found
+
+
+def check_index(index: int, length: int, place: object) -> None:
+    """Raises IndexError unless 0 <= index < length."""
+    if not 0 <= index < length:
+        raise IndexError(f"{place} has images 0 to {length - 1}, but {index} was asked for.")
+
+
+def printable(name: str) -> bool:
+    """Whether a name has neither control characters nor bytes that are not UTF-8."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
+def split_in(name: str) -> str | None:
+    """The split in a file's name ("train-00000-of-00002.parquet"); None if it speaks of none or two."""
+    found = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else None

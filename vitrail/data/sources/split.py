@@ -1,7 +1,7 @@
-"""Which images are held back of those at hand, and training that sees every class equally often.
+"""Which images are for validation, and training that sees every class equally often.
 
-    train, held_back = stratified(source, share=0.1, seed=0)    # a tenth of each class, the same one every time
-    even = balanced(train)                                      # rare classes come round again and again
+    train, val = stratified(source, fraction=0.1, seed=0)       # a tenth of each class, the same one every time
+    even = balanced(train)                                      # rare classes are repeated
 
 Both are pure functions of the source and the seed, and keep no copy of any image.
 """
@@ -17,30 +17,30 @@ from vitrail.data.order import SPLIT_SALT, permute
 from vitrail.data.sources.source import Source, Subset, classes_of, counts
 
 
-def stratified(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
-    """(the rest, the share held back), 0 < share < 1, both in the source's order.
+def stratified(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """(the rest, the fraction for validation), 0 < fraction < 1, both in the source's order.
 
-    Every class gives the same share, rounded by largest remainders so that the whole is right, but at least one image
-    of each class with two or more stays on either side. An image with several labels counts for the rarest of them.
-    ValueError where no class has two images.
+    Every class gives the same fraction, rounded by largest remainders so that the whole is right, but at least one
+    image of each class with two or more stays on either side. An image with several labels counts for the rarest of
+    them; those without form a class of their own. ValueError if no class has two images.
     """
     labels = _strata(source)
     sizes = np.bincount(labels + 1)  # first those without a label
-    quotas = _quotas([int(size) for size in sizes], Fraction(share).limit_denominator(10**6))
+    quotas = _quotas([int(size) for size in sizes], Fraction(fraction).limit_denominator(10**6))
     chosen = np.zeros(len(labels), bool)
     for stratum, members in enumerate(np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])):
         if quotas[stratum]:
             chosen[members[permute(np.arange(quotas[stratum]), len(members), seed ^ SPLIT_SALT, stratum)]] = True
     if not chosen.any():
         raise ValueError(
-            f"nothing can be held back: none of the {len(source.class_names)} classes has two images; add images, or"
-            " name a place with others to hold back."
+            f"no image can be kept for validation: none of the {len(source.class_names)} classes has two; add images,"
+            " or name another place for validation."
         )
     return Subset(source, np.flatnonzero(~chosen)), Subset(source, np.flatnonzero(chosen))
 
 
 def _strata(source: Source) -> NDArray[np.int64]:
-    """The class that each image counts for, (N,), -1 without any."""
+    """The class that each image counts for, (N,), -1 if there is none."""
     frequency = counts(source)
 
     def stratum(index: int) -> int:
@@ -49,23 +49,25 @@ def _strata(source: Source) -> NDArray[np.int64]:
     return np.fromiter(map(stratum, range(len(source))), np.int64, len(source))
 
 
-def _quotas(sizes: list[int], share: Fraction) -> list[int]:
-    """How many of each class are held back, by largest remainders; of equal remainders, the first class's."""
-    exact = [share * size for size in sizes]
+def _quotas(sizes: list[int], fraction: Fraction) -> list[int]:
+    """How many of each class are for validation, by largest remainders; of equal remainders, the first class's."""
+    exact = [fraction * size for size in sizes]
     quotas = [int(part) for part in exact]
-    left = round(share * sum(sizes)) - sum(quotas)
+    left = round(fraction * sum(sizes)) - sum(quotas)
     for place in sorted(range(len(sizes)), key=lambda k: quotas[k] - exact[k])[:left]:
         quotas[place] += 1
     return [min(max(quota, 1), size - 1) if size > 1 else 0 for quota, size in zip(quotas, sizes, strict=True)]
 
 
 def balanced(source: Source) -> Subset:
-    """Every class as often as the largest: image i is of class i % K, its images one after the other, round and round.
+    """Every class as often as the largest: image i is of class i % K, whose images follow in turn, again and again.
 
-    K counts the classes that have images. ValueError where images have several labels.
+    K is the number of classes that have images. ValueError unless images have one label each.
     """
     if source.targets != "class":
-        raise ValueError("balance needs one label an image, but these have several; train without it.")
+        raise ValueError(
+            f"balance needs one label per image, but the targets are {source.targets!r}; train without it."
+        )
     labels = _strata(source)
     order = np.argsort(labels, kind="stable")
     numbers, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
@@ -75,7 +77,7 @@ def balanced(source: Source) -> Subset:
 
 @dataclass(frozen=True, eq=False)
 class _Rounds(Sequence[int]):
-    """The indices of `balanced`, worked out when asked for: there may be many more of them than images.
+    """The indices of `balanced`, computed when asked for: there may be many more of them than images.
 
     order: the images by class, (N,). starts, sizes: where each class begins in it and how many it has, (K,).
     """

@@ -1,23 +1,23 @@
-"""Tar files of images: webdataset's shards, and class folders that were packed.
+"""Tar files of images: webdataset's shards, and class folders in a tar.
 
     cats/0001.jpg, dogs/0002.jpg                    the label is the folder's name; train/cats/0001.jpg has a split, too
     000001.jpg, 000001.cls, 000002.jpg, ...         the label is in a file of the same stem: .cls, .json or .txt
     found = splits(Path("shards"))                  # train-000000.tar, train-000001.tar, ..., val-000000.tar
-    content, target, name = found["train"][17]      # bytes, 6, "shards/train-000000.tar/cats/0001.jpg"
+    content, target, name, _ = found["train"][17]   # bytes, 6, "shards/train-000000.tar/cats/0001.jpg"
 
-Nothing is extracted. The first time, the headers of a tar are read through, and where each image lies is kept in the
+Nothing is extracted. The first time, the headers of a tar are read through, and the place of each image is kept in the
 cache folder (cache.py); a .tar.gz cannot be read at random, and is unpacked there. An image then costs one read of its
-own bytes. Records are in the order of the tars' names, and within each in its own order: those of one tar lie side by
-side.
+own bytes. Records are in the order of the tars' names, and within each in its own order.
+
+The library webdataset has no i-th sample, and unpickles.
 """
 
 import gzip
 import json
 import os
 import tarfile
-import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -25,116 +25,68 @@ import numpy as np
 
 from vitrail.data.images.decode import BYTES
 from vitrail.data.images.decode import SUFFIXES as IMAGES
-from vitrail.data.sources.cache import Arrays, is_kept, kept, kept_arrays, space, unpacking
-from vitrail.data.sources.folder import SPLITS
-from vitrail.data.sources.records import LABEL_COLUMNS, MARKS, Column, Group, Label, Texts, divide, label, split_in
-from vitrail.data.sources.source import Source
+from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
+from vitrail.data.sources.records import COLUMNS, MARKS, Label, Labels, Texts, divide, label
+from vitrail.data.sources.source import SPLITS, Source, split_in
 from vitrail.progress import track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
-INDEX = "1.index"  # a kind that differs is made anew
-OPEN = 256  # tars that stay open; beyond, one is opened for each image, as a process may have 1,024 files only
+INDEX = "2.index"  # another version has another name
+OPEN = 256  # tars that stay open; others are opened for each image: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
 
 
 def splits(path: Path) -> dict[str, Source]:
     """The splits of a tar or of a folder of tars: by their names, their folders, or the folders in them.
 
-    ValueError, naming the tar, where one is damaged or cut short, has a name that leads out of its folder, or where an
-    image has no label although others have one.
+    ValueError, naming the tar, if one is damaged or cut short, or has a name that leads out of its folder.
     """
-    indexes = _indexes(_tars(path))
-    column, marks = _column([index for _, _, index in indexes]), []
-    for tar, _, index in indexes:
-        split = _split(tar, path)
-        marks.append(index["splits"] if split is None else np.full(len(index["splits"]), MARKS[split], np.int8))
-    return divide(str(path), {"all": Group(Members(indexes), column, np.concatenate(marks))})
-
-
-def _indexes(tars: Sequence[Path]) -> list[tuple[Path, Path, Arrays]]:
-    """(tar, the same without gzip, its index) for each."""
-    plain = {tar: _plain(tar) for tar in tars}
-    new = [tar for tar in tars if not is_kept(plain[tar], INDEX)]
-    made = {tar: _index(plain[tar], tar) for tar in track(new, len(new), "indexing tars:")} if new else {}
-    return [(tar, plain[tar], made[tar] if tar in made else _index(plain[tar], tar)) for tar in tars]
-
-
-def _column(indexes: Sequence[Arrays]) -> Column:
-    """The labels of all tars; those that are folders without what all of these lie in."""
-    found = [(index["folders"][0], json.loads(index["keys"].tobytes()), index["codes"]) for index in indexes]
-    parents = {os.path.dirname(key) for folders, keys, _ in found if folders for key in keys}
+    tars = _tars(path)
+    plain = [_plain(tar) for tar in tars]
+    pairs = track(zip(plain, tars, strict=True), len(tars), "indexing tars:")
+    indexes = [kept_arrays(file, INDEX, lambda file=file, tar=tar: _scan(file, tar)) for file, tar in pairs]
+    found = [(index["folders"][0], json.loads(index["keys"].tobytes())) for index in indexes]
+    # Labels that are folders, without the folder that all of these lie in.
+    parents = {os.path.dirname(key) for folders, keys in found if folders for key in keys}
     common = len(os.path.commonpath(parents)) if parents else 0
-    column = Column()
-    for folders, keys, codes in found:
-        names = [key[common:].lstrip("/") or None for key in keys] if folders else keys
-        column.extend([tuple(name) if isinstance(name, list) else name for name in names], codes)
-    return column
+    labels = Labels()
+    for tar, index, (folders, keys) in zip(tars, indexes, found, strict=True):
+        names = [key[common:].lstrip("/") if folders else tuple(key) if isinstance(key, list) else key for key in keys]
+        # By the name of a tar, or of the folder that it is in; a tar that is named itself may be any split.
+        split = (split_in(tar.name) or split_in(str(tar.parent.relative_to(path)))) if tar != path else None
+        marks = index["splits"] if split is None else np.full(len(index["splits"]), MARKS[split], np.int8)
+        labels.extend(names, index["codes"], marks)
+    return divide(path, {"all": (Members(tars, plain, indexes), labels)})
 
 
 def _tars(path: Path) -> list[Path]:
-    try:
-        if path.is_file():
-            return [path]
-        files = [*path.glob("*"), *path.glob("*/*")]
-        found = [file for file in files if file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")]
-        found = sorted(file for file in found if file.is_file())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
+    if path.is_file():
+        return [path]
+    files = [file for file in (*path.glob("*"), *path.glob("*/*")) if file.name.lower().endswith(SUFFIXES)]
+    found = sorted(file for file in files if file.name[0] != "." and file.is_file())
     if not found:
-        raise ValueError(f"{path} is no tar, nor a folder with some ({', '.join(SUFFIXES)}); check the path.")
+        raise ValueError(f"{path} is neither a tar file nor a folder of tar files ({', '.join(SUFFIXES)}).")
     return found
 
 
-def _split(tar: Path, path: Path) -> str | None:
-    """By the name of a tar in the folder `path`, or of the folder between; a tar that is named itself has none."""
-    if tar == path:
-        return None
-    return split_in(tar.name) or (SPLITS.get(tar.parent.name.lower()) if tar.parent != path else None)
-
-
 def _plain(tar: Path) -> Path:
-    """The tar itself, or what it holds where it is zipped: in the cache folder."""
-    try:
-        with tar.open("rb") as stream:
-            zipped = stream.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise ValueError(f"{tar} cannot be read ({error.strerror}); check its permissions.") from None
-    return kept(tar, "tar", lambda target: _unpack(tar, target)) if zipped else tar
+    """The tar itself, or in the cache folder what it holds if it is zipped."""
 
-
-def _unpack(tar: Path, target: BinaryIO) -> None:
-    def pieces() -> Iterator[int]:
-        for chunk, done in _inflated(tar):
-            space(tar, len(chunk))
-            target.write(chunk)
-            yield done
-
-    size = tar.stat().st_size
-    space(tar, size)
-    unpacking(tar, pieces(), size)
-
-
-def _inflated(tar: Path) -> Iterator[tuple[bytes, int]]:
-    """(bytes, place in the zipped file up to which they were read), one piece after the other."""
-    try:
+    def write(target: BinaryIO) -> Iterator[int]:
         with tar.open("rb") as raw, gzip.GzipFile(fileobj=raw) as plain:
             while chunk := plain.read(CHUNK):
-                yield chunk, raw.tell()
-    except (zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{tar} is cut short or damaged ({error}); copy or download it again.") from error
+                target.write(chunk)
+                yield raw.tell()
 
-
-def _index(file: Path, tar: Path) -> Arrays:
-    try:
-        return kept_arrays(file, INDEX, lambda: _scan(file, tar))
-    except OSError as error:
-        raise ValueError(f"{tar} cannot be read ({error.strerror}); check its permissions.") from None
+    with tar.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    return unpacked(tar, "tar", tar.stat().st_size, write) if zipped else tar
 
 
 def _scan(file: Path, tar: Path) -> Arrays:
-    """Where the images of a plain tar lie, and their labels; `tar` is what it is called.
+    """The places of the images in a plain tar, and their labels; `tar` is its name in messages.
 
     names uint8, ends int64 (N,): Texts. offsets, sizes int64 (N,). codes int32 (N,): the labels' places in keys, uint8,
     a list in JSON. folders uint8 (1,): whether these are folders. splits int8 (N,): as the folders say.
@@ -149,20 +101,18 @@ def _scan(file: Path, tar: Path) -> Arrays:
                 images.append((name, member.offset_data, member.size))
             elif kind in LABELS and member.size <= LABEL_BYTES:
                 found = _label(os.pread(stream.fileno(), member.size, member.offset_data), kind)
-                rank = LABELS.index(kind)
-                if found is not None and rank < labels.get(stem, (len(LABELS), None))[0]:
-                    labels[stem] = rank, found
+                if found != "" and LABELS.index(kind) < labels.get(stem, (len(LABELS), ""))[0]:
+                    labels[stem] = LABELS.index(kind), found
     beside = any(_stem(name)[0] in labels for name, _, _ in images)
     if beside:  # then 1.mask.png belongs to 1.jpg
         images = [image for image in images if "." + _stem(image[0])[1] in IMAGES]
-        _complete(images, labels, tar)
     # Of train/1.jpg and val/2.jpg without labels, the folders are splits; in cats/1.jpg and train/2.jpg, classes.
     divided = beside or all(PurePosixPath(name).parent.name.lower() in SPLITS for name, _, _ in images)
     texts, keys, codes, marks = Texts(), dict[Label, int](), [], []
     for name, _, _ in images:
         texts.append(name)
         mark, key = _placed(PurePosixPath(name).parts[:-1], divided)
-        key = labels[_stem(name)[0]][1] if beside else key
+        key = labels.get(_stem(name)[0], (0, ""))[1] if beside else key
         codes.append(keys.setdefault(key, len(keys)))
         marks.append(mark)
     return {
@@ -178,42 +128,34 @@ def _scan(file: Path, tar: Path) -> Arrays:
 
 
 def _members(stream: BinaryIO, tar: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar. ValueError where it is damaged or cut short, or a member is none to be read."""
-    size, whole, archive = os.fstat(stream.fileno()).st_size, 0, None
+    """The regular files of a tar. ValueError if it is damaged or cut short, or a member must not be read."""
+    size, end, whole, archive = os.fstat(stream.fileno()).st_size, 0, 0, None
     while True:
         try:
             archive = archive or tarfile.TarFile(fileobj=stream)
             member = archive.next()
         except Exception as error:  # damaged headers make tarfile raise anything
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"{tar} is damaged, or no tar ({reason}); copy or download it again.") from None
-        end = archive.offset
+            raise _damaged(tar, end, whole, " ".join(str(error).split())[:120]) from None
         if member is None:
             break
         archive.members.clear()  # type: ignore[attr-defined]  # a kilobyte each
-        if end > size:
-            raise _cut(tar, end - size, whole)
-        if end <= member.offset or member.size < 0:
-            raise ValueError(f"{tar} is damaged at byte {member.offset:,}; copy or download it again.")
-        if member.issparse():
-            raise ValueError(f"{tar} holds the sparse file {member.name}, which is not read; pack it without --sparse.")
-        if member.name.startswith("/") or ".." in member.name.split("/"):
-            raise ValueError(f"{tar} holds {member.name}, a name that leads out of its folder; pack it again.")
+        end = archive.offset
+        if end > size or end <= member.offset or member.size < 0:
+            raise _damaged(tar, member.offset, whole)
+        if member.issparse() or member.name.startswith("/") or ".." in member.name.split("/"):
+            raise ValueError(f"{tar} has {member.name}, which is sparse or leads out of its folder; pack it again.")
         whole += 1
         if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
             yield member
-    # tarfile takes anything that is no header for the end.
-    stream.seek(end)
-    rest = stream.read(BLOCK)
-    if len(rest) < BLOCK:
-        raise _cut(tar, 2 * BLOCK - len(rest), whole)
-    if any(rest):
-        raise ValueError(f"{tar} is damaged at byte {end:,}, after {whole:,} files; copy or download it again.")
+    # tarfile takes anything that is not a header for the end.
+    stream.seek(archive.offset)
+    if stream.read(BLOCK) != bytes(BLOCK):
+        raise _damaged(tar, archive.offset, whole)
 
 
-def _cut(tar: Path, missing: int, whole: int) -> ValueError:
+def _damaged(tar: Path, place: int, whole: int, reason: str = "no whole file") -> ValueError:
     return ValueError(
-        f"{tar} is cut short: {missing:,} bytes or more are missing, after {whole:,} whole files; copy or download it"
+        f"{tar} is cut short or damaged at byte {place:,} ({reason}), after {whole:,} whole files; copy or download it"
         " again."
     )
 
@@ -226,33 +168,20 @@ def _stem(name: str) -> tuple[str, str]:
 
 
 def _label(content: bytes, kind: str) -> Label:
-    """The label in a file beside an image; None where there is none."""
+    """The label in a file beside an image; "" if there is none."""
     try:
         value = json.loads(content) if kind == "json" else content.decode("utf-8-sig")
         if isinstance(value, dict):
-            value = next((value[name] for name in LABEL_COLUMNS if name in value), None)
-        found = label(value)
+            value = next((value[name] for name in COLUMNS["label"] if name in value), None)
+        return label(value)
     except (ValueError, RecursionError):
-        return None
-    return None if found == "" else found
-
-
-def _complete(images: Sequence[tuple[str, int, int]], labels: Mapping[str, Any], tar: Path) -> None:
-    """ValueError where an image has no label beside it, or another has the same."""
-    seen: set[str] = set()
-    for name, _, _ in images:
-        stem = _stem(name)[0]
-        if stem not in labels:
-            raise ValueError(f"{tar}: {name} has no label beside it (.cls, .json or .txt), though others have; add it.")
-        if stem in seen:
-            raise ValueError(f"{tar} holds several images of the stem {stem}; give each its own.")
-        seen.add(stem)
+        return ""
 
 
 def _placed(folders: Sequence[str], divided: bool) -> tuple[int, Label]:
     """(number of the split or -1, class) by the folders that an image lies in.
 
-    divided: whether the last of them may be a split; else it is a class, whatever its name.
+    divided: whether the last of them may be a split; else it is a class of any name.
     """
     within = folders if divided else folders[:-1]
     place = next((place for place, folder in enumerate(within) if folder.lower() in SPLITS), None)
@@ -264,23 +193,19 @@ def _placed(folders: Sequence[str], divided: bool) -> tuple[int, Label]:
 class Members:
     """The images in tars, by the number of their row; Images.
 
-    tars: (what it is called, the plain tar, its index). It may be pickled, and used in forked processes and in threads:
-    there is one descriptor for each tar, which is opened when it is needed and has no place of its own (pread).
+    tars: their names; files: these or the same without gzip. It may be pickled, and used in forked processes and in
+    threads: each tar has one descriptor, which is opened when it is needed and has no position of its own (pread).
     """
 
-    def __init__(self, tars: Sequence[tuple[Path, Path, Arrays]]) -> None:
+    def __init__(self, tars: Sequence[Path], files: Sequence[Path], indexes: Sequence[Arrays]) -> None:
+        self.tars, self.files = tars, files
+        self.places = [np.stack([index["offsets"], index["sizes"]], 1) for index in indexes]
+        self.texts = [Texts(index["names"].tobytes(), index["ends"].tolist()) for index in indexes]
+        self.starts = np.cumsum([0, *map(len, self.places)]).tolist()
         self._open: dict[int, int] = {}
-        self.tars, self.files = [tar for tar, _, _ in tars], [file for _, file, _ in tars]
-        indexes = [index for _, _, index in tars]
-        self.starts = np.cumsum([0] + [len(index["offsets"]) for index in indexes]).tolist()
-        self.offsets = np.concatenate([index["offsets"] for index in indexes])
-        self.sizes = np.concatenate([index["sizes"] for index in indexes])
-        self.texts = Texts()
-        for index in indexes:
-            self.texts.extend(Texts(index["names"].tobytes(), index["ends"].tolist()))
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return self.starts[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
@@ -289,12 +214,17 @@ class Members:
         for descriptor in self._open.values():
             os.close(descriptor)
 
+    def name(self, row: int) -> str:
+        number = bisect_right(self.starts, row) - 1
+        return f"{self.tars[number]}/{self.texts[number][row - self.starts[number]]}"
+
     def read(self, row: int) -> bytes:
-        number, size = bisect_right(self.starts, row) - 1, int(self.sizes[row])
+        number = bisect_right(self.starts, row) - 1
+        offset, size = self.places[number][row - self.starts[number]].tolist()
         if size > BYTES:
             raise ValueError(f"{self.name(row)} has {size:,} bytes, more than the {BYTES:,} that an image may have.")
         try:
-            content = self._read(number, size, int(self.offsets[row]))
+            content = self._read(number, size, offset)
         except OSError as error:
             raise ValueError(f"{self.files[number]} cannot be read ({error.strerror}); check the disk.") from None
         if len(content) < size:
@@ -313,6 +243,3 @@ class Members:
         finally:
             if single:
                 os.close(descriptor)
-
-    def name(self, row: int) -> str:
-        return f"{self.tars[bisect_right(self.starts, row) - 1]}/{self.texts[row]}"

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from vitrail.data.images.decode import opened
 from vitrail.data.images.geometry import Crop, resize
-from vitrail.data.loader import Unreadable
 from vitrail.data.sources.packed import FILE, INT64, Kind
 from vitrail.data.sources.source import Boxes, Mask, Source, Target
-from vitrail.data.stream import prefetch
+from vitrail.data.stream import Unreadable, prefetch
 from vitrail.progress import track
 
 TRIED = 64  # images of a split that are made small to estimate its size

@@ -1,4 +1,4 @@
-"""Work done ahead: in order, no further than asked, ended with whoever asked for it, and deaf to what is for its parent."""
+"""Work done ahead: in order, no further than asked, ended with whoever asks for it, deaf to what is for the parent."""
 
 import multiprocessing
 import os
@@ -33,21 +33,21 @@ class Numbers(Dataset):
         )
 
 
-def numbers(batches):
-    return [batch["number"].item() for batch in batches]
-
-
-def loader_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+def nothing_runs():
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    return not multiprocessing.active_children() and not threads
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_come_in_order_and_problems_with_them(workers):
     told = []
-    found = numbers(stream(Numbers(missing=(2, 5)), range(9), workers, skipped=told.append))
-    assert found == [0, 1, 3, 4, 6, 7, 8]
+    found = stream(Numbers(missing=(2, 5)), range(9), workers, skipped=told.append)
+    assert [batch["number"].item() for batch in found] == [0, 1, 3, 4, 6, 7, 8]
     assert told == ["1 is odd", "3 is odd", "5 is odd", "7 is odd"]
-    assert numbers(stream(Numbers(), range(0), workers)) == []
+    assert list(stream(Numbers(), range(0), workers)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -56,32 +56,17 @@ def test_an_error_comes_at_its_batch_as_one_sentence_and_ends_all(workers):
     assert [next(batches)["number"].item() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"^3 cannot be read\.$"):
         next(batches)
-    assert not loader_threads()
-    assert no_processes()
+    assert nothing_runs()
 
 
-def no_processes():
-    deadline = time.monotonic() + 20
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return multiprocessing.active_children() == []
-
-
-@pytest.mark.parametrize("taken", [0, 1, 3])
-def test_leaving_midway_ends_the_threads_and_makes_no_more(taken):
+@pytest.mark.parametrize(("workers", "taken"), [(0, 0), (0, 1), (0, 3), (2, 1)])
+def test_leaving_midway_ends_threads_and_processes_and_makes_no_more(workers, taken):
     made = Numbers()
-    batches = stream(made, range(5000), 0)
-    assert numbers(next(batches) for _ in range(taken)) == list(range(taken))
+    batches = stream(made, range(5000), workers)
+    assert [next(batches)["number"].item() for _ in range(taken)] == list(range(taken))
     batches.close()
-    assert not loader_threads()
+    assert nothing_runs()
     assert len(made.made) <= taken + 2
-
-
-def test_leaving_midway_ends_the_processes():
-    batches = stream(Numbers(), range(5000), 2)
-    next(batches)
-    batches.close()
-    assert no_processes()
 
 
 def test_things_are_prepared_ahead_but_no_further_than_asked():
@@ -114,13 +99,12 @@ class Slow(torch.utils.data.Dataset):
         time.sleep(0.01)
         return Loaded(Batch(images=torch.zeros(1), large=[np.zeros(10**5)]))
 
-asked, parent = [], os.getpid()
-
 def ask(number, frame):
     asked.append(number)
     if os.getpid() != parent:
         raise KeyboardInterrupt
 
+asked, parent = [], os.getpid()
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, ask)
 print("begins", flush=True)
@@ -135,8 +119,8 @@ sys.stdin.readline()
 
 @pytest.fixture
 def program():
-    """The program in a process group of its own. Its output ends when the last process that may write to it has ended,
-    the workers among them."""
+    """It runs in a process group of its own. Its output ends when the last process that may write to it ends, be it a
+    worker."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], **pipes, start_new_session=True)
     assert process.stdout.readline() == "begins\n"

@@ -11,50 +11,48 @@ from torchvision.transforms import v2
 
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.mixing import draws, mix
-from vitrail.data.images.preprocessing import Preprocessing, normalise
+from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise
 from vitrail.data.order import sample_seeds
 
 BOTH = Augment(mixup=0.8, cutmix=1.0)
 SIZE = (24, 32)
 
 
-def batch(count, channels=3, classes=5, seed=0):
+def batch(count):
     """Images of bytes, and one-hot targets."""
-    numbers = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, channels, *SIZE), dtype=torch.uint8, generator=numbers)
-    return images, torch.eye(classes)[torch.randint(0, classes, (count,), generator=numbers)]
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, *SIZE), dtype=torch.uint8, generator=numbers)
+    return images, torch.eye(5)[torch.randint(0, 5, (count,), generator=numbers)]
 
 
-def mixed(count, how=BOTH, seed=0):
-    images, targets = batch(count)
-    return mix(images, targets, *draws(sample_seeds(0, count, seed), how, SIZE))
+def drawn(count, how=BOTH, seed=0):
+    return draws(sample_seeds(0, count, seed), how, SIZE)
 
 
 def area(box):
     return ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).double()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9, 1.0])
-def test_mixup_of_a_pair_is_torchvisions(share):
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_mixup_of_a_pair_is_torchvisions(lam):
     images, targets = batch(2)
     theirs = v2.MixUp(num_classes=5)
-    theirs.make_params = lambda _: {"lam": share}
+    theirs.make_params = lambda _: {"lam": lam}
     expected = theirs(images.float(), targets)
-    found = mix(images, targets, torch.tensor([share, share]), torch.zeros(2, 4, dtype=torch.int64))
+    found = mix(images, targets, torch.tensor([lam, lam]), torch.zeros(2, 4, dtype=torch.int64))
     assert torch.allclose(found[0], expected[0], atol=1e-4)
     assert torch.allclose(found[1], expected[1], atol=1e-6)
-    assert found[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("box", [(0, 0, 24, 32), (3, 5, 4, 30), (20, 0, 24, 1), (7, 7, 7, 9)])
 def test_cutmix_of_a_pair_is_torchvisions(box):
     images, targets = batch(2)
     top, left, bottom, right = box
-    share = 1 - (bottom - top) * (right - left) / (24 * 32)
+    lam = 1 - (bottom - top) * (right - left) / (24 * 32)
     theirs = v2.CutMix(num_classes=5)
-    theirs.make_params = lambda _: {"box": (left, top, right, bottom), "lam_adjusted": share}
+    theirs.make_params = lambda _: {"box": (left, top, right, bottom), "lam_adjusted": lam}
     expected = theirs(images, targets)
-    found = mix(images, targets, torch.tensor([share, share]), torch.tensor([box, box]))
+    found = mix(images, targets, torch.tensor([lam, lam]), torch.tensor([box, box]))
     assert torch.equal(found[0], expected[0].float())
     assert torch.allclose(found[1], expected[1], atol=1e-6)
 
@@ -70,15 +68,13 @@ def test_a_batch_split_at_an_even_place_is_the_same(count, pairs, seed):
 
 
 def test_a_pair_depends_on_its_first_key_alone():
-    keys, other = sample_seeds(0, 40, 0), sample_seeds(9, 40, 0)
-    changed = keys.copy()
-    changed[1::2] = other[1::2]
-    for found, expected in zip(draws(changed, BOTH, SIZE), draws(keys, BOTH, SIZE), strict=True):
-        assert torch.equal(found, expected)
+    keys, changed = sample_seeds(0, 40, 0), sample_seeds(9, 40, 0)
+    changed[::2] = keys[::2]
     order = np.random.default_rng(0).permutation(20)
     places = np.stack([2 * order, 2 * order + 1], 1).reshape(-1)
-    for found, expected in zip(draws(keys[places], BOTH, SIZE), draws(keys, BOTH, SIZE), strict=True):
-        assert torch.equal(found, expected[places])
+    for found, moved, expected in zip(*(draws(k, BOTH, SIZE) for k in (changed, keys[places], keys)), strict=True):
+        assert torch.equal(found, expected)
+        assert torch.equal(moved, expected[places])
 
 
 def test_a_key_draws_the_same_for_ever():
@@ -88,95 +84,77 @@ def test_a_key_draws_the_same_for_ever():
 
 
 @pytest.mark.parametrize("how", [Augment(mixup=0.2), Augment(cutmix=1.0), BOTH, Augment(cutmix=0.5, mix=0.3)])
-def test_what_a_pair_shares(how):
-    lam, box = draws(sample_seeds(0, 2000, 1), how, SIZE)
+def test_what_a_pair_has_in_common(how):
+    lam, box = drawn(2000, how)
     assert lam.dtype == torch.float32
     assert torch.equal(lam[::2], lam[1::2])
     assert torch.equal(box[::2], box[1::2])
     assert ((lam >= 0) & (lam <= 1)).all()
-    assert (box >= 0).all()
-    assert (box <= torch.tensor([24, 32, 24, 32])).all()
+    assert ((box >= 0) & (box <= torch.tensor([24, 32, 24, 32]))).all()
     cut = area(box) > 0
     assert torch.equal(lam[cut], (1 - area(box[cut]) / (24 * 32)).float())
-    images, targets = mixed(2000 if not how.cutmix else 200, how)
-    assert torch.allclose(targets.sum(1), torch.ones(len(targets)), atol=1e-6)
-    assert images.min() >= 0
-    assert images.max() <= 255
+    images, targets = mix(*batch(200), lam[:200], box[:200])
+    assert torch.allclose(targets.sum(1), torch.ones(200), atol=1e-6)
+    assert 0 <= images.min() <= images.max() <= 255
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
-def test_mixups_share_is_beta(alpha):
-    lam, box = draws(sample_seeds(0, 6000, 2), Augment(mixup=alpha), SIZE)
+def test_mixups_fraction_is_beta(alpha):
+    lam, box = drawn(6000, Augment(mixup=alpha), 2)
     assert kstest(lam[::2].double(), beta(alpha, alpha).cdf).pvalue > 1e-3
     assert not box.any()
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_cutmixs_boxes_are_distributed_as_timms(alpha):
-    lam, box = (values[::2].numpy() for values in draws(sample_seeds(0, 6000, 3), Augment(cutmix=alpha), SIZE))
+    lam, box = (values[::2].numpy() for values in drawn(6000, Augment(cutmix=alpha), 3))
     np.random.seed(0)  # timm draws from it
-    shares = np.random.default_rng(0).beta(alpha, alpha, 3000)
-    theirs = [cutmix_bbox_and_lam((*SIZE,), share) for share in shares]
-    assert ks_2samp(lam, [share for _, share in theirs]).pvalue > 1e-3
+    theirs = [cutmix_bbox_and_lam(SIZE, lam) for lam in np.random.default_rng(0).beta(alpha, alpha, 3000)]
+    assert ks_2samp(lam, [lam for _, lam in theirs]).pvalue > 1e-3
     for place, timms_place in enumerate([0, 2, 1, 3]):  # timm: yl, yh, xl, xh
         assert ks_2samp(box[:, place], [where[timms_place] for where, _ in theirs]).pvalue > 1e-3
 
 
-def test_how_many_pairs_are_mixed_and_how():
-    for share in (0.0, 0.3, 1.0):
-        lam, box = draws(sample_seeds(0, 8000, 4), Augment(mixup=1.0, cutmix=1.0, mix=share), (224, 224))
-        pairs, cut = (lam < 1)[::2].double().mean(), (area(box) > 0)[::2].double().mean()
-        assert pairs == pytest.approx(share, abs=0.03)
-        assert cut == pytest.approx(share / 2, abs=0.03)
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_how_many_pairs_are_mixed_and_how(fraction):
+    lam, box = draws(sample_seeds(0, 8000, 4), Augment(mixup=1.0, cutmix=1.0, mix=fraction), (224, 224))
+    assert (lam < 1).double().mean() == pytest.approx(fraction, abs=0.03)
+    assert (area(box) > 0).double().mean() == pytest.approx(fraction / 2, abs=0.03)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_a_last_odd_sample_is_not_mixed(count):
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_last_odd_sample_is_not_mixed_nor_is_anything_without_either(count):
     images, targets = batch(count)
-    lam, box = draws(np.arange(count, dtype=np.uint64), BOTH, SIZE)
+    lam, box = drawn(count)
     found = mix(images, targets, lam, box)
+    assert (lam[: count // 2 * 2] < 1).all()
     if count % 2:
         assert lam[-1] == 1
         assert not box[-1].any()
         assert torch.equal(found[0][-1], images[-1].float())
         assert torch.equal(found[1][-1], targets[-1])
-    assert (lam[: count // 2 * 2] < 1).all()
+    same = mix(images, targets, *drawn(count, Augment()))
+    assert torch.equal(same[0], images.float())
+    assert torch.equal(same[1], targets)
 
 
-def test_without_either_nothing_is_mixed():
-    images, targets = batch(6)
-    lam, box = draws(sample_seeds(0, 6, 0), Augment(), SIZE)
-    found = mix(images, targets, lam, box)
-    assert torch.equal(found[0], images.float())
-    assert torch.equal(found[1], targets)
-
-
-def test_mixing_bytes_or_normalised_images_is_the_same():
-    images, targets = batch(40)
-    how = Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    lam, box = draws(sample_seeds(0, 40, 5), BOTH, SIZE)
-    of_bytes = mix(images, targets, lam, box)[0]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
-    normal = mix(normalise(images, how, torch.float32), targets, lam, box)[0]
-    assert torch.allclose((of_bytes / 255 - mean) / std, normal, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_images_are_mixed_in_float32_or_wider(dtype):
-    images, targets = batch(8)
-    found, _ = mix(images.to(dtype), targets.to(dtype), *draws(sample_seeds(0, 8, 0), BOTH, SIZE))
-    assert found.dtype == torch.promote_types(dtype, torch.float32)
+def test_mixing_bytes_or_normalised_images_is_the_same_in_float32_or_wider():
+    (images, targets), how = batch(40), Preprocessing(SIZE, IMAGENET_MEAN, IMAGENET_STD)
+    of_bytes = mix(images, targets, *drawn(40))[0]
+    normal = mix(normalise(images, how, torch.float32), targets, *drawn(40))[0]
+    assert torch.allclose(normalise(of_bytes, how, torch.float32), normal, atol=1e-5)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        found = mix(images.to(dtype), targets.to(dtype), *drawn(40))[0]
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_the_device_is_never_waited_for():
-    """On a device without memory, whatever reads a value fails."""
-    images, targets = (values.to("meta") for values in batch(6))
-    found = mix(images, targets, *(values.to("meta") for values in draws(sample_seeds(0, 6, 0), BOTH, SIZE)))
-    assert [values.shape for values in found] == [images.shape, targets.shape]
+    """On a device without memory, code that reads a value fails."""
+    images, targets, lam, box = (values.to("meta") for values in (*batch(6), *drawn(6)))
+    assert [values.shape for values in mix(images, targets, lam, box)] == [images.shape, targets.shape]
 
 
 def test_targets_with_several_labels_are_mixed_as_they_are():
-    images, _ = batch(2)
     targets = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    found = mix(images, targets, torch.tensor([0.75, 0.75]), torch.zeros(2, 4, dtype=torch.int64))[1]
+    found = mix(batch(2)[0], targets, torch.tensor([0.75, 0.75]), torch.zeros(2, 4, dtype=torch.int64))[1]
     assert torch.allclose(found, torch.tensor([[0.75, 1.0, 0.0], [0.25, 1.0, 0.0]]))

@@ -4,15 +4,15 @@
     for batch in stream(training, training.keys(start=1200, stop=2000), workers=2): ...
     for batch in evaluation(source, preprocessing, collate, batch=16): ...
 
-An image's way: its header is opened, a View is drawn (augment.py, geometry.py), what that shows is decoded, the view is
-applied, and the task's `collate` puts the samples together. Threads or processes prepare the batches ahead, each batch
-whole, in the order of the steps: how many there are cannot change one. Processes are for machines whose device is
-faster than Python's one lock lets threads be."""
+For each image the header is opened, a View is drawn (augment.py, geometry.py), what that shows is decoded, and the view
+is applied; the task's `collate` puts the samples together. Threads or processes prepare the batches ahead, each batch
+whole, in the order of the steps: how many there are changes none. Processes are for machines whose device is faster
+than Python's global lock lets threads be.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,24 +23,21 @@ from torch.utils.data import Dataset
 from vitrail.batch import Batch
 from vitrail.data.images.augment import Augment, draw
 from vitrail.data.images.decode import Opened, opened
-from vitrail.data.images.geometry import Crop, View, centred
+from vitrail.data.images.geometry import Crop, Misfit, View, centred
 from vitrail.data.images.mixing import draws
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.order import sample_seeds, samples, view_keys
 from vitrail.data.sources.source import Example, Source, Target
-from vitrail.data.stream import Loaded, stream
+from vitrail.data.stream import Loaded, Unreadable, stream
 
-Unreadable = Literal["refuse", "skip"]
 TRIES = 100  # unreadable images in a row, after which something else must be wrong
 DRAWN = 4096  # samples whose order is worked out at once
 REMEMBERED = 2**30  # bytes of decoded images that are kept: all of CIFAR, none of what would fill the memory
 
 
 class Sample(NamedTuple):
-    """An example as the model is to see it: in each of its views an image, uint8 (h, w, C).
-
-    number: in the source. key: of its random choices, 0 in evaluation.
-    """
+    """An example as the model sees it: in each of its views an image, uint8 (h, w, C). number: its index in the source.
+    key: of its random choices, 0 in evaluation."""
 
     images: tuple[UInt8[np.ndarray, "h w C"], ...]
     views: tuple[View, ...]
@@ -53,47 +50,56 @@ class Sample(NamedTuple):
 Collate = Callable[[Sequence[Sample]], Batch]
 
 
-class Misfit(ValueError):
-    """The run does not fit an image: a sentence that no other image would mend."""
-
-
 class Images:
-    """A source's images, of which the first that fit into `remember` bytes are decoded once only.
+    """A source's images as the model sees them; the first that fit into `remember` bytes are decoded only once.
 
-    ValueError, naming the image, where it is damaged. Threads may share one.
+    views: how each view is drawn; without any there is one, that of evaluation. Threads may share one.
     """
 
-    def __init__(self, source: Source, channels: int, remember: int = 0) -> None:
-        self.source, self.channels, self.left = source, channels, remember
+    def __init__(self, source: Source, how: Preprocessing, views: Sequence[Augment] = (), remember: int = 0) -> None:
+        self.source, self.how, self.views, self.left = source, how, views, remember
         self.known: dict[int, Example] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def open(self, index: int) -> tuple[Example, Opened]:
-        """An example, and its image with only the header read."""
-        example = self.known.get(index) or self.source[index]
-        return example, opened(example.image, example.name)
+    def sample(self, index: int, key: int = 0) -> Sample:
+        """What the key shows of an image. ValueError, naming it, where it is damaged; Misfit where it does not fit."""
+        example, drawn = self.known.get(index) or self.source[index], []
+        image = opened(example.image, example.name)
+        try:
+            for number, how in enumerate(self.views):
+                drawn.append(draw(image.size, how, self.how, view_keys(key, number), example.size))
+            if not drawn:
+                drawn.append((centred(image.size, self.how, example.size), lambda pixels: pixels))
+            alone, seen = len(drawn) == 1, []
+            pixels = self._decoded(index, example, image, drawn[0][0].crop if alone else None)
+            for view, paint in drawn:
+                seen.append(paint(view.apply(pixels if alone or not view.crop else view.crop.of(pixels))))
+        except Misfit as error:
+            raise Misfit(f"{example.name}: {error}") from None
+        return Sample(tuple(seen), tuple(view for view, _ in drawn), example.target, example.name, index, key)
 
-    def decode(self, index: int, example: Example, image: Opened, crop: Crop | None) -> NDArray[np.uint8]:
-        """What the crop shows, uint8 (h, w, channels), not to be written to."""
-        # What is shrunk is another image each time; whether it is, its size alone decides.
+    def _decoded(self, index: int, example: Example, image: Opened, crop: Crop | None) -> NDArray[np.uint8]:
+        """What the crop shows, uint8 (h, w, C), not to be written to."""
+        channels = len(self.how.mean)
+        # What is shrunk differs each time; whether it is shrunk depends on its size alone (augment.draw).
         if not self.left or not isinstance(example.image, bytes) or (crop and crop.wanted):
-            return image.decode(crop, self.channels)
-        whole = image.decode(None, self.channels)
-        fits = whole.nbytes <= self.left
-        self.left = self.left - whole.nbytes if fits else 0
-        if fits:
+            return image.decode(crop, channels)
+        whole = image.decode(None, channels)
+        if whole.nbytes <= self.left:
             self.known[index] = example._replace(image=whole)
+        self.left = max(0, self.left - whole.nbytes)
         return crop.of(whole) if crop else whole
 
 
 class Training(Dataset[Loaded]):
     """The micro-batches of the global batches by number: step t has `parts` of them, t * parts to (t + 1) * parts - 1.
 
-    views: how each view of an image is drawn; most tasks want one. micro_batch: images in one, the last of a step may
-    be smaller; None is the whole batch. What a step sees does not depend on it. remember: as Images has it. block: as
-    order.samples has it. ValueError where images are to be mixed in pairs and a micro-batch would tear one."""
+    views: how each view of an image is drawn; most tasks want one. Of several, each has a key of its own, and the image
+    is decoded once and whole. micro_batch: images in one, the last of a step may be smaller; None is the whole batch.
+    What a step sees does not depend on it. remember: as in Images. block: as in order.samples. ValueError where images
+    are mixed in pairs and a micro-batch would separate one."""
 
     def __init__(
         self,
@@ -109,8 +115,8 @@ class Training(Dataset[Loaded]):
         remember: int = 0,
         block: int = 0,
     ) -> None:
-        self.images = Images(source, len(how.mean), remember)
-        self.how, self.views, self.collate, self.batch, self.seed, self.block = how, views, collate, batch, seed, block
+        self.images, self.collate = Images(source, how, views, remember), collate
+        self.batch, self.seed, self.block = batch, seed, block
         self.micro_batch, self.unreadable = min(micro_batch or batch, batch), unreadable
         self.parts = -(-batch // self.micro_batch)
         self.mixes = bool(views[0].mixup or views[0].cutmix)
@@ -142,37 +148,23 @@ class Training(Dataset[Loaded]):
         found = [self._sample(i, key, problems) for i, key in zip(indices.tolist(), keys.tolist(), strict=True)]
         batch = self.collate(found)
         if self.mixes:
-            lam, box = draws(keys, self.views[0], found[0].views[0].output)
+            lam, box = draws(keys, self.images.views[0], found[0].views[0].output)
             batch = batch.plus(lam=lam, box=box)
         return Loaded(batch, tuple(problems))
 
     def _sample(self, index: int, key: int, problems: list[str]) -> Sample:
-        """What the key shows of the image, or, where it cannot be read and may be skipped, of the next one: the same at
-        every time."""
+        """What the key shows of the image, or, where it cannot be read and may be skipped, of the next one: always the
+        same."""
         for attempt in range(TRIES):
             try:
-                return self._read((index + attempt) % len(self.images), key)
-            except Misfit:
+                return self.images.sample((index + attempt) % len(self.images), key)
+            except Misfit:  # which no other image would mend
                 raise
             except ValueError as error:
                 if self.unreadable == "refuse":
                     raise ValueError(f"{error} --data.unreadable skip trains without such images.") from None
                 problems.append(str(error))
         raise ValueError(f"{TRIES} images in a row cannot be read, the last because {problems[-1]}")
-
-    def _read(self, index: int, key: int) -> Sample:
-        example, image = self.images.open(index)
-        with _fits(example.name):
-            keys = (view_keys(key, number) for number in range(len(self.views)))
-            drawn = [draw(image.size, v, self.how, k, example.size) for v, k in zip(self.views, keys, strict=True)]
-        if len(drawn) == 1:
-            shown = [self.images.decode(index, example, image, drawn[0][0].crop)]
-        else:  # each image is decoded once
-            whole = self.images.decode(index, example, image, None)
-            shown = [view.crop.of(whole) if view.crop else whole for view, _ in drawn]
-        with _fits(example.name):
-            seen = tuple(paint(view.apply(pixels)) for (view, paint), pixels in zip(drawn, shown, strict=True))
-        return Sample(seen, tuple(view for view, _ in drawn), example.target, example.name, index, key)
 
 
 class Evaluation(Dataset[Loaded]):
@@ -187,8 +179,7 @@ class Evaluation(Dataset[Loaded]):
         batch: int,
         unreadable: Unreadable = "refuse",
     ) -> None:
-        self.images, self.how, self.collate = Images(source, len(how.mean)), how, collate
-        self.batch, self.unreadable = batch, unreadable
+        self.images, self.collate, self.batch, self.unreadable = Images(source, how), collate, batch, unreadable
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch)
@@ -197,11 +188,7 @@ class Evaluation(Dataset[Loaded]):
         first, problems, found = number * self.batch, [], []
         for index in range(first, min(first + self.batch, len(self.images))):
             try:
-                example, image = self.images.open(index)
-                with _fits(example.name):
-                    view = centred(image.size, self.how, example.size)
-                pixels = view.apply(image.decode(view.crop, self.images.channels))
-                found.append(Sample((pixels,), (view,), example.target, example.name, index))
+                found.append(self.images.sample(index))
             except ValueError as error:
                 if self.unreadable == "refuse":
                     raise
@@ -220,9 +207,8 @@ def stacked(found: Sequence[Sample]) -> Batch:
     for sample, row in zip(found, out, strict=True):
         for image, planes in zip(sample.images, row, strict=True):
             if image.shape != shape:
-                raise ValueError(
-                    f"{sample.name} is {image.shape}, {found[0].name} is {shape}; one batch needs one size."
-                )
+                sizes = f"{sample.name} is {image.shape}, {found[0].name} is {shape}"
+                raise ValueError(f"{sizes}; one batch needs one size.")
             for channel, plane in enumerate(planes):  # all channels at once would be an inner loop of three bytes
                 plane[:] = image[..., channel]
     images = torch.from_numpy(out[:, 0] if views == 1 else out)
@@ -239,24 +225,13 @@ def evaluation(
     workers: int = 0,
     skipped: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
-    """Every example once, in order, as `predict` prepares it.
-
-    skipped: is told of each image that cannot be read and is left out; without it, such an image is a ValueError.
-    """
+    """Every example once, in order, as `predict` prepares it. skipped: is told of each image that cannot be read and is
+    left out; without it, such an image is a ValueError."""
     batches = Evaluation(source, how, collate, batch=batch, unreadable="skip" if skipped else "refuse")
     yield from stream(batches, range(len(batches)), workers, skipped=skipped)
 
 
 @lru_cache(maxsize=4)
 def _draw(step: int, batch: int, length: int, seed: int, block: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Samples and keys of many small batches as one large one, which they only split: it costs little more than one."""
+    """Samples and keys of many small batches as one large one, which costs little more than one of them."""
     return samples(step, batch, length, seed, block), sample_seeds(step, batch, seed)
-
-
-@contextmanager
-def _fits(name: str) -> Iterator[None]:
-    """A ValueError inside it is of the run, not of the image, and gets the image's name."""
-    try:
-        yield
-    except ValueError as error:
-        raise Misfit(f"{name}: {error}") from None

@@ -12,7 +12,7 @@ epoch in its own order. Step t takes positions [t * batch, (t + 1) * batch), so 
 
 The permutation is a Feistel network on the bits of the index (Luby and Rackoff, 1988) walked along its cycle until
 it lands inside the data set (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The mixer is
-splitmix64's (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). It is well mixed, not
+splitmix64's (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). It is well mixed, but not
 secret. A change of any constant here changes every run's order, so tests/test_order.py pins some values.
 """
 
@@ -31,7 +31,7 @@ LIMIT = 2**63  # positions and indices are int64 outside this file
 # may be more or less frequent than odd ones: a network whose halves both have two bits or more is an even order.)
 ROUNDS = 24
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# What one seed decides must not share random numbers: each has its own salt, the digits of pi in turn.
+# What one seed decides must not share random numbers: each has a salt of its own, the digits of pi in turn.
 ORDER_SALT = 0x243F6A8885A308D3
 SAMPLE_SALT = 0x13198A2E03707344
 STEP_SALT = 0xA4093822299F31D0
@@ -49,8 +49,8 @@ def permute(index: NDArray[np.integer], length: int, seed: int, epoch: int) -> N
 def permute(index: int | NDArray[np.integer], length: int, seed: int, epoch: int) -> np.int64 | NDArray[np.int64]:
     """The samples at places `index` of one epoch: a bijection of range(length) for each (seed, epoch).
 
-    `index`: an int or integer array of any shape, each in 0 .. length - 1; the answer is int64 of that shape.
-    Time and memory do not depend on `length` (1 .. 2**63 - 1).
+    index: an int or integer array of any shape, each in 0 .. length - 1; the answer is int64 of that shape. Time and
+    memory do not depend on `length` (1 .. 2**63 - 1).
     Raises ValueError for a length, seed, epoch or index out of its range.
     """
     _check("length", length, 1, LIMIT)
@@ -72,8 +72,8 @@ def samples(step: int, batch: int, length: int, seed: int, block: int = 0) -> ND
     """The sample indices of the global batch of one step, int64 (batch,).
 
     A batch may straddle epochs, and holds several when it is larger than the data set; nothing is dropped.
-    block: 0 mixes all samples. Otherwise blocks of so many neighbours come in random order, and only WINDOW of them are
-    mixed at a time: what lies together in a tar is read together, and few tars are read at once.
+    block: 0 mixes all samples. Otherwise blocks of that many neighbours come in random order, and only WINDOW of them
+    are mixed at a time: what lies together in a tar is read together, and few tars are read at once.
     Raises ValueError if batch or length is below 1, step is negative, or the stream would pass 2**63 positions.
     """
     _check("length", length, 1, LIMIT)
@@ -100,7 +100,7 @@ def sample_seeds(step: int, batch: int, seed: int) -> Words:
 
 
 def view_keys(key: int, view: int) -> int:
-    """The key of one of the views of a sample, by the sample's own, which the first view has."""
+    """The key of one of a sample's views, from the sample's own, which is that of the first view."""
     return key if view == 0 else int(_keys(key, VIEW_SALT, np.array([view], np.uint64))[0])
 
 

@@ -6,10 +6,14 @@ for item in prefetch(make, keys, ahead=8): ...
 
 import os
 import signal
+import sys
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -27,13 +31,13 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch, None without any readable image, and what is wrong with the images that should have been in it."""
+    """A batch, or None where no image can be read, and what is wrong with the images that are missing in it."""
 
     batch: Batch | None
     problems: tuple[str, ...] = ()
 
     def pin_memory(self) -> "Loaded":
-        """The same, in memory that the device can read by itself; the DataLoader's thread calls it."""
+        """The same in pinned memory; the DataLoader's thread calls it."""
         return Loaded(self.batch and self.batch.pin_memory(), self.problems)
 
 
@@ -45,17 +49,18 @@ def stream(
     pin: bool = False,
     skipped: Callable[[str], None] | None = None,
 ) -> Iterator[Batch]:
-    """made[key] for each key in turn, prepared ahead by `workers` processes; 0 is two threads."""
+    """The batch of made[key] for each key in turn, prepared ahead by `workers` processes; 0 is two threads.
+
+    Ctrl-C, and a stop that is sent to the whole group of processes, are for this process, which may save its state and
+    then ends the workers. ValueError as `made` raises it.
+    """
     if workers == 0:
         results: Iterator[Loaded | ValueError] = prefetch(made.__getitem__, keys, 2)
     else:
-        # A generator of its own: it would draw from torch's. More processes than cores have a reason.
-        options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _deaf, "generator": torch.Generator()}
-        # A worker that is asked to stop before it is deaf would die; the signal waits for the parent instead.
-        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
+        # It would draw from torch's own generator. More processes than cores, of which it warns, have a reason.
+        options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _begin, "generator": torch.Generator()}
+        with _postponed(), warnings.catch_warnings(action="ignore", category=UserWarning):
             results = iter(DataLoader(_Carried(made), batch_size=None, sampler=keys, **options))
-        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
     try:
         for loaded in results:
             if isinstance(loaded, ValueError):
@@ -66,12 +71,12 @@ def stream(
             if loaded.batch is not None:
                 yield loaded.batch
     finally:
-        del results  # which ends its threads or processes now, though a traceback may keep this frame
+        del results  # ends its threads or processes now, although a traceback may keep this frame
 
 
 def workers_for(device: torch.device, asked: int | None) -> int:
-    """How many processes prepare batches: as asked, else one a core up to 16 beside a GPU, and threads beside a CPU,
-    which has the cores to itself."""
+    """How many processes prepare batches: as asked, else one a core up to 16 with a GPU, and none but threads on a
+    CPU, which needs the cores itself."""
     if asked is not None:
         return asked
     return min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
@@ -94,7 +99,7 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
 
 
 class _Carried(Dataset["Loaded | ValueError"]):
-    """A ValueError as a value: one that is raised in a worker process comes with the worker's traceback as its text."""
+    """Returns a ValueError as a value: one that a worker process raises would arrive with its traceback as its text."""
 
     def __init__(self, made: Dataset[Loaded]) -> None:
         self.made = made
@@ -106,9 +111,30 @@ class _Carried(Dataset["Loaded | ValueError"]):
             return ValueError(str(error))
 
 
-def _deaf(worker: int) -> None:
-    """Ctrl-C, and a stop that is sent to the whole group of processes, are for the parent, which saves, and then ends
-    its workers; they end by themselves where it is gone."""
+@contextmanager
+def _postponed() -> Iterator[None]:
+    """Signals to stop arrive afterwards: a worker that is not deaf to them yet would end."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(worker: int) -> None:
+    """Makes a worker deaf to the signals that are for its parent, and lets it end where that is gone."""
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its parent. torch's own watch leaves a worker that waits until its batch is read."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

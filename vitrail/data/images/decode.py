@@ -1,16 +1,16 @@
-"""Bytes -> pixels, whatever kind of image they are: JPEG, PNG, WebP, BMP, GIF and TIFF, by Pillow.
+"""Bytes -> pixels, of JPEG, PNG, WebP, BMP, GIF and TIFF.
 
     decode(Path("cat.jpg"))                 # uint8 (H, W, 3), RGB
     decode(Path("scan.tif"), channels=1)    # uint8 (H, W, 1), grey
-    image = opened(data, "cat.jpg")         # its header is read: image.size is (height, width)
+    image = opened(data, "cat.jpg")         # only the header is read: image.size is (height, width)
     image.decode(crop)                      # what a crop shows of it, shrunk on the way where it is large
     find(Path("photos"))                    # the image files in a folder and below, sorted
 
 Grey and RGB JPEGs are decoded by simplejpeg (jpeg.py), which gives the same bits as Pillow in two thirds of the time,
-and down to the last row that is seen only; where nothing can turn them, Pillow is not asked at all.
+and only down to the last row that is seen. All else, and what libjpeg warns of, is decoded by Pillow.
 
-The choices, where a kind leaves one: EXIF's orientation is applied; transparency is laid on white; of 16 bits the upper
-8 are kept; CMYK is inverted as Adobe writes it, and colour profiles are not applied; of an animation the first frame.
+The choices, where a format leaves one: EXIF's orientation is applied; transparency is laid on white; the upper 8 of 16
+bits are kept; CMYK is inverted as Adobe writes it; colour profiles are not applied; an animation is its first frame.
 """
 
 import os
@@ -19,9 +19,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.images import jpeg
 from vitrail.data.images.geometry import Crop
+from vitrail.data.stray import stray
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -61,18 +62,18 @@ def decode(source: bytes | Path, channels: int = 3, name: str = "the image") -> 
     return opened(source, name).decode(channels=channels)
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """An image of which only the header was read, or pixels; size: (height, width), upright.
 
-    Of a file either `head` is set, and Pillow is not needed, or `picture` is, with the way in which EXIF turns it.
+    content: a file's bytes, b"" of an image of Pillow's. head: of a JPEG that simplejpeg may decode. opened: by Pillow,
+    unless nothing can turn the image and `head` is all that is needed. turn: how EXIF says that it is turned.
     """
 
     size: tuple[int, int]
     name: str
     content: bytes | NDArray[np.uint8]
     head: jpeg.Header | None = None
-    picture: Image.Image | None = None
+    opened: Image.Image | None = None
     turn: Image.Transpose | None = None
 
     def decode(self, crop: Crop | None = None, channels: int = 3) -> NDArray[np.uint8]:
@@ -86,75 +87,68 @@ class Opened:
             return _channels(crop.of(self.content) if crop else self.content, channels, self.name)
         if channels not in (1, 3):
             raise ValueError(f"{self.name} can be decoded to 1 channel (grey) or 3 (RGB), not to {channels}.")
-        with _sentences(self.name, self.content):
-            if self.picture is None:
-                return self._plain(crop, channels)
-            return self._turned(self.picture, crop, channels)
-
-    def _plain(self, crop: Crop | None, channels: int) -> NDArray[np.uint8]:
-        """Without Pillow, whose opening a file takes as long as seven crops' random numbers."""
-        assert isinstance(self.content, bytes)
-        assert self.head is not None
-        shrink = crop.shrink if crop else 1
-        pixels = jpeg.decode(self.content, self.head, shrink, crop and crop.top + crop.height, channels)
-        if pixels is None:  # libjpeg warns of something, which Pillow shall judge
-            picture = Image.open(BytesIO(self.content), formats=FORMATS)
-            found = _picture(picture, self.content, self.name, None)
-            assert found.picture is not None
-            return found._turned(found.picture, crop, channels)
-        return _converted(crop.of(pixels, shrink) if crop else pixels, channels, self.name)
-
-    def _turned(self, picture: Image.Image, crop: Crop | None, channels: int) -> NDArray[np.uint8]:
-        shrink = 1
-        if self.content and picture.format == "JPEG" and picture.mode in ("L", "RGB"):
-            assert isinstance(self.content, bytes)
+        pixels, shrink = None, 1
+        if self.head:
             shrink = crop.shrink if crop else 1
             bottom = crop.top + crop.height if crop and self.turn is None else None
-            pixels = _jpeg(picture, self.content, shrink, bottom)
-            if self.turn is not None:
-                pixels = _array(_image(pixels).transpose(self.turn))
-        else:
-            pixels = _pixels(picture if self.turn is None else picture.transpose(self.turn), channels, self.name)
-        return _converted(crop.of(pixels, shrink) if crop else pixels, channels, self.name)
+            pixels = jpeg.decode(self.content, self.head, shrink, bottom, channels)
+        if pixels is None or self.turn is not None:
+            with _sentences(self.name, self.content):
+                image = self._read(shrink) if pixels is None else _image(pixels)
+                pixels = _pixels(image if self.turn is None else image.transpose(self.turn), channels, self.name)
+        return _channels(crop.of(pixels, shrink) if crop else pixels, channels, self.name)
+
+    def _read(self, shrink: int) -> Image.Image:
+        assert isinstance(self.content, bytes)
+        image = self.opened or Image.open(BytesIO(self.content), formats=FORMATS)
+        if shrink > 1:
+            image.draft(None, (image.size[0] // shrink, image.size[1] // shrink))
+        return image
 
 
 def opened(content: bytes | NDArray[np.uint8] | Image.Image, name: str) -> Opened:
-    """An image file's bytes, pixels (H, W, C) or a picture of Pillow's, ready to be decoded. ValueError as `decode`
+    """An image file's bytes, pixels (H, W, C) or an image of Pillow's, ready to be decoded. ValueError as `decode`
     raises it."""
     if isinstance(content, np.ndarray):
+        if content.ndim != 3 or not content.size or content.dtype != np.uint8:
+            raise ValueError(f"{name} is {content.dtype} {content.shape}; it must be uint8 (height, width, channels).")
         return Opened((content.shape[0], content.shape[1]), name, content)
     if isinstance(content, Image.Image):
         with _sentences(name, b""):
-            return _picture(content, b"", name, None)
-    if not content:
-        raise ValueError(f"{name} is empty; copy or download it again.")
+            return _opened(content, b"", name, None)
     head = jpeg.header(content)
     if head and head.plain and 0 < head.height * head.width <= PIXELS:
         return Opened((head.height, head.width), name, content, head)
     with _sentences(name, content):
-        return _picture(Image.open(BytesIO(content), formats=FORMATS), content, name, head)
+        return _opened(Image.open(BytesIO(content), formats=FORMATS), content, name, head)
 
 
-def _picture(picture: Image.Image, content: bytes, name: str, head: jpeg.Header | None) -> Opened:
-    _bounded(picture, name)
-    if picture.format != "JPEG" or picture.mode not in ("L", "RGB"):
-        picture.load()  # only now does Pillow know which way up a TIFF is
-    turn = _turn(picture)
-    height, width = picture.size[:: 1 if turn in SIDEWAYS else -1]
-    return Opened((height, width), name, content, head, picture, turn)
+def _opened(image: Image.Image, content: bytes, name: str, head: jpeg.Header | None) -> Opened:
+    """ValueError, by the header, for an image that would fill the memory, or has no pixels."""
+    width, height = image.size
+    if width * height > PIXELS:
+        raise _Refused(f"{name} has {width} x {height} pixels, more than the {PIXELS:,} decoded; scale it down.")
+    if not width * height:
+        raise _Refused(f"{name} has {width} x {height} pixels, so there is nothing to see.")
+    if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        head = None
+        image.load()  # only now does Pillow know which way up a TIFF is
+    turn = _turn(image)
+    width, height = image.size[:: -1 if turn in SIDEWAYS else 1]
+    return Opened((height, width), name, content, head, image, turn)
 
 
 @contextmanager
 def _sentences(name: str, content: bytes) -> Iterator[None]:
-    """Whatever Pillow raises becomes one sentence that names the image. A file that opens may still fail anywhere in
-    its pixels."""
+    """Any error of Pillow's becomes one sentence that names the image. A file that opens may still fail anywhere in its
+    pixels."""
     try:
         with quiet():
             yield
     except _Refused:
         raise
     except UnidentifiedImageError:
-        raise ValueError(f"{name} {_looks(content)}") from None
+        raise ValueError(f"{name} {_described(content)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has more than the {PIXELS:,} pixels that are decoded; scale it down.") from None
     except Exception as error:  # damaged bytes make Pillow's parsers raise anything
@@ -162,24 +156,13 @@ def _sentences(name: str, content: bytes) -> Iterator[None]:
         raise ValueError(f"{name} is cut short or damaged ({reason}); copy or download it again.") from error
 
 
-def _jpeg(picture: Image.Image, content: bytes, shrink: int, bottom: int | None) -> NDArray[np.uint8]:
-    """A grey or RGB JPEG at 1 / shrink of its size, rounded up, down to `bottom` at least: uint8 (h, w, 1 or 3)."""
-    head = jpeg.header(content)
-    pixels = jpeg.decode(content, head, shrink, bottom) if head else None
-    if pixels is None:
-        if shrink > 1:
-            picture.draft(None, (picture.size[0] // shrink, picture.size[1] // shrink))
-        pixels = _array(picture)
-    return pixels
-
-
 def _channels(pixels: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
-    """An array's pixels with so many channels: grey as RGB, or RGB as grey. ValueError for any other change."""
+    """Pixels with so many channels: grey as RGB, or RGB as grey. ValueError for any other change."""
     found = pixels.shape[2]
     if found == 1 != channels:
         return np.repeat(pixels, channels, axis=2)
-    if found == 3 and channels == 1:  # Pillow's weights of L: ITU-R 601-2
-        return (pixels @ np.array([19595, 38470, 7471]) + 0x8000 >> 16).astype(np.uint8)[:, :, None]
+    if found == 3 and channels == 1:
+        return np.array(_image(pixels).convert("L"))[:, :, None]
     if found != channels:
         raise ValueError(f"{name} has {found} channels, but {channels} are wanted.")
     return pixels
@@ -189,38 +172,24 @@ def _image(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
 
 
-def _array(picture: Image.Image) -> NDArray[np.uint8]:
-    """Grey or RGB as uint8 (H, W, 1 or 3)."""
-    return np.array(picture).reshape(picture.height, picture.width, -1)
-
-
-def _converted(pixels: NDArray[np.uint8], channels: int, name: str) -> NDArray[np.uint8]:
-    """Grey as RGB, or RGB as grey."""
-    return pixels if pixels.shape[2] == channels else _pixels(_image(pixels), channels, name)
-
-
 def read(path: Path) -> bytes:
-    """The bytes of an image file. ValueError where it is missing, no regular file, too large or unreadable."""
+    """The bytes of an image file. ValueError where it is missing, not a regular file, too large or unreadable."""
     try:
-        found = _status(path)
+        found = os.stat(path)  # once: each of Path's own questions would ask the system again
         if stat.S_ISDIR(found.st_mode):
-            raise ValueError(f"{path} is a folder, not an image; name the files in it.")
+            raise _Refused(f"{path} is a folder, not an image; name the files in it.")
         if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device might never end
-            raise ValueError(f"{path} is not a regular file; copy its content to one.")
+            raise _Refused(f"{path} is not a regular file; copy its content to one.")
         if found.st_size > BYTES:
-            raise ValueError(f"{path} has {found.st_size:,} bytes, more than the {BYTES:,} that an image may have.")
+            raise _Refused(f"{path} has {found.st_size:,} bytes, more than the {BYTES:,} that an image may have.")
         with open(path, "rb", buffering=0) as file:
             return file.readall()
+    except _Refused:
+        raise
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
+        raise ValueError(f"{path} does not exist; check its name.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
-
-
-def _status(path: Path) -> os.stat_result:
-    """Asked for once: each of Path's own questions would ask the system again."""
-    try:
-        return os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # which a zero in the name is
-        raise ValueError(f"{path} does not exist; check its name.") from None
 
 
 def find(path: Path) -> list[Path]:
@@ -238,16 +207,7 @@ def find(path: Path) -> list[Path]:
 
 
 class _Refused(ValueError):
-    """A sentence of ours: it needs no other around it."""
-
-
-def _bounded(image: Image.Image, name: str) -> None:
-    """Refuses, by its header, an image that would fill the memory, or has no pixels."""
-    width, height = image.size
-    if width * height > PIXELS:
-        raise _Refused(f"{name} has {width} x {height} pixels, more than the {PIXELS:,} decoded; scale it down.")
-    if not width * height:
-        raise _Refused(f"{name} has {width} x {height} pixels, so there is nothing to see.")
+    """One of our own sentences, which needs no other around it."""
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -259,7 +219,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _pixels(image: Image.Image, channels: int, name: str) -> NDArray[np.uint8]:
-    """Any mode of Pillow's as uint8 (H, W, channels)."""
+    """An image of any mode as uint8 (H, W, channels)."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         image = Image.fromarray(_eight_bits(image))
     elif image.mode in ("I", "F"):
@@ -270,7 +230,7 @@ def _pixels(image: Image.Image, channels: int, name: str) -> NDArray[np.uint8]:
         image = Image.new("RGB", image.size, "white")
         image.paste(seen, mask=seen)
     mode = "L" if channels == 1 else "RGB"
-    # PIL has no way from CMYK or a palette to grey but through RGB.
+    # Pillow has no way from CMYK or a palette to grey but through RGB.
     image = image if image.mode in (mode, "L", "RGB") else image.convert("RGB")
     pixels = np.array(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -286,16 +246,12 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
     return (values >> (bits - 8)).astype(np.uint8)
 
 
-def _looks(data: bytes) -> str:
+def _described(data: bytes) -> str:
     """What data that Pillow does not open seems to be, and what to do."""
-    start = data[:512].lstrip()
-    if start.startswith(STARTS):
+    if data[:512].lstrip().startswith(STARTS):
         return "is cut short or damaged (its header cannot be read); copy or download it again."
-    if start.startswith(b"<") and b"<svg" not in start:
-        return "is a web page, perhaps of a download that failed; download the image again."
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the image itself; git lfs pull fetches it."
-    return "is not an image of a kind that is read here; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF."
+    other = "is not an image of a format that is read here; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF."
+    return stray(data) or other
 
 
 class _Overlap:

@@ -1,11 +1,11 @@
-"""JPEG files: what their headers say, and their pixels by simplejpeg, of which only the rows that are wanted.
+"""JPEG files: what their headers say, and their pixels by simplejpeg, only down to the last row that is wanted.
 
     head = header(data)                       # None: a kind that Pillow has to read
     decode(data, head)                        # uint8 (H, W, 1 or 3), the same bits as Pillow's
     decode(data, head, shrink=2, bottom=80)   # at half the size, down to row 80 of the whole or a little below
 
-A codec reads from the top and cannot leave out what lies above or beside a part, for each block's code begins where the
-last one's ends; but it can stop below it. So the file is told to be as high as it has to be: random crops of a
+A codec reads from the top and cannot leave out what lies above or beside a crop, because each block's code begins where
+the last one's ends; but it can stop below it. So the header's height is lowered to what is needed: random crops of a
 photograph then take a seventh less.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; others are arithmetically coded, lossless or hierarchical
 DHT, EOI, SOS, DQT, DRI, APP0, APP1, APP2, COM = 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xFE
 PLAIN = {DHT, DQT, APP0, 0xED, 0xEE, COM}  # 0xED is Photoshop's, 0xEE Adobe's
-# libjpeg's words where a file goes on after the last row. It tells the first of its warnings: before this one all was
-# well. Should they change, the whole file is decoded.
+# libjpeg's warning where a file goes on after the last row. simplejpeg raises the first one: before it all was well.
+# Should these words change, the whole file is decoded.
 REST = f"extraneous bytes before marker 0x{EOI:02x}"
 
 
@@ -32,13 +32,13 @@ class Header(NamedTuple):
     plain: bool
     """Whether nothing in it may turn the image (EXIF, XMP) or hold others (MPF), so that Pillow need not look."""
     place: int
-    """Of the height's two bytes in the file."""
+    """Where the height's two bytes are in the file."""
     rows: int
-    """That it is coded in at once, a multiple of 8; 0 where the file cannot be cut below some of them."""
+    """How many are coded together, a multiple of 8; 0 where the file cannot be cut below some of them."""
 
 
 def header(data: bytes) -> Header | None:
-    """None where it is no JPEG of one or three channels and 8 bits, or its header is unusual or damaged."""
+    """None where it is not a JPEG of one or three channels and 8 bits, or its header is unusual or damaged."""
     if data[:2] != b"\xff\xd8":
         return None
     place, frame, plain, cut = 2, 0, True, True
@@ -68,15 +68,15 @@ def header(data: bytes) -> Header | None:
 def decode(
     data: bytes, head: Header, shrink: int = 1, bottom: int | None = None, channels: int = 1
 ) -> NDArray[np.uint8] | None:
-    """The pixels at 1 / shrink (1, 2, 4 or 8) of the size, rounded up: uint8 (h, w, 1 or 3), the rows above the whole's
-    row `bottom` at least; None where libjpeg warns of something, which Pillow shall judge.
+    """The pixels at 1 / shrink (1, 2, 4 or 8) of the size, rounded up: uint8 (h, w, 1 or 3), at least the rows above
+    row `bottom` of the whole; None where libjpeg warns of something, which Pillow shall judge.
 
-    channels: 3 is grey as RGB, too; 1 leaves RGB as it is, for libjpeg's grey is not that of Pillow.
+    channels: 3 is grey as RGB, too; 1 leaves RGB as it is, because libjpeg's grey is not Pillow's.
     """
     channels = max(channels, head.channels)
     height, content = head.height, data
     if bottom is not None and head.rows:
-        # One pixel more, for chroma is interpolated between rows.
+        # One pixel more, because chroma is interpolated between rows.
         height = min(height, ((bottom + shrink - 1) // head.rows + 1) * head.rows)
     if height < head.height:
         content = bytearray(data)

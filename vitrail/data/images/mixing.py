@@ -1,9 +1,9 @@
-"""Mixup and CutMix on the device: sample 2i is mixed with sample 2i + 1, so half a batch mixes as the whole does.
+"""Mixup and CutMix on the device: sample 2i is mixed with sample 2i + 1, so that half a batch mixes as the whole does.
 
     lam, box = draws(keys, how, (224, 224))                  # by the loader: it travels as batch["lam"], batch["box"]
     images, targets = mix(images, targets, lam, box)         # by the task: no loop, no waiting for the device
 
-The two of a pair share one draw, a function of the first one's key (order.py); a last odd sample is not mixed. Mixup is
+A pair has one draw, a function of its first sample's key (order.py); a last odd sample is not mixed. Mixup is
 Zhang et al., arXiv 1710.09412; CutMix is Yun et al., arXiv 1905.04899.
 """
 
@@ -22,7 +22,7 @@ from vitrail.data.order import MIX_SALT
 def draws(
     keys: NDArray[np.uint64], how: Augment, image_size: tuple[int, int]
 ) -> tuple[Float32[Tensor, "B"], Int64[Tensor, "B 4"]]:
-    """What each sample keeps of itself, 0 to 1, and the (top, left, bottom, right) that its partner fills.
+    """The fraction of itself that each sample keeps, and the (top, left, bottom, right) that its partner fills.
 
     keys: of an even place of the batch onwards. The box is zeros where the pair is not cut, and lam 1 where it is not
     mixed at all.
@@ -37,7 +37,7 @@ def draws(
 def mix(
     images: Num[Tensor, "B C H W"], targets: Float[Tensor, "B K"], lam: Float[Tensor, "B"], box: Int64[Tensor, "B 4"]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-    """Images, bytes or normalised, and targets, each with its share of its partner; images as float32 or wider.
+    """Images, bytes or normalised, and targets, each mixed with its partner; images as float32 or wider.
 
     lam, box: as draws() gives them, on the images' device.
     """
@@ -48,8 +48,8 @@ def mix(
     top, left, bottom, right = box.view(-1, 4, 1, 1, 1).unbind(1)
     inside = (top <= rows[:, None]) & (rows[:, None] < bottom) & (left <= columns) & (columns < right)
     cut = (top < bottom) & (left < right)
-    share = torch.where(cut, inside.to(images.dtype), 1 - lam.to(images.dtype).view(-1, 1, 1, 1))
-    return images.lerp(images[partner], share), targets.lerp(targets[partner], (1 - lam).to(targets.dtype)[:, None])
+    weight = torch.where(cut, inside.to(images.dtype), 1 - lam.to(images.dtype).view(-1, 1, 1, 1))
+    return images.lerp(images[partner], weight), targets.lerp(targets[partner], (1 - lam).to(targets.dtype)[:, None])
 
 
 def _pair(key: int, how: Augment, size: tuple[int, int]) -> tuple[float, tuple[int, int, int, int]]:

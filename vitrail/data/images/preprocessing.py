@@ -1,9 +1,9 @@
-"""Preprocessing: how pixels become a model's input, described once, and carried with the weights (law 3).
+"""Preprocessing: how pixels become a model's input, described once, and kept with the weights (law 3).
 
     how = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD, resize="crop", crop_fraction=0.875)
     normalise(images, how, torch.float32)   # a batch on its device, uint8 -> float
 
-geometry.py resizes and crops as it says; what is random about training images is in augment.py.
+geometry.py resizes and crops as it says; augment.py draws what is random about training images.
 """
 
 import math
@@ -23,16 +23,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From pixels to the model's input; it travels with the weights (law 3).
+    """From pixels to the model's input. ValueError for a value out of its range.
 
     image_size: (height, width) that the model was made for. mean, std: per channel, for pixels in [0, 1].
-    resize: how an image of another size comes to image_size.
-        squash: to that height and width, whatever its shape: the whole image, distorted (Google's code).
+    resize: how an image of another size is brought to image_size.
+        squash: to that height and width, without regard to its shape: the whole image, distorted (Google's code).
         crop: the shorter side to image_size / crop_fraction, then the centre (timm's "center", torchvision, DeiT).
         pad: the longer side to image_size / crop_fraction, the mean colour around it (timm's "border").
         native: it stays as it is, and the model resamples its positions.
-    crop_fraction: how much of the resized image's side image_size is; 1 loses nothing that the shape does not.
-    interpolation: with antialiasing, always.
+    crop_fraction: image_size as a fraction of the resized image's side; at 1, only what the shape costs is cut off.
+    interpolation: always with antialiasing.
     """
 
     image_size: tuple[int, int]
@@ -64,7 +64,7 @@ def normalise(images: Num[Tensor, "B C H W"], how: Preprocessing, dtype: torch.d
     """(images / 255 - mean) / std, as one multiply and one add per pixel, on the images' device; a half-precision
     `dtype` is rounded once, at the end. images: bytes, or, where they were mixed, numbers from 0 to 255."""
     exact = torch.promote_types(dtype, torch.float32)
-    # What is made while a graph is traced is of that graph.
+    # A tensor that is made while a graph is traced belongs to that graph.
     made = _affine.__wrapped__ if torch.compiler.is_compiling() else _affine
     shift, scale = made(how.mean, how.std, exact, images.device)
     return torch.addcmul(shift, images.to(exact), scale).to(dtype)
@@ -74,7 +74,7 @@ def normalise(images: Num[Tensor, "B C H W"], how: Preprocessing, dtype: torch.d
 def _affine(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "C 1 1"], Float[Tensor, "C 1 1"]]:
-    """-mean / std and 1 / (255 std). Kept: numbers that are copied to a GPU make it finish all its work first."""
+    """-mean / std and 1 / (255 std). Cached, because copying numbers to a GPU waits for all its work."""
     with torch.inference_mode(False):  # or training could not use what an evaluation made
         m, s = (torch.tensor(v, dtype=dtype, device=device).view(-1, 1, 1) for v in (mean, std))
         return -m / s, 1 / (255 * s)

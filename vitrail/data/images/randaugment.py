@@ -15,8 +15,8 @@ RandAugment (Cubuk et al., arXiv 1909.13719) has the operations and the scale of
     solarize-add                            int(110 m) is added to what lies below 128
 
 So a larger magnitude is not stronger in each of them, as it is in timm's "inc1" policies. Two things differ from
-big_vision: contrast turns about the image's mean, which a slip there makes a constant, and what moves in is of the mean
-colour. Pixels that move go to the nearest place, as in Google's code and torchvision.
+big_vision: contrast scales about the image's mean, which an error there makes a constant, and what moves in has the
+mean colour. Moved pixels are sampled by nearest neighbour, as in Google's code and torchvision.
 """
 
 import math
@@ -52,7 +52,7 @@ OPERATIONS = (*RECOLOURINGS, *MOVES)
 def randaugment(
     image: Image.Image, count: int, magnitude: float, fill: tuple[int, ...], generator: Generator
 ) -> Image.Image:
-    """`count` operations, each drawn from all, at one magnitude, and as likely one way as the other.
+    """`count` operations, each drawn from all, at one magnitude, with a random sign.
 
     fill: the colour of what was outside the image.
     """
@@ -63,7 +63,7 @@ def randaugment(
 
 
 def operate(name: str, image: Image.Image, m: float, fill: tuple[int, ...]) -> Image.Image:
-    """One operation; m: magnitude / 10, whose sign is the way in which the image is moved."""
+    """One operation; m: magnitude / 10, whose sign is the direction of a move."""
     if name in RECOLOURINGS:
         return RECOLOURINGS[name](abs(m), image)
     colour = fill if image.mode == "RGB" else fill[0]

@@ -1,0 +1,150 @@
+"""Work done ahead: in order, no further than asked, ended with whoever asks for it, deaf to what is for the parent."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from vitrail.batch import Batch
+from vitrail.data.stream import Loaded, prefetch, stream, workers_for
+
+
+class Numbers(Dataset):
+    """Batches of one number; those of `missing` have no image, and `broken` cannot be made."""
+
+    def __init__(self, missing=(), broken=None):
+        self.made, self.missing, self.broken = [], missing, broken
+
+    def __getitem__(self, key):
+        self.made.append(key)
+        time.sleep(1e-4 * (key % 3))  # so that threads and processes end out of order
+        if key == self.broken:
+            raise ValueError(f"{key} cannot be read.")
+        return Loaded(
+            None if key in self.missing else Batch(number=torch.tensor([key])), (f"{key} is odd",) * (key % 2)
+        )
+
+
+def nothing_runs():
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    return not multiprocessing.active_children() and not threads
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_come_in_order_and_problems_with_them(workers):
+    told = []
+    found = stream(Numbers(missing=(2, 5)), range(9), workers, skipped=told.append)
+    assert [batch["number"].item() for batch in found] == [0, 1, 3, 4, 6, 7, 8]
+    assert told == ["1 is odd", "3 is odd", "5 is odd", "7 is odd"]
+    assert list(stream(Numbers(), range(0), workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_comes_at_its_batch_as_one_sentence_and_ends_all(workers):
+    batches = stream(Numbers(broken=3), range(100), workers)
+    assert [next(batches)["number"].item() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"^3 cannot be read\.$"):
+        next(batches)
+    assert nothing_runs()
+
+
+@pytest.mark.parametrize(("workers", "taken"), [(0, 0), (0, 1), (0, 3), (2, 1)])
+def test_leaving_midway_ends_threads_and_processes_and_makes_no_more(workers, taken):
+    made = Numbers()
+    batches = stream(made, range(5000), workers)
+    assert [next(batches)["number"].item() for _ in range(taken)] == list(range(taken))
+    batches.close()
+    assert nothing_runs()
+    assert len(made.made) <= taken + 2
+
+
+def test_things_are_prepared_ahead_but_no_further_than_asked():
+    made = []
+    items = prefetch(lambda key: made.append(key) or key, range(5000), 3)
+    assert next(items) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert made == [0, 1, 2, 3]
+    items.close()
+
+
+def test_workers_are_threads_with_a_cpu_and_processes_with_a_gpu():
+    assert workers_for(torch.device("cpu"), None) == workers_for(torch.device("cuda"), 0) == 0
+    assert 1 <= workers_for(torch.device("cuda"), None) <= 16
+    assert workers_for(torch.device("cpu"), 3) == 3
+
+
+# Streams until it is asked to stop; a batch is larger than a pipe, so that a worker may wait until it is read.
+PROGRAM = """
+import os, signal, sys, time
+import numpy as np, torch
+from vitrail.batch import Batch
+from vitrail.data.stream import Loaded, stream
+
+class Slow(torch.utils.data.Dataset):
+    def __getitem__(self, key):
+        time.sleep(0.01)
+        return Loaded(Batch(images=torch.zeros(1), large=[np.zeros(10**5)]))
+
+def ask(number, frame):
+    asked.append(number)
+    if os.getpid() != parent:
+        raise KeyboardInterrupt
+
+asked, parent = [], os.getpid()
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, ask)
+print("begins", flush=True)
+for place, batch in enumerate(stream(Slow(), range(10**6), 2)):
+    if place == 20:
+        print("runs", flush=True)
+    if asked and place > 100:
+        break
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def program():
+    """It runs in a process group of its own. Its output ends when the last process that may write to it ends, be it a
+    worker."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], **pipes, start_new_session=True)
+    assert process.stdout.readline() == "begins\n"
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stop_that_the_whole_group_gets_is_for_the_parent_alone(program, number):
+    """From before there are workers until they work."""
+    for _ in range(100):
+        os.killpg(program.pid, number)
+        time.sleep(0.01)
+    out, errors = program.communicate("\n", timeout=30)
+    assert (program.returncode, out, errors) == (0, "runs\n", "")
+
+
+@pytest.mark.slow
+def test_workers_end_within_20_seconds_of_a_parent_that_is_killed(program):
+    """Also one that waits until its batch is read, which torch's own watch leaves for ever."""
+    assert program.stdout.readline() == "runs\n"
+    time.sleep(0.5)
+    os.kill(program.pid, signal.SIGKILL)
+    program.communicate(timeout=20)
+    assert program.returncode == -signal.SIGKILL

@@ -1,8 +1,6 @@
 """What was measured on: the processor, the versions, the rate of its matrix products; and how tables are written.
 
-    python -m benchmarks.machine         describe this machine as JSON, matrix-product rate included
-
-Times from different machines cannot be compared; shares of the matrix-product rate can, roughly.
+Times from different machines cannot be compared; fractions of the matrix-product rate can, roughly.
 """
 
 from __future__ import annotations
@@ -52,13 +50,11 @@ def processor() -> str:
 
 def usable_cores() -> int:
     """Cores that this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds that the whole machine has spent so far, the hypervisor's share included; None if unknown."""
+    """Processor seconds that the whole machine has spent so far, the hypervisor's part included; None if unknown."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
@@ -153,15 +149,5 @@ def write_json(path: Path | None, document: dict[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.write_text(json.dumps(document, indent=1, default=str) + "\n")
     partial.replace(path)
-
-
-def main() -> None:
-    """Print this machine's description."""
-    rate = MatrixProduct("cpu").rate(2.0)
-    print(json.dumps(describe() | {"matrix_product_gflops": round(rate, 1)}, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -40,7 +40,7 @@ ENOUGH = 7  # rounds
 
 @dataclass(frozen=True)
 class Topic:
-    """A benchmark with its short settings, and its minutes of a quarter of an hour: three rounds of two quiet cores."""
+    """A benchmark with its short settings; minutes: of a quarter of an hour, for three rounds on two quiet cores."""
 
     about: str
     main: Callable[[Sequence[str]], int]
@@ -111,7 +111,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def words(name: str, minutes: float, options: argparse.Namespace) -> list[str]:
-    """What a topic's benchmark is given."""
+    """The command line of a topic's benchmark."""
     topic = TOPICS[name]
     found = [*topic.arguments, "--rounds", str(ENOUGH), "--minutes", f"{max(0.01, minutes):.2f}"]
     if topic.reads_photographs and options.data:
@@ -123,7 +123,7 @@ def words(name: str, minutes: float, options: argparse.Namespace) -> list[str]:
 
 
 def run(name: str, minutes: float, options: argparse.Namespace, gflops: float) -> dict[str, Any]:
-    """One topic, its table printed and written. What breaks it is told, and the others go on."""
+    """Runs one topic, prints and writes its table. What breaks it is printed, and the others go on."""
     topic, start, tables = TOPICS[name], time.perf_counter(), io.StringIO()
     if options.json:
         for old in (options.json / f"{name}.json", options.json / f"{name}.md"):
@@ -137,8 +137,8 @@ def run(name: str, minutes: float, options: argparse.Namespace, gflops: float) -
         traceback.print_exc()
         status = 1
     taken = (time.perf_counter() - start) / 60
-    told = f"{taken:.1f} minutes, status {status}; matrix products before it: {gflops:.0f} GFLOP/s."
-    report = f"## {name}: {topic.about}\n\n{told}\n\n{tables.getvalue().strip()}\n"
+    header = f"{taken:.1f} minutes, status {status}; matrix products before it: {gflops:.0f} GFLOP/s."
+    report = f"## {name}: {topic.about}\n\n{header}\n\n{tables.getvalue().strip()}\n"
     print(report, flush=True)
     if options.json:
         options.json.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def run(name: str, minutes: float, options: argparse.Namespace, gflops: float) -
 
 
 def run_all(options: argparse.Namespace, rate: Callable[[], float], summary: dict[str, Any]) -> None:
-    """Every topic with its part of the minutes that are left; the summary grows with them."""
+    """Runs every topic with its part of the minutes that are left, and adds each to the summary."""
     start = time.perf_counter()
     for place, name in enumerate(options.topics):
         gone = (time.perf_counter() - start) / 60

@@ -51,7 +51,7 @@ def tenth(epochs: int) -> int:
 
 
 def our_run(recipe: Recipe, data: Path, epochs: int, per_epoch: int, seed: int) -> Run:
-    """The recipe as a Run. per_epoch: steps of an epoch, a rest smaller than a batch left out, as timm does."""
+    """The recipe as a Run. per_epoch: steps of an epoch; what is left of the images is dropped, as timm does."""
     often = f"{tenth(epochs) * per_epoch} steps"
     augment = {"crop": "inception", "scale": recipe.scale, "flip": 0.5}
     how = {
@@ -72,7 +72,7 @@ def timm_words(recipe: Recipe, options: Namespace, data: Path, output: Path, epo
 
 
 def our_curve(folder: Path, per_epoch: int) -> Curve:
-    """Of a run's folder."""
+    """The evaluations in a run's folder."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"] // per_epoch, line["evaluation"]["accuracy"]) for line in lines if "evaluation" in line]
 
@@ -89,7 +89,7 @@ def epochs_in(recipe: Recipe, minutes: float, train_images: int, test_images: in
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Everything, from the archive to the two curves."""
+    """Trains both, from the archive to the two curves."""
     from vitrail import run
 
     with tempfile.TemporaryDirectory() as temporary:

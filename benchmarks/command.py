@@ -25,7 +25,7 @@ def names(value: str) -> tuple[str, ...]:
 
 
 def known(given: Iterable[str], choices: Iterable[str], parser: argparse.ArgumentParser) -> None:
-    """Ends the program where a name is not one of the choices, or none is given."""
+    """Ends the program if a name is not one of the choices, or none is given."""
     given, choices = tuple(given), tuple(choices)
     if unknown := [name for name in given if name not in choices] or ([] if given else ["nothing"]):
         parser.error(f"{', '.join(unknown)}: known are {', '.join(choices)}")
@@ -46,7 +46,7 @@ def file(value: str) -> Path:
 
 
 def parser(topic: str, doc: str | None, rounds: int | None = 5) -> argparse.ArgumentParser:
-    """A topic's, with the options that all have. rounds: by default; None for a topic that has none."""
+    """A topic's parser, with the options that all topics have. rounds: the default; None for a topic without rounds."""
     found = argparse.ArgumentParser(prog=f"python -m benchmarks.{topic}", description=(doc or "").split("\n")[0])
     found.add_argument("--json", type=Path, metavar="FILE")
     if rounds:
@@ -63,7 +63,7 @@ def run(
     measure: Callable[[argparse.Namespace, list[Record]], Iterable[None]],
     text: Callable[[list[Record]], str],
 ) -> int:
-    """Measures, keeping what there is whenever `measure` yields, and prints the tables.
+    """Measures, writes what there is whenever `measure` yields, and prints the tables.
 
     Exit status: 0 done, 1 done but something failed, 2 bad input, 130 interrupted.
     """

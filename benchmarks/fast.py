@@ -4,8 +4,8 @@
     python -m benchmarks.fast cifar10 --data cifar10.tar.gz --timm-script train.py --seeds 0 --side-by-side
 
 Every runner is a process of its own, from its start to its last evaluation on the test images, one after the other on
-all cores, or, --side-by-side, each on a core of its own. timm's script and the bare loop train the same model; nobody
-was tuned on the seeds that are shown but by those who wrote them. The bare loop's cosine ends when its time does.
+all cores, or (--side-by-side) each on a core of its own. timm's script and the bare loop train the same model; nothing
+was tuned for the seeds that are shown. The bare loop's cosine ends when its time does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmarks.timm_script import Shape
 class Setting:
     """A data set: how the peers train, how long `fast` does, and by how many pixels the bare loop shifts.
 
-    epochs: of timm's script, which took 27 minutes of one core; its crops are mild, for those learn faster.
+    epochs: of timm's script, which took 27 minutes of one core; its crops are mild, because those learn faster.
     """
 
     recipe: Recipe
@@ -136,7 +136,7 @@ def folders(data: Path, folder: Path, recipe: Recipe) -> Path:
 
 
 def jobs_of(options: Namespace, folder: Path) -> list[Job]:
-    """The script once, then each seed of the others."""
+    """timm's script once, then each seed of the others."""
     setting, found = SETTINGS[options.data_set], []
     data = unpacked(options.data, folder / "data") if options.data.is_file() else options.data
     if not data.exists():
@@ -160,7 +160,7 @@ def jobs_of(options: Namespace, folder: Path) -> list[Job]:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Every job, to its end."""
+    """Runs every job to its end."""
     cores = [[core] for core in sorted(os.sched_getaffinity(0))] if options.side_by_side else [[]]
     with tempfile.TemporaryDirectory() as folder:
         jobs = jobs_of(options, Path(folder).resolve())
@@ -172,7 +172,7 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
 
 
 def text(records: list[Record]) -> str:
-    """The result; each `fast` beside each peer: the ratio of their times by seed, and the points that it is ahead."""
+    """The table; each `fast` beside each peer: the ratio of their times, seed by seed, and the difference in points."""
     runners: dict[str, dict[int, Record]] = {}
     for record in records:
         if record["curve"]:

@@ -29,7 +29,7 @@ from benchmarks.command import known, names
 from benchmarks.machine import usable_cores
 from benchmarks.peers import Case
 from benchmarks.pool import Worker, WorkerError, environment
-from benchmarks.rounds import STEPS, Record, fail, found, left, new, say, steady
+from benchmarks.rounds import STEPS, Record, fail, left, new, say, steady, values
 from benchmarks.throughput import gpu
 
 REAL = "real"
@@ -43,13 +43,13 @@ SPARE = 1.3  # what fragments, workspaces and the compiler add to the estimate
 
 
 def libraries_of(case: str, options: Namespace) -> list[str]:
-    """Those that a case has: fp8 where the layers are large."""
+    """The libraries that a case has: fp8 only where the layers are large."""
     low = case in LOW or options.tiny
     return [name for name in options.libraries if low or not name.endswith("fp8")]
 
 
 def fitting(case: Case, most: int, models: int, free: int) -> int:
-    """The largest power of two of images, up to `most`, whose step fits beside the state of so many models."""
+    """The largest batch, a power of two up to `most`, whose step fits beside the state of so many models."""
     from vitrail.models.cost import activations, parameters
     from vitrail.models.zoo import configure
 
@@ -62,7 +62,7 @@ def fitting(case: Case, most: int, models: int, free: int) -> int:
 
 
 def flops(case: Case) -> float:
-    """Of a step, for one image: the backward pass is two forward passes."""
+    """FLOPs of a step for one image: the backward pass is two forward passes."""
     from vitrail.models.cost import flops
     from vitrail.models.zoo import configure
 
@@ -70,7 +70,7 @@ def flops(case: Case) -> float:
 
 
 def steps(title: str, most: int, options: Namespace) -> Record:
-    """One case. A batch that does not fit after all is halved, once."""
+    """Measures one case. A batch that does not fit after all is halved, once."""
     case, libraries = Case.parse(title), libraries_of(title, options)
     for attempt in (0, 1):
         with Worker(title, environment({}, options.cache), "benchmarks.gpu_worker") as worker:
@@ -89,7 +89,7 @@ def steps(title: str, most: int, options: Namespace) -> Record:
 
 
 def build(worker: Worker, libraries: Sequence[str], record: Record, options: Namespace) -> list[str]:
-    """Compiles and warms up one after the other; returns those that are ready, and notes what no time was left for."""
+    """Compiles and warms up one library after the other; returns those that are ready, and notes those without time."""
     request = {"case": record["case"], "batch": record["batch"], "device": options.device, "backend": options.backend}
     ready: list[str] = []
     for library in libraries:
@@ -110,7 +110,7 @@ def build(worker: Worker, libraries: Sequence[str], record: Record, options: Nam
 
 
 def turn(worker: Worker, library: str, record: Record, options: Namespace) -> dict[str, Any]:
-    """About `burst` seconds of steps."""
+    """One library's turn: about `burst` seconds of steps."""
     count = max(1, round(options.burst / record["libraries"][library]["step_seconds"]))
     answer = worker.ask("steps", left(options.until), library=library, count=count)
     return answer | {"seconds": answer["seconds"] / record["batch"]}
@@ -122,7 +122,7 @@ def rate(worker: Worker, record: Record, options: Namespace) -> None:
 
 
 def real(title: str, batch: int, options: Namespace) -> Record:
-    """The Trainer on drawn JPEGs; each is read once."""
+    """Measures the Trainer on drawn JPEGs; each is read once."""
     case = title.removeprefix(REAL).strip()
     record = new(title, "vitrail", batch=batch, matrix_gflops=[], workers=options.workers)
     # What the processes prepared while the model was compiled is used up before the clock starts.
@@ -143,7 +143,7 @@ def real(title: str, batch: int, options: Namespace) -> Record:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """All cases in order, as long as there is time; yields after each."""
+    """Measures all cases in order, as long as there is time; yields after each."""
     sizes = TINY if options.tiny else CASES
     with tempfile.TemporaryDirectory(prefix="vitrail-benchmark-") as cache:
         options.cache = Path(cache)
@@ -160,11 +160,11 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
 
 
 def column(key: str, form: str) -> Any:
-    """A column with the median of a contestant's numbers, or its one number."""
+    """A column with the median of a contestant's numbers, or its only number."""
 
     def cell(record: Record, name: str) -> str:
         value = record["libraries"][name].get(key)
-        value = statistics.median(found(record, name, key)) if isinstance(value, list) else value
+        value = statistics.median(values(record, name, key)) if isinstance(value, list) else value
         return "-" if value is None else f"{value:{form}}"
 
     return cell

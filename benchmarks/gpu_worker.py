@@ -64,7 +64,7 @@ class Trainee:
         self.batch = Batch(**drawn).to(self.device)
 
     def step(self) -> None:
-        """What the Trainer does for a step."""
+        """One step, as the Trainer does it."""
         from vitrail.optim.build import clip
         from vitrail.runtime.threads import Replicas
         from vitrail.train import accumulate
@@ -100,7 +100,7 @@ class Trainee:
 
 
 def compile_units(task: Classify, backend: str) -> None:
-    """Every block by itself, which is what each library's longest list of modules holds."""
+    """Compiles every block by itself: the members of each library's longest list of modules."""
     from torch import nn
 
     from vitrail.models.vit import ViT
@@ -115,14 +115,14 @@ def compile_units(task: Classify, backend: str) -> None:
 
 
 def graphs() -> int:
-    """How many graphs were compiled up to now."""
+    """How many graphs have been compiled."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]
 
 
 def wait(device: Any) -> None:
-    """Until the device has done all its work."""
+    """Waits until the device has done all its work."""
     import torch
 
     if device.type == "cuda":
@@ -130,7 +130,7 @@ def wait(device: Any) -> None:
 
 
 def real(case: str, batch: int, steps: int, warm: int, workers: int, device: str, images: int) -> dict[str, Any]:
-    """The Trainer, whole, on JPEGs: processes decode, crop and mirror them."""
+    """Runs the whole Trainer on JPEGs: processes decode, crop and mirror them."""
     from benchmarks import trainee
     from benchmarks.peers import Case
     from benchmarks.photographs import photographs
@@ -153,7 +153,7 @@ class GpuDesk(Desk):
         self.trainees: dict[str, Trainee] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one request."""
+        """Carries out one request."""
         match request.pop("do"):
             case "device":
                 return device_facts(request["device"])

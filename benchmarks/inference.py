@@ -5,7 +5,7 @@
 
 Interleaved rounds in fresh processes, as benchmarks/measure.py has them. The ratio is the first library's time divided
 by the others': how many times faster than it they are. `vitrail` alone is the model as training has it, `vitrail:plain`
-what predict and evaluate use. What int8 loses, `vitrail evaluate --int8` tells.
+what predict and evaluate use. `vitrail evaluate --int8` measures what int8 loses.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import command
@@ -40,21 +41,16 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Every case with every batch."""
+    """Measures every case with every batch."""
     rows = [Setting(str(case), "forward", "eager", int(batch)) for batch in options.batches for case in options.cases]
     with tempfile.TemporaryDirectory(prefix="vitrail-benchmark-") as cache:
         options.cache = Path(cache)
         yield from speeds(options, records, rows)
 
 
-def text(records: list[Record]) -> str:
-    """The table."""
-    return report(records, COLUMNS)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: benchmarks/command.py."""
-    return command.run("inference", parse(arguments), measure, text)
+    return command.run("inference", parse(arguments), measure, partial(report, columns=COLUMNS))
 
 
 if __name__ == "__main__":

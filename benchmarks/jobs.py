@@ -1,4 +1,4 @@
-"""Whole trainings as processes, on cores of their own or in turn on all, and what accuracy each ended with.
+"""Whole trainings as processes, on cores of their own or in turn on all, and the accuracy that each ended with.
 
 jobs = [Job("timm", 0, words, folder / "timm", timms_curve), ...]
 run_all(jobs, [[0], [1]])           # two at a time, each on one core
@@ -37,7 +37,7 @@ class Recipe:
     smoothing: float = 0.1
 
     def timm(self, script: Path, data: Path, output: Path, epochs: int, warmup: int, **more: Any) -> list[str]:
-        """timm's training script: AdamW, `warmup` of the epochs before the cosine, flips and random crops; its
+        """A run of timm's script: AdamW, `warmup` of the epochs before the cosine, flips and random crops; its
         summary.csv will lie in `output`."""
         images = {"train_split": "train", "val_split": "test", "mean": self.mean, "std": self.std}
         augment = {"scale": self.scale, "hflip": 0.5, "smoothing": self.smoothing}
@@ -50,7 +50,7 @@ class Recipe:
 
 @dataclass
 class Job:
-    """A process that trains, and what came of it. read: finds its evaluations, from its folder or what it printed."""
+    """A process that trains, and its result. read: gets the evaluations, from its folder or from what it printed."""
 
     name: str
     seed: int
@@ -71,7 +71,7 @@ class Job:
             return subprocess.Popen([*pinned, *self.command], stdout=out, stderr=log, **options)
 
     def done(self, code: int, seconds: float) -> None:
-        """Reads what it found, or why it failed."""
+        """Reads its result, or why it failed."""
         self.seconds = round(seconds, 1)
         if code:
             self.error = f"status {code}\n{output(self.folder, 'log').read_text(errors='replace')[-1500:]}"
@@ -80,7 +80,7 @@ class Job:
         say(f"{self.name}, seed {self.seed}: {self.error or f'{self.curve[-1][1]:.2%}'} after {seconds:.0f} s")
 
     def record(self) -> Record:
-        """For the JSON file."""
+        """The job as a record of the JSON file."""
         errors = {f"{self.name}, seed {self.seed}": self.error} if self.error else {}
         found = {"runner": self.name, "seed": self.seed, "seconds": self.seconds, "curve": self.curve}
         return {"case": "training", "command": self.command, **found, "errors": errors}
@@ -112,11 +112,11 @@ def output(folder: Path, kind: str = "out") -> Path:
 
 
 def timms_curve(folder: Path) -> Curve:
-    """Of timm's script, whose output lies in the folder."""
+    """The evaluations of timm's script, whose output lies in the folder."""
     return timm_script.accuracies((folder / "summary.csv").read_text())
 
 
 def printed(folder: Path) -> Curve:
-    """Of a program that prints its accuracy as JSON, as `vitrail train --json` does."""
+    """The evaluation of a program that prints its accuracy as JSON, as `vitrail train --json` does."""
     found = json.loads(output(folder).read_text())
     return [(0, found.get("metrics", found)["accuracy"])]

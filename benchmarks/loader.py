@@ -6,8 +6,8 @@
 Random crops to 224 px, bicubic, mirrored, of 500 JPEGs, in batches of 64: timm's default loader (worker processes,
 Pillow, normalised after collation), an ImageFolder behind torch's DataLoader, and ours, which hands out bytes; ours,
 too, from a store that `vitrail data pack` made, and with two processes instead of threads. Each measurement is a
-fresh process with two workers. The ratio is timm's time divided by theirs: how many times faster they are. What packed
-images differ in is said, too: in evaluation, and for the same random crops.
+fresh process with two workers. The ratio is timm's time divided by theirs: how many times faster they are. How far
+packed images differ is measured, too: in evaluation, and for the same random crops.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def theirs(batches: Any) -> Iterator[int]:
 
 
 def training(data: Path) -> Training:
-    """Our training batches of the images there."""
+    """Our training batches of the images in a folder."""
     from vitrail.data.images.augment import Augment
     from vitrail.data.images.preprocessing import Preprocessing
     from vitrail.data.loader import Training
@@ -85,7 +85,7 @@ def training(data: Path) -> Training:
 
 
 def ours(data: Path, workers: int) -> Iterator[int]:
-    """The same of our loader, which gives whole batches of bytes; 0 workers are two threads."""
+    """The same for our loader, which gives whole batches of bytes; 0 workers are two threads."""
     from vitrail.data.stream import stream
 
     batches = training(data)
@@ -107,7 +107,7 @@ HOW = {
 
 
 def seconds_of_image(batches: Iterable[int]) -> float:
-    """From the end of the first epoch to that of the last."""
+    """Seconds per image, from the end of the first epoch to that of the last."""
     ends, images = [], 0
     for count in batches:
         images += count if ends else 0
@@ -133,7 +133,7 @@ def difference(data: Path, packed: Path, steps: int = IMAGES // BATCH) -> dict[s
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Every way of loading, in every round."""
+    """Measures every way of loading, in every round."""
     from vitrail.data.pack import pack
     from vitrail.data.sources.open import Data, find_splits
 
@@ -152,7 +152,7 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
 
 
 def text(records: list[Record]) -> str:
-    """The table, and what packed images differ in."""
+    """The table, and how far packed images differ."""
     levels = [f"{level:.2f} ({name})" for record in records for name, level in record.get("difference", {}).items()]
     differ = f"Packed images differ from the files' by {', '.join(levels)} grey levels on average."
     return "\n\n".join([report(records, {"images/s": images_per_second}), *([differ] if levels else []), TARGETS])

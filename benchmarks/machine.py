@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "),
         "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES if next(distributions(name=name), None)},
     }
 
 
@@ -68,14 +68,6 @@ def memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
-def installed(name: str) -> str | None:
-    """The version of an installed package; nothing is imported."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def commit() -> str | None:
     """The commit of this tree, with "+" when files differ from it; None before the first commit."""
     try:
@@ -91,7 +83,7 @@ def commit() -> str | None:
 
 
 class MatrixProduct:
-    """A large matrix product on one device, in the precision that the models use there: the limit to hold against."""
+    """A large matrix product on one device, in the precision that the models use there: the limit of the machine."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -144,7 +136,7 @@ def headline(machine: dict[str, Any]) -> str:
 
 
 def write_json(path: Path | None, document: dict[str, Any]) -> None:
-    """Write a result; a half-written file never replaces a whole one."""
+    """Writes a result; a half-written file never replaces a whole one."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

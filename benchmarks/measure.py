@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.peers import Case
 from benchmarks.pool import KEEP_FREED, PINNED, Worker, WorkerError, environment
-from benchmarks.rounds import Record, fail, new, piece, say, take_turns
+from benchmarks.rounds import Record, deadline, fail, new, say, take_turns
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Setting:
         return f"{self.case} {self.pass_name} {self.mode}, batch {self.batch}"
 
     def record(self, options: Namespace) -> Record:
-        """One without rounds."""
+        """A record without rounds."""
         return new(str(self), options.libraries[0], matrix_gflops=[])
 
     def request(self, library: str, options: Namespace) -> dict[str, Any]:
@@ -56,26 +56,26 @@ def batch_of(case: Case, pass_name: str, device: str) -> int:
 
 @contextmanager
 def matrix(options: Namespace) -> Iterator[Callable[[], float]]:
-    """A process that knows nothing but the matrix product, which tells its GFLOP/s whenever it is asked."""
+    """A process for matrix products only; yields a function that measures their GFLOP/s."""
     with Worker("matrix product", environment(KEEP_FREED if options.keep_freed else {})) as worker:
         worker.ask("matrix", options.timeout, device=options.device, threads=options.threads)
         yield lambda: worker.ask("rate", options.timeout)["gflops"]
 
 
 def speeds(options: Namespace, records: list[Record], rows: list[Setting]) -> Iterator[None]:
-    """All settings once, then all of them again in fresh processes, options.repeats times; yields after each."""
+    """Measures all settings, then all of them again in fresh processes, options.repeats times; yields after each."""
     found = [row.record(options) for row in rows]
     records += found
     with matrix(options) as rate:
         for repeat in range(options.repeats):
             for place, (row, record) in enumerate(zip(rows, found, strict=True)):
                 waiting = (options.repeats - repeat) * len(rows) - place
-                speed(record, row, options, rate, piece(options.until, waiting))
+                speed(record, row, options, rate, deadline(options.until, waiting))
                 yield
 
 
 def speed(record: Record, setting: Setting, options: Namespace, rate: Callable[[], float], until: float) -> None:
-    """One setting in fresh processes, which live side by side: every library's seconds of an image in every round."""
+    """Measures one setting in fresh processes, which live side by side: each library's seconds per image, by round."""
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for library in options.libraries:
@@ -99,7 +99,7 @@ def speed(record: Record, setting: Setting, options: Namespace, rate: Callable[[
 
 
 def prepare(worker: Worker, setting: Setting, options: Namespace) -> Record:
-    """Builds, counts, compiles, warms up; the last step's time tells how many make a burst."""
+    """Builds, counts, compiles, warms up; the last step's time decides how many make a burst."""
     worker.ask("build", options.timeout, **setting.request(worker.label, options))
     flops = worker.ask("flops", options.timeout)["flops"]
     first, second = (worker.ask("steps", options.timeout, count=1)["seconds"][0] for _ in range(2))

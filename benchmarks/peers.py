@@ -57,7 +57,7 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """Read "B/16@384"."""
+        """Reads "B/16@384"."""
         name, _, resolution = text.strip().partition("@")
         size, _, patch = name.partition("/")
         known = [f"{size}/{found.patch}" for size, found in ARCHITECTURES.items()] + list(SMALL_PATCHES)

@@ -5,7 +5,7 @@
         worker.ask("build", 600, library="timm", case="Ti/16@224", ...)
         worker.ask("steps", 60, count=3)["seconds"]
 
-A process that fails, dies or exceeds its time is a WorkerError with the reason, and never hangs the caller.
+A process that fails, dies or exceeds its time raises WorkerError with the reason, and never hangs the caller.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ KEEP_FREED = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-# For peak memory: glibc's own starting threshold, held there. Left alone it rises with what was freed before, and
-# then the peak depends on the history of the process.
+# For peak memory: glibc's own starting threshold, held there. By default it rises with what was freed before,
+# and then the peak depends on the history of the process.
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
 
 
 class WorkerError(RuntimeError):
-    """A worker could not do what it was asked; the message says why."""
+    """A process could not do what it was asked to; the message says why."""
 
 
 def environment(allocator: dict[str, str], cache: Path | None = None) -> dict[str, str]:
@@ -56,7 +56,7 @@ def finish(
     folder: Path = ROOT,
     merged: bool = False,
 ) -> str:
-    """What a command prints until it ends. merged: standard error, too."""
+    """What a command prints. merged: standard error, too. WorkerError if it fails or exceeds the timeout (seconds)."""
     # A session of its own: Ctrl-C reaches only this process, which then ends the other with all that it started.
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if merged else subprocess.PIPE}
     with subprocess.Popen(command, cwd=folder, env=variables, text=True, start_new_session=True, **pipes) as process:
@@ -74,7 +74,7 @@ def finish(
 def program(
     words: Sequence[str], timeout: float, variables: Mapping[str, str] | None = None, folder: Path = ROOT
 ) -> dict[str, Any]:
-    """{"seconds": until it ended} of a fresh interpreter, and the JSON object in its last line, where there is one."""
+    """{"seconds": wall time} of a fresh interpreter, and the JSON object in the last line that it prints, if any."""
     start = time.perf_counter()
     lines = finish([sys.executable, *words], timeout, variables, folder).splitlines()
     found = {"seconds": time.perf_counter() - start}
@@ -107,7 +107,7 @@ class Worker:
         )
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """One request and its answer."""
+        """Sends one request and returns its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         late = threading.Event()

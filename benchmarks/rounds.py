@@ -1,4 +1,4 @@
-"""Rounds in which every contestant has a turn, and what may be said of them: speeds with quartiles, and ratios.
+"""Rounds in which every contestant has a turn, and what follows from them: speeds with quartiles, and ratios.
 
     record = new("S/16@224", first="timm", batch=8)
     take_turns(record, {"timm": turn, "vitrail": turn}, rounds=5)        # turn() -> {"seconds": 0.21}, of one image
@@ -49,10 +49,10 @@ def take_turns(
     until: float = math.inf,
     before: Callable[[], None] | None = None,
 ) -> None:
-    """Adds to record["libraries"][name] a list for each number that turns[name]() finds, one entry a round.
+    """Adds to record["libraries"][name] a list for each value that turns[name]() returns, with one entry per round.
 
-    A contestant that fails has no more turns, and record["errors"] says why. until: the clock after which no round
-    should end, but the first. before: is called before each round.
+    A contestant that fails has no more turns, and record["errors"] says why. until: when the last round should end,
+    by time.perf_counter(); there is always a first. before: is called before each round.
     """
     waiting, order = dict(turns), random.Random(f"{record['case']} {len(record['foreign'])}")
     quiet = number = 0
@@ -61,8 +61,12 @@ def take_turns(
         record["libraries"].setdefault(name, {})
     while waiting and quiet < rounds and number < 2 * rounds and (not number or _now() + longest <= until):
         began, found, foreign = _now(), {}, [0.0]
-        if before:
-            before()
+        try:
+            if before:
+                before()
+        except WorkerError as error:
+            fail(record, "what comes before a round", error)
+            break
         for name in order.sample(sorted(waiting), len(waiting)):
             try:
                 found[name], others = _watched(waiting[name])
@@ -80,9 +84,9 @@ def take_turns(
 
 
 def warm_up(turns: Mapping[str, Turn]) -> None:
-    """One turn of each that is not kept: it warms the file cache and writes the byte code."""
+    """Takes one turn each without keeping it: it warms the file cache and writes the byte code."""
     for turn in turns.values():
-        with suppress(WorkerError):  # it is told in the first round
+        with suppress(WorkerError):  # the first round reports it
             turn()
 
 
@@ -92,7 +96,7 @@ def fail(record: Record, name: str, error: Exception) -> None:
 
 
 def _watched(turn: Turn) -> tuple[dict[str, Any], float]:
-    """What a turn found, and the fraction of the machine that other programs took meanwhile."""
+    """What a turn returns, and the fraction of the machine that other programs took meanwhile."""
     start, busy, own = _now(), busy_seconds(), _children()
     answer = turn()
     wall, busy_after = _now() - start, busy_seconds()
@@ -113,12 +117,12 @@ def _now() -> float:
 
 
 def left(until: float) -> float:
-    """Seconds until then; at least one."""
+    """Seconds until then, at least one."""
     return max(1.0, until - _now())
 
 
-def piece(until: float, waiting: int) -> float:
-    """When the first of so many that are waiting should end, where each has the same time."""
+def deadline(until: float, waiting: int) -> float:
+    """When the next of `waiting` measurements should end, if all have the same time."""
     return until if math.isinf(until) else _now() + (until - _now()) / waiting
 
 
@@ -128,9 +132,9 @@ def say(text: str) -> None:
 
 
 def steady(steps: Sequence[float], batch: int, warm: int) -> float:
-    """Seconds of an image in a training run, from those of each of its steps, without the first `warm`.
+    """Seconds per image of a training run, from those of each of its steps, without the first `warm`.
 
-    ValueError for fewer than STEPS after them, or where one took no time.
+    ValueError for fewer than STEPS after them, or a step that took no time.
     """
     timed = steps[warm:]
     if len(timed) < STEPS:
@@ -140,16 +144,16 @@ def steady(steps: Sequence[float], batch: int, warm: int) -> float:
     return sum(timed) / (len(timed) * batch)
 
 
-def series(record: Record, values: Sequence[float]) -> list[float]:
-    """Those of the rounds that count: the quiet ones, or all of them where fewer than LEAST were quiet."""
+def counted(record: Record, values: Sequence[float]) -> list[float]:
+    """The values of the rounds that count: the quiet ones, or all of them if fewer than LEAST were quiet."""
     quiet = [number for number, foreign in enumerate(record["foreign"]) if foreign <= DISTURBED]
     chosen = quiet if len(quiet) >= LEAST else range(len(record["foreign"]))
     return [values[number] for number in chosen if number < len(values)]
 
 
-def found(record: Record, name: str, key: str = "seconds") -> list[float]:
-    """A contestant's numbers in the rounds that count; none where it has none."""
-    return series(record, record["libraries"].get(name, {}).get(key, []))
+def values(record: Record, name: str, key: str = "seconds") -> list[float]:
+    """A contestant's values in the rounds that count."""
+    return counted(record, record["libraries"].get(name, {}).get(key, []))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -170,14 +174,14 @@ def spread(values: Sequence[float], form: str = ".4g") -> str:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two series, one value a round; NaN where a duration was not above 0. As text it is median and quartiles, or
-    "not measured" and how far the values spread."""
+    """The ratio of two series in each round, NaN where a duration was not above 0. As text: median and quartiles, or
+    "not measured" and the spread."""
 
     values: tuple[float, ...]
 
     @property
     def measured(self) -> bool:
-        """Whether it is more than noise."""
+        """Whether the rounds agree well enough."""
         if len(self.values) < LEAST or not all(map(math.isfinite, self.values)):
             return False
         middle = statistics.median(self.values)
@@ -196,7 +200,7 @@ class Ratio:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """above / below, round by round, as long as both have rounds: one that fails has none later."""
+    """above / below for each round that both have: a contestant that fails has no later ones."""
     pairs = zip(above, below, strict=False)
     return Ratio(tuple(a / b if min(a, b) > 0 and max(a, b) < math.inf else math.nan for a, b in pairs))
 
@@ -204,30 +208,29 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
 def beside(record: Record, name: str) -> str:
     """The first contestant's time divided by this one's."""
     same = name == record["first"]
-    return "" if same else str(ratio(found(record, record["first"]), found(record, name)))
+    return "" if same else str(ratio(values(record, record["first"]), values(record, name)))
 
 
 def images_per_second(record: Record, name: str) -> str:
-    """Median and quartiles, where "seconds" are of one image."""
-    return spread([1 / seconds for seconds in found(record, name)])
+    """Images per second, where "seconds" are per image."""
+    return spread([1 / seconds for seconds in values(record, name)])
 
 
 def seconds(record: Record, name: str) -> str:
-    """Median and quartiles."""
-    return spread(found(record, name))
+    """Seconds, with quartiles."""
+    return spread(values(record, name))
 
 
 def of_limit(record: Record, name: str) -> str:
-    """The rate of matrix products at which the contestant's would run alone, as a fraction of that measured beside
-    it: "flops" of an image, over "seconds" and "matrix_gflops"."""
+    """FLOP/s ("flops" of an image over "seconds") as a fraction of the rate of matrix products in the same round."""
     flops = record["libraries"][name]["flops"]
-    limit = [flops / (rate * 1e9) for rate in series(record, record["matrix_gflops"])]
-    return str(ratio(limit, found(record, name)))
+    limit = [flops / (rate * 1e9) for rate in counted(record, record["matrix_gflops"])]
+    return str(ratio(limit, values(record, name)))
 
 
 def report(records: Sequence[Record], columns: Mapping[str, Column]) -> str:
     """A table with a line for each case and contestant."""
-    shown = [(record, name) for record in records for name in record["libraries"] if found(record, name)]
+    shown = [(record, name) for record in records for name in record["libraries"] if values(record, name)]
     if not shown:
         return "Nothing was measured."
     first = dict.fromkeys(record["first"] for record in records)

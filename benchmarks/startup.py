@@ -21,9 +21,9 @@ from benchmarks import command, weights
 from benchmarks.command import known, names
 from benchmarks.photographs import draw_photographs, photographs
 from benchmarks.pool import program
-from benchmarks.rounds import Record, found, new, piece, report, seconds, spread, take_turns, warm_up
+from benchmarks.rounds import Record, deadline, new, report, seconds, spread, take_turns, values, warm_up
 
-# name -> what the interpreter is given.
+# name -> the arguments of the interpreter.
 IMPORTS: dict[str, list[str]] = {
     "python": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
@@ -47,7 +47,7 @@ AIMS = "Aims: at most 0.5 s for the help; `import vitrail` adds at most 0.3 s to
 
 
 def programs(folder: Path, topic: str) -> dict[str, list[str]]:
-    """name -> what the interpreter is given, with the files that it needs. Ours is the first where there is a peer."""
+    """name -> the arguments of the interpreter, whose files are made here. Ours is the first where there is a peer."""
     match topic:
         case "help":
             return {"vitrail": ["-m", "vitrail", "--help"]}
@@ -68,15 +68,14 @@ def programs(folder: Path, topic: str) -> dict[str, list[str]]:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Each topic's programs, in every round."""
+    """Measures each topic's programs, in every round."""
     for place, topic in enumerate(options.only):
         with tempfile.TemporaryDirectory() as folder:
             chosen = programs(Path(folder), topic)
             turns = {name: partial(program, words, options.timeout) for name, words in chosen.items()}
-            record = new(TOPICS[topic], "vitrail")
+            records.append(new(TOPICS[topic], "vitrail"))
             warm_up(turns)
-            take_turns(record, turns, options.rounds, piece(options.until, len(options.only) - place))
-            records.append(record)
+            take_turns(records[-1], turns, options.rounds, deadline(options.until, len(options.only) - place))
         yield
 
 
@@ -84,7 +83,7 @@ def text(records: list[Record]) -> str:
     """The table, and what `import vitrail` adds to `import torch`."""
     parts = [report(records, {"seconds": seconds})]
     for record in records:
-        both, torch_only = (found(record, name) for name in ("import torch, vitrail", "import torch"))
+        both, torch_only = (values(record, name) for name in ("import torch, vitrail", "import torch"))
         if added := [a - b for a, b in zip(both, torch_only, strict=False)]:
             parts.append(f"vitrail adds {spread(added, '.2f')} s to `import torch`.")
     return "\n\n".join([*parts, AIMS])

@@ -29,8 +29,8 @@ COLUMNS = {"img/s": images_per_second, "of matrix rate": of_limit}
 
 
 def libraries(parser: ArgumentParser, default: Sequence[str], cases: Sequence[str]) -> None:
-    """The options that measure.py wants, besides those that every topic has."""
-    parser.add_argument("--libraries", type=names, default=tuple(default), help="the first is held against the others")
+    """Adds the options that measure.py needs, besides those that every topic has."""
+    parser.add_argument("--libraries", type=names, default=tuple(default), help="the first is compared with the others")
     parser.add_argument("--cases", type=names, default=tuple(cases))
     parser.add_argument("--repeats", type=positive, default=1, help="runs in fresh processes")
     parser.add_argument("--burst", type=float, default=1.0, help="seconds of one library's turn")
@@ -40,7 +40,7 @@ def libraries(parser: ArgumentParser, default: Sequence[str], cases: Sequence[st
 
 
 def check(options: Namespace, parser: ArgumentParser) -> None:
-    """Ends the program where a library or a case is not known."""
+    """Ends the program if a library or a case is not known."""
     known((label.partition(":")[0] for label in options.libraries), BUILDERS, parser)
     try:
         options.cases = [Case.parse(text) for text in options.cases]
@@ -76,7 +76,7 @@ def gpu() -> bool:
 
 
 def settings(options: Namespace, modes: Sequence[str]) -> list[Setting]:
-    """All of them, in the order of the result."""
+    """All settings, in the order of the result."""
     batches = {"forward": options.forward_batch, "train": options.train_batch}
     return [
         Setting(str(case), pass_name, mode, batches[pass_name] or batch_of(case, pass_name, options.device))
@@ -87,7 +87,7 @@ def settings(options: Namespace, modes: Sequence[str]) -> list[Setting]:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Memory first, since it is short, and only eager: what a compiler keeps is not the library's doing."""
+    """Measures memory first, since it is short, and only eager: what a compiler keeps is not the library's doing."""
     for row in settings(options, ("eager",)) if options.memory else ():
         records.append(memory(row, options))
         yield
@@ -98,7 +98,7 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
 
 
 def text(records: list[Record]) -> str:
-    """The tables; memory as MiB above model and inputs, resident, and of tensors alone."""
+    """The tables; memory is in MiB above model and inputs, resident and of tensors alone."""
     rows = [
         [
             record["case"],

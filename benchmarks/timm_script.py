@@ -1,4 +1,4 @@
-"""timm's training script as a peer: a ViT in the words of both libraries, and what the script's log says of its speed.
+"""timm's training script as a peer: a ViT in the words of both libraries, and the speed that the script's log shows.
 
     words = timm_script.command(Path("train.py"), shape, ["--data-dir", "photos"], lr=1e-3, log_interval=1, ...)
     timm_script.step_seconds(log, batch=16)
@@ -73,7 +73,7 @@ def model(shape: Shape) -> list[str]:
 
 
 def command(script: Path, shape: Shape, data: Sequence[str], **options: Any) -> list[str]:
-    """A run of the script. options: its own, so that hflip=0.5 is --hflip 0.5; a tuple is several words."""
+    """The command of a run. options: the script's own: hflip=0.5 is --hflip 0.5, and a tuple is several words."""
     words = [sys.executable, str(script), *data, *model(shape), *SAME]
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
@@ -83,7 +83,7 @@ def command(script: Path, shape: Shape, data: Sequence[str], **options: Any) -> 
 def step_seconds(log: str, batch: int) -> list[float]:
     """Seconds of each step, from the log of one epoch in which every step has a line (--log-interval 1).
 
-    A line's own rate is the most exact number there. ValueError where a step has no line.
+    A line's own rate is its most exact number. ValueError if the log is not of one epoch, or a step has no line.
     """
     found = [(int(step), float(rate)) for step, rate in STEP.findall(log)]
     if not found or [step for step, _ in found] != list(range(len(found))):

@@ -40,7 +40,7 @@ class Case:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each channel; the std is the same."""
+        """The mean of each channel; the std is the same."""
         return (0.5,) * self.shape.channels
 
 
@@ -65,7 +65,7 @@ def run_of(
     smoothing: float = 0.0,
     **fields: Any,
 ) -> Run:
-    """A Run with AdamW and a cosine, in fp32 on the CPU. mean: and std; 0.5 without them. fields: more of the Run."""
+    """A Run with AdamW and a cosine, in fp32 on the CPU. mean, std: 0.5 by default. fields: others of the Run."""
     from vitrail.data.images.augment import Augment
     from vitrail.data.images.preprocessing import Preprocessing
     from vitrail.data.sources.open import Data
@@ -125,7 +125,7 @@ def vitrail(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
 
 
 def bare(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
-    """Batches in memory."""
+    """A bare loop over batches in memory."""
     import torch
 
     shape = (case.batch, case.shape.channels, case.shape.size, case.shape.size)
@@ -150,7 +150,7 @@ def loader(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
 
 
 def loop(case: Case, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float]:
-    """Trains on them; the clock at the start, and at the end of each step."""
+    """Trains on the batches; yields the clock at the start and at the end of each step."""
     import torch
 
     from vitrail.models.vit import ViT

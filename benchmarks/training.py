@@ -28,7 +28,19 @@ from benchmarks import command, timm_script
 from benchmarks.command import file, known, names, positive
 from benchmarks.photographs import fashion_files, photographs
 from benchmarks.pool import KEEP_FREED, WorkerError, environment, finish, program
-from benchmarks.rounds import STEPS, Record, fail, found, images_per_second, new, piece, report, say, steady, take_turns
+from benchmarks.rounds import (
+    STEPS,
+    Record,
+    deadline,
+    fail,
+    images_per_second,
+    new,
+    report,
+    say,
+    steady,
+    take_turns,
+    values,
+)
 from benchmarks.trainee import CASES, CLIP, DECAY, LR, Case
 
 PEERS = ("timm", "loader", "bare")
@@ -74,8 +86,8 @@ class Bench:
         return result | {"workers": workers}
 
     def workers(self, library: str) -> int:
-        """The number of worker processes that is quicker, where there is a choice. WorkerError where neither works:
-        some versions of timm's script cannot do without."""
+        """The quicker number of worker processes, if there is a choice. WorkerError if neither works: some versions of
+        timm's script need them."""
         chosen = self.options.workers
         choices = (WORKERS if chosen is None else (chosen,)) if library in CHOOSING else (0,)
         if chosen is not None:
@@ -93,7 +105,7 @@ class Bench:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Every case: every library's seconds of an image in every round."""
+    """Measures every case: each library's seconds per image, by round."""
     for place, name in enumerate(options.cases):
         record = new(name, "vitrail", batch=CASES[name].batch)
         records.append(record)
@@ -104,23 +116,23 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
                     turns[library] = partial(bench.run, library, bench.workers(library))
                 except WorkerError as error:
                     fail(record, library, error)
-            take_turns(record, turns, options.rounds, piece(options.until, len(options.cases) - place))
+            take_turns(record, turns, options.rounds, deadline(options.until, len(options.cases) - place))
         yield
 
 
 def workers(record: Record, name: str) -> str:
-    """Processes that prepare images, where the library had a choice."""
-    return str(found(record, name, "workers")[0]) if name in CHOOSING else ""
+    """Processes that prepare images, if the library has a choice."""
+    return str(values(record, name, "workers")[0]) if name in CHOOSING else ""
 
 
 def waiting(record: Record, name: str) -> str:
     """The fraction of the time for which our Trainer waited for images."""
-    waits = found(record, name, "data_wait")
+    waits = values(record, name, "data_wait")
     return f"{statistics.median(waits):.1%}" if waits else ""
 
 
 def text(records: list[Record]) -> str:
-    """The table; each side's own rate beside the ratio."""
+    """The table, with each side's own rate beside the ratio."""
     columns = {"batch": lambda record, name: str(record["batch"]), "workers": workers, "waiting": waiting}
     return f"{report(records, {**columns, 'images/s': images_per_second})}\n\n{TARGETS}"
 

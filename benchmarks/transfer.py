@@ -37,14 +37,14 @@ HOW: dict[str, Any] = {"smoothing": 0.1, "warmup": "5%", "device": "auto", "prec
 
 
 def pretraining(data: str, epochs: int) -> Run:
-    """On the source, at 32 px."""
+    """The run on the source, at 32 px."""
     augment = {"crop": "shift", "shift": 4, "flip": 0.5}
     often = {"checkpoint_every": "1 epoch", "log_every": 100}
     return run_of(SHAPE, data, augment, 1e-3, batch=64, duration=f"{epochs} epochs", **often, **HOW)
 
 
 def on_target(data: str, epochs: int, seed: int, source: Run, start: str | None) -> Run:
-    """On the target, at 64 px: 64 patches; the model and normalisation of the source; from weights or from scratch."""
+    """The run on the target, at 64 px (64 patches), with the source's model and normalisation. start: its weights."""
     # Weights that know something want a lower rate; neither has been tuned.
     rate, augment = 1e-3 if start is None else 5e-4, {"crop": "inception", "scale": (0.35, 1.0), "flip": 0.5}
     often = {"evaluate_every": "100%", "checkpoint_every": "100%"}
@@ -74,7 +74,7 @@ def finished(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """All runs; yields after each."""
+    """Trains all runs; yields after each."""
     from vitrail import run as runs
 
     source = Path(options.source)

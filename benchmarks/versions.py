@@ -24,7 +24,7 @@ from benchmarks.command import known, names
 from benchmarks.machine import ROOT
 from benchmarks.photographs import photographs
 from benchmarks.pool import KEEP_FREED, environment, program
-from benchmarks.rounds import Record, new, piece, report, say, seconds, steady, take_turns, warm_up
+from benchmarks.rounds import Record, deadline, new, report, seconds, steady, take_turns, warm_up
 
 WORKER = Path(__file__).with_name("versions_worker.py")
 COMMANDS = {"predict": ("predict", "run", "IMAGE"), "help": ("--help",)}
@@ -63,19 +63,17 @@ def prepared(root: Path, folder: Path, data: Path, options: Namespace) -> Callab
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Each topic, both checkouts in turn."""
+    """Measures each topic, both checkouts in turn."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder, sides = Path(temporary).resolve(), {}
+        folder, roots = Path(temporary).resolve(), {"other": options.other.resolve(), "this": ROOT}
         data = photographs(folder, None, 40 if options.tiny else 960)  # as many as the worker reads: none twice
-        for name, root in (("other", options.other), ("this", ROOT)):
-            say(f"preparing {name}: {root}")
-            sides[name] = prepared(root, folder / name, data, options)
+        sides = {name: prepared(root, folder / name, data, options) for name, root in roots.items()}
         for place, topic in enumerate(options.only):
             turns = {name: partial(side, topic) for name, side in sides.items()}
             records.append(new(TOPICS[topic], "other"))
             if topic in COMMANDS:  # the others warm up by themselves
                 warm_up(turns)
-            take_turns(records[-1], turns, options.rounds, piece(options.until, len(options.only) - place))
+            take_turns(records[-1], turns, options.rounds, deadline(options.until, len(options.only) - place))
             yield
 
 
@@ -87,7 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="small models for a moment: whether all runs")
     options = parser.parse_args(arguments)
     known(options.only, TOPICS, parser)
-    options.other = options.other.resolve()
     if not (options.other / "vitrail" / "__init__.py").is_file():
         parser.error(f"{options.other} is not a checkout: it has no folder vitrail")
     return command.run("versions", options, measure, partial(report, columns={"seconds": seconds}))

@@ -64,10 +64,8 @@ def inference(data: str, tiny: bool, batch: int, steps: int, out: Path) -> Itera
     """The clock after each forward pass of S/16, as predict and evaluate compute it."""
     import torch
 
-    import vitrail
-
     prepared = either("vitrail.runtime.inference", "vitrail.inference").prepared
-    model = prepared(vitrail.create("ViT-S/16", classes=1000, seed=0, **(TINY if tiny else {})))
+    model = prepared(import_module("vitrail").create("ViT-S/16", classes=1000, seed=0, **(TINY if tiny else {})))
     images = torch.randn(batch, 3, 224, 224)
     with torch.inference_mode():
         for _ in range(steps):

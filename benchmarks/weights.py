@@ -23,7 +23,7 @@ from benchmarks import command
 from benchmarks.command import known, names, positive
 from benchmarks.photographs import draw_photographs
 from benchmarks.pool import program
-from benchmarks.rounds import Record, found, new, piece, report, say, seconds, spread, take_turns, warm_up
+from benchmarks.rounds import Record, deadline, new, report, say, seconds, take_turns, values, warm_up
 
 # Each program prints one JSON object: {"seconds": ..., "peak": bytes above the imports, "answer": ...}. Without
 # "seconds" its wall time counts. VmHWM, not ru_maxrss: the latter begins with what the parent had when it forked.
@@ -143,7 +143,7 @@ def programs(files: dict[str, Path], topic: str) -> dict[str, str]:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Each topic's programs, in every round."""
+    """Measures each topic's programs, in every round."""
     with tempfile.TemporaryDirectory() as folder:
         say("making the models and photographs")
         files = make(Path(folder), options.photos, options.count)
@@ -151,27 +151,16 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
         for place, topic in enumerate(options.only):
             chosen = programs(files, topic)
             turns = {name: partial(program, ["-c", source], options.timeout) for name, source in chosen.items()}
-            record = new(TOPICS[topic], "vitrail", bytes=sizes.get(topic))
+            records.append(new(TOPICS[topic], "vitrail", bytes=sizes.get(topic)))
             warm_up(turns)
-            take_turns(record, turns, options.rounds, piece(options.until, len(options.only) - place))
-            records.append(record)
+            take_turns(records[-1], turns, options.rounds, deadline(options.until, len(options.only) - place))
             yield
 
 
 def peak(record: Record, name: str) -> str:
     """Peak memory as a multiple of the file."""
-    peaks = found(record, name, "peak")
+    peaks = values(record, name, "peak")
     return f"{statistics.median(peaks) / record['bytes']:.2f}" if peaks and record["bytes"] else ""
-
-
-def speed(record: Record, name: str) -> str:
-    """Images a second of a folder."""
-    return spread([1 / s for s in found(record, name)]) if record["case"] == TOPICS["folder"] else ""
-
-
-def text(records: list[Record]) -> str:
-    """The table."""
-    return report(records, {"seconds": seconds, "peak / file": peak, "images/s": speed})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=names, default=tuple(TOPICS), help=f"of {','.join(TOPICS)}")
     options = parser.parse_args(arguments)
     known(options.only, TOPICS, parser)
-    return command.run("weights", options, measure, text)
+    return command.run("weights", options, measure, partial(report, columns={"seconds": seconds, "peak / file": peak}))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def clear(self) -> None:
-        """Give the gradients back, as a training loop does between steps."""
+        """Frees the gradients, as a training loop does between steps."""
         self.model.zero_grad(set_to_none=True)
 
     def steps(self, count: int) -> dict[str, Any]:
@@ -120,8 +120,8 @@ class Bench:
         return {"peak": peak, "tensors": self.tensor_peak(), "baseline": baseline, "method": method}
 
     def tensor_peak(self) -> int | None:
-        """The most bytes that tensors made by one step held at a time, from the allocator's own records, which are of
-        one thread: None where several make them."""
+        """The most bytes that the tensors of one step hold at a time, by the allocator's records, which are of one
+        thread: None if several threads make them."""
         if self.replicas:
             return None
         from torch.profiler import ProfilerActivity, profile
@@ -197,7 +197,7 @@ class Desk:
     matrix: Any
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one request."""
+        """Carries out one request."""
         match request["do"]:
             case "build":
                 self.bench = Bench(request)
@@ -223,7 +223,7 @@ class Desk:
 
 
 def serve(desk: Desk) -> None:
-    """Answer until standard input ends."""
+    """Answers until standard input ends."""
     # Libraries print to standard output as they like; the answers need a channel of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -3,8 +3,8 @@
 import ast
 import json
 import math
+import shutil
 import sys
-import tarfile
 from argparse import Namespace
 from dataclasses import replace
 from itertools import pairwise
@@ -32,18 +32,16 @@ from benchmarks.machine import write_json
 from benchmarks.photographs import draw_photographs, photographs, unpacked
 from benchmarks.worker import cores, shared_step
 
-LOG = """Training with a single process on 1 device (cpu).
+LOG = """
 Train: 0 [   0/3 ( 33%)]  Loss: 2.34 (2.34)  Time: 1.000s,   16.00/s  (1.000s,   16.00/s)  LR: 1.0e-03  Data: 0.0 (0.1)
 Train: 0 [   1/3 ( 67%)]  Loss: 2.33 (2.33)  Time: 0.492s,   32.00/s  (0.746s,   21.45/s)  LR: 1.0e-04  Data: 0.0 (0.1)
 Train: 0 [   2/3 (100%)]  Loss: 2.31 (2.32)  Time: 0.359s,   64.00/s  (0.617s,   25.93/s)  LR: 2.0e-04  Data: 0.0 (0.1)
 """
 RECIPE = accuracy.RECIPES["cifar10"]
 SHAPES = {name: trainee.CASES[name].shape for name in ("Ti/16@224", "demo")} | {"cifar10": RECIPE.shape}
-
-
 ONES = [1.0, 1.0, 1.0]
 WRONG = [(ONES, [1.0, wrong, 1.0], "not measured (a duration was not above 0)") for wrong in (0.0, -1.0, math.inf)]
-NOISE = [([0.44, 0.806, 1.046], ONES, "not measured (spread 0.440 to 1.046)")]  # was once told as 0.806
+NOISE = [([0.44, 0.806, 1.046], ONES, "not measured (spread 0.440 to 1.046)")]  # was once printed as 0.806
 NOISE += [([1.0, 1.3, 1.0, 1.3], [1.0, *ONES], "not measured (spread 1.000 to 1.300)")]
 FEW = [([1.0, 1.0], [2.0, 2.0], "not measured (2 of 3 rounds, spread 0.500 to 0.500)")]
 STEADY = [([1.0, 1.02, 0.98, 1.01], 4 * [2.0], "0.502 (0.497 to 0.506)")]
@@ -52,8 +50,7 @@ STEADY = [([1.0, 1.02, 0.98, 1.01], 4 * [2.0], "0.502 (0.497 to 0.506)")]
 @pytest.mark.parametrize(("ours", "theirs", "words"), STEADY + NOISE + FEW + WRONG)
 def test_a_ratio_is_of_steady_series_and_never_of_noise(ours, theirs, words):
     found = rounds.ratio(ours, theirs)
-    assert str(found) == words
-    assert found.measured == (not words.startswith("not"))
+    assert (str(found), found.measured) == (words, not words.startswith("not"))
 
 
 def turns(**series):
@@ -65,9 +62,7 @@ def test_everybody_has_a_turn_in_each_round_and_ratios_are_within_a_round():
     record = rounds.new("case", "ours")
     rounds.take_turns(record, turns(ours=[1.0, 2.0, 3.0], theirs=[2.0, 4.0, 6.0]), 3)
     assert record["libraries"] == {"ours": {"seconds": [1, 2, 3]}, "theirs": {"seconds": [2, 4, 6]}}
-    assert "0.500 (0.500 to 0.500)" in rounds.report(
-        [record], {}
-    )  # though the series themselves are anything but steady
+    assert "0.500 (0.500 to 0.500)" in rounds.report([record], {})  # though neither series is steady
     rounds.take_turns(record, turns(ours=[4.0], theirs=[8.0]), 1)  # fresh processes go on in the same record
     assert record["libraries"]["theirs"]["seconds"] == [2, 4, 6, 8]
 
@@ -78,8 +73,9 @@ def test_one_that_fails_has_no_more_turns_and_the_others_go_on():
 
     record = rounds.new("case", "ours")
     rounds.take_turns(record, {**turns(ours=[1.0, 1.0, 1.0]), "theirs": fails}, 3)
+    rounds.take_turns(record, turns(ours=[]), 3, before=fails)
     assert record["libraries"] == {"ours": {"seconds": [1, 1, 1]}, "theirs": {}}
-    assert record["errors"] == {"theirs": "no room"}
+    assert [*record["errors"].values()] == 2 * ["no room"]
 
 
 def test_a_disturbed_round_is_measured_again_and_does_not_count(monkeypatch):
@@ -89,7 +85,7 @@ def test_a_disturbed_round_is_measured_again_and_does_not_count(monkeypatch):
     record = rounds.new("case", "ours")
     rounds.take_turns(record, turns(ours=[9.0, 1.0, 1.0, 1.0]), 3)
     assert record["libraries"]["ours"]["seconds"] == [9, 1, 1, 1]
-    assert rounds.found(record, "ours") == [1, 1, 1]
+    assert rounds.values(record, "ours") == [1, 1, 1]
     assert "3 of 4" in rounds.report([record], {})
 
 
@@ -119,7 +115,6 @@ def test_timms_script_trains_as_many_steps_as_we_do():
     words = training.timm_command(trainee.CASES["demo"], Path("a/FashionMNIST/raw"), Path("train.py"), 2, "out")
     options = dict(pairwise(words))
     assert (options["--epochs"], options["--warmup-epochs"], options["--log-interval"]) == ("1", "0", "1")
-    assert (options["--mean"], options["--clip-grad"], options["--val-split"]) == ("0.5", "1.0", "")
 
 
 def timm_model(shape):
@@ -200,8 +195,7 @@ def test_the_archive_and_its_folder_are_found_alike(tmp_path):
     given = tmp_path / "given" / "cifar10"
     for split in ("train", "test"):
         (given / split / "cat").mkdir(parents=True)
-    with tarfile.open(tmp_path / "given.tar.gz", "w:gz") as archive:
-        archive.add(given, "cifar10")
+    shutil.make_archive(str(given.parent), "gztar", given.parent)
     assert unpacked(tmp_path / "given", tmp_path / "out") == given
     assert unpacked(tmp_path / "given.tar.gz", tmp_path / "out") == tmp_path / "out" / "cifar10"
     with pytest.raises(ValueError, match="test has no folders train and test"):
@@ -261,8 +255,7 @@ def test_training_takes_the_quicker_number_of_workers_or_the_one_it_is_told(monk
     capsys.readouterr()
     assert training.main([*words, "--workers", "1"]) == 0
     cells = [cell.strip() for cell in capsys.readouterr().out.split("|")]
-    for cell in ("2.0%", "10 (10 to 10)", "0.8333 (0.8333 to 0.8333)", "0.083 (0.083 to 0.083)", "3 of 3"):
-        assert cell in cells
+    assert {"2.0%", "10 (10 to 10)", "0.8333 (0.8333 to 0.8333)", "0.083 (0.083 to 0.083)", "3 of 3"} <= set(cells)
 
 
 @pytest.mark.parametrize("name", whole.TOPICS)
@@ -274,8 +267,7 @@ def test_every_topic_speaks_its_benchmarks_language(name, script, tmp_path, caps
     with pytest.raises(SystemExit):  # no rounds is the one thing to complain of
         whole.TOPICS[name].main([*whole.words(name, 3.0, options), "--rounds", "0"])
     complaint = capsys.readouterr().err.splitlines()[-1]
-    assert "--rounds" in complaint
-    assert "unrecognized" not in complaint
+    assert "argument --rounds" in complaint
 
 
 def test_a_topic_that_breaks_leaves_the_others_running_in_what_is_left_of_the_minutes(tmp_path, monkeypatch, capsys):
@@ -292,7 +284,7 @@ def test_a_topic_that_breaks_leaves_the_others_running_in_what_is_left_of_the_mi
         monkeypatch.setitem(whole.TOPICS, name, replace(whole.TOPICS[name], main=main, minutes=2.0))
     summary = {"topics": {}}
     whole.run_all(whole.parsed(["loader", "step", "--minutes", "6", "--json", str(tmp_path)]), lambda: 150.0, summary)
-    assert {name: found["status"] for name, found in summary["topics"].items()} == {"step": 0, "loader": 1}
+    assert [(name, found["status"]) for name, found in summary["topics"].items()] == [("step", 0), ("loader", 1)]
     assert "| a table in 3.00 |" in (tmp_path / "step.md").read_text()
     assert not (tmp_path / "loader.json").exists()
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
@@ -307,10 +299,9 @@ def test_a_first_step_is_one_step(tmp_path, monkeypatch, step):
     monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, img_size=32, depth=1, **more))
     monkeypatch.setattr(trainee, "FIRST", small)
     draw_photographs(tmp_path / "drawn", 2)
-    data = photographs(tmp_path, tmp_path / "drawn", 20)
     steps = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: steps.append(self))
-    step(data)
+    step(photographs(tmp_path, tmp_path / "drawn", 20))
     assert len(steps) == 1
 
 
@@ -324,9 +315,9 @@ def test_a_process_that_fails_or_takes_too_long_is_an_error_with_its_last_words(
 
 TINY = "--cases Ti/4@32 --burst .01 --libraries timm,vitrail"
 SLOW = {
-    versions.main: f"{Path(__file__).parents[1]} --tiny",
+    versions.main: f"{Path(__file__).parents[1]} --tiny --only packed,step,one,predict",
     gpu.main: "--tiny --workers 2",
-    throughput.main: f"{TINY}:cores --modes eager",
+    throughput.main: f"{TINY}:cores --modes eager --passes train --train-batch 4",
     whole.inference.main: f"{TINY}:int8",
 }
 

@@ -54,7 +54,6 @@ def test_every_runner_is_there_and_the_peers_train_one_model(tmp_path):
     both = [(name, seed) for seed in (1, 2) for name in ("bare, 400 s", *ours)]
     assert [(one.name, one.seed) for one in jobs] == [("timm", 0), *both]
     assert "embed_dim=128" in jobs[0].command
-    assert SETTINGS["cifar10"].recipe.shape.vitrail().width == 128
 
 
 def test_the_bare_loop_learns_for_as_long_as_it_may(monkeypatch):

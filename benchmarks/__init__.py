@@ -11,6 +11,7 @@
     python -m benchmarks.fast            time to accuracy: the recipe `fast`, a bare loop and timm's training script
     python -m benchmarks.gpu             how well training uses a GPU, beside timm and transformers, in ten minutes
     python -m benchmarks.transfer        fine-tuning beside training from scratch
+    python -m benchmarks.versions OTHER  this checkout beside another one, before and after a change
 
 Run from the repository's root, with the `dev` extra installed. Nothing is downloaded.
 """

@@ -3,35 +3,92 @@
     python -m benchmarks                              startup, inference, step, memory, loader, epoch
     python -m benchmarks loader step --minutes 5      some of them
     python -m benchmarks --json results/              with TOPIC.json, TOPIC.md and summary.json in that folder
-    python -m benchmarks --plan                       only say what would run and for how long
 
-Nothing is fetched: photographs are drawn unless --data gives some. The minutes are shared out as rounds: each topic has
-one at least, then each in turn one more as long as they fit; what a topic leaves or overdraws is the later ones'. The
-rate of matrix products is measured before each. Topics are other benchmarks with short settings (benchmarks/topics.py);
-the commands in benchmarks/__init__.py measure more.
+Nothing is fetched: photographs are drawn unless --data gives some. Each topic has its part of the minutes, and makes
+the rounds that fit, one at least; what it leaves or overdraws is the later ones'. The rate of matrix products is
+measured before each. Topics are other benchmarks with short settings; the commands in benchmarks/__init__.py measure
+more.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, headline, table, write_json
-from benchmarks.measure import matrix_worker, open_matrix
-from benchmarks.plan import Options
-from benchmarks.pool import Worker, WorkerError
-from benchmarks.topics import REFERENCE, TOPICS, Topic, share
+from benchmarks import inference, loader, startup, throughput, training
+from benchmarks.command import file, known
+from benchmarks.machine import describe, headline, usable_cores, write_json
+from benchmarks.measure import matrix
+from benchmarks.pool import WorkerError
+from benchmarks.rounds import say
 
-SPARED = 0.1  # of the time: rounds that other programs disturb are measured again
+PEERS = ("timm", "transformers", "torchvision")
+BESIDE = f"beside {', '.join(PEERS)}"
+TRAINING = ",".join(("vitrail:cores", *PEERS))
+EAGER = ("--libraries", TRAINING, "--device", "cpu", "--modes", "eager", "--passes", "train")
+ENOUGH = 7  # rounds
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A benchmark with its short settings; minutes: of a quarter of an hour, for three rounds on two quiet cores."""
+
+    about: str
+    main: Callable[[Sequence[str]], int]
+    arguments: tuple[str, ...]
+    minutes: float
+    reads_photographs: bool = False
+
+
+TOPICS = {
+    "startup": Topic(
+        about="fresh processes until the help, a model's size, an answer, a first step of training; beside timm",
+        main=startup.main,
+        arguments=("--only", "help,info,predict,step"),
+        minutes=2.2,
+    ),
+    "inference": Topic(
+        about=f"forward passes of S/16 at 224, batches of 1 and 16: plain and int8 {BESIDE}",
+        main=inference.main,
+        arguments=("--cases", "S/16@224", "--libraries", ",".join((*PEERS, "vitrail:plain", "vitrail:int8"))),
+        minutes=2.4,
+    ),
+    "step": Topic(
+        about=f"forward and backward passes of S/16 at 224 and Ti/4 at 32, {BESIDE}",
+        main=throughput.main,
+        arguments=("--no-memory", "--cases", "S/16@224,Ti/4@32", *EAGER),
+        minutes=3.1,
+    ),
+    "memory": Topic(
+        about=f"peak memory of such a step of S/16, {BESIDE}",
+        main=throughput.main,
+        arguments=("--no-speed", "--cases", "S/16@224", *EAGER),
+        minutes=1.1,
+    ),
+    "loader": Topic(
+        about="random crops of JPEGs, from files and packed, beside timm's loader and ImageFolder",
+        main=loader.main,
+        arguments=(),
+        minutes=2.8,
+        reads_photographs=True,
+    ),
+    "epoch": Topic(
+        about="training of S/16 at 224 on a folder of JPEGs: the Trainer beside timm's script, or a DataLoader's loop",
+        main=training.main,
+        arguments=("--cases", "S/16@224", "--steps", "8", "--workers", "2"),
+        minutes=3.4,
+        reads_photographs=True,
+    ),
+}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,26 +98,22 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"all of them, or some. {about}")
     parser.add_argument("--minutes", type=float, default=15.0, help="for all topics together")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="photographs for loader and epoch, not drawn ones")
-    parser.add_argument("--timm-script", type=Path, metavar="PATH", help="train.py of pytorch-image-models, for epoch")
+    parser.add_argument("--timm-script", type=file, metavar="PATH", help="train.py of pytorch-image-models, for epoch")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="where each topic's JSON and table are written")
-    parser.add_argument("--plan", action="store_true", help="print the topics and the estimate, measure nothing")
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.topics if name not in TOPICS]:
-        parser.error(f"topics: {', '.join(unknown)}; known are {', '.join(TOPICS)}")
+    known(options.topics or TOPICS, TOPICS, parser)
     if options.minutes <= 0:
         parser.error(f"minutes ({options.minutes:g}) must be more than 0")
     if options.data and not options.data.is_dir():
         parser.error(f"{options.data} is not a folder")
-    if options.timm_script and not options.timm_script.is_file():
-        parser.error(f"{options.timm_script} is not a file")
     options.topics = [name for name in TOPICS if name in options.topics or not options.topics]
     return options
 
 
-def words(name: str, rounds: int, options: argparse.Namespace) -> list[str]:
-    """What a topic's benchmark is given."""
+def words(name: str, minutes: float, options: argparse.Namespace) -> list[str]:
+    """The command line of a topic's benchmark."""
     topic = TOPICS[name]
-    found = [*topic.arguments, *(["--rounds", str(rounds)] if topic.each else [])]
+    found = [*topic.arguments, "--rounds", str(ENOUGH), "--minutes", f"{max(0.01, minutes):.2f}"]
     if topic.reads_photographs and options.data:
         found += ["--data", str(options.data)]
     if name == "epoch":
@@ -69,106 +122,60 @@ def words(name: str, rounds: int, options: argparse.Namespace) -> list[str]:
     return found + (["--json", str(options.json / f"{name}.json")] if options.json else [])
 
 
-def run(name: str, topic: Topic, rounds: int, options: argparse.Namespace, gflops: float) -> dict[str, Any]:
-    """One topic, its table printed and written. What breaks it is told, and the others go on."""
+def run(name: str, minutes: float, options: argparse.Namespace, gflops: float) -> dict[str, Any]:
+    """Runs one topic, prints and writes its table. What breaks it is printed, and the others go on."""
+    topic, start, tables = TOPICS[name], time.perf_counter(), io.StringIO()
     if options.json:
         for old in (options.json / f"{name}.json", options.json / f"{name}.md"):
             old.unlink(missing_ok=True)  # or it would pass for this run's where the topic fails
-    start, tables = time.perf_counter(), io.StringIO()
     try:
         with redirect_stdout(tables):
-            status = topic.main(words(name, rounds, options))
+            status = topic.main(words(name, minutes, options))
     except SystemExit:  # its command line; the reason has been printed
         status = 2
     except Exception:
         traceback.print_exc()
         status = 1
-    minutes = (time.perf_counter() - start) / 60
-    told = f"Rounds: {rounds}; " if topic.each else ""
-    told += f"{minutes:.1f} minutes, status {status}; matrix products before it: {gflops:.0f} GFLOP/s."
-    report = f"## {name}: {topic.about}\n\n{told}\n\n{tables.getvalue().strip()}\n"
+    taken = (time.perf_counter() - start) / 60
+    header = f"{taken:.1f} minutes, status {status}; matrix products before it: {gflops:.0f} GFLOP/s."
+    report = f"## {name}: {topic.about}\n\n{header}\n\n{tables.getvalue().strip()}\n"
     print(report, flush=True)
     if options.json:
-        note(options.json / f"{name}.json", gflops)
         options.json.mkdir(parents=True, exist_ok=True)
         (options.json / f"{name}.md").write_text(report)
-    return {"rounds": rounds, "minutes": round(minutes, 2), "status": status, "matrix_product_gflops": gflops}
+    return {"minutes": round(taken, 2), "status": status, "matrix_product_gflops": round(gflops, 1)}
 
 
-def note(file: Path, gflops: float) -> None:
-    """The rate beside the machine that a topic's JSON describes."""
-    if file.exists():
-        document = json.loads(file.read_text())
-        document["machine"]["matrix_product_gflops"] = gflops
-        write_json(file, document)
-
-
-def run_all(options: argparse.Namespace, matrix: Worker, gflops: float, summary: dict[str, Any]) -> None:
-    """Every topic with the rounds for which there is time; the summary grows with them."""
-    start, expected = time.perf_counter(), 0.0
-    slowness = pace_of(gflops)
-    fewest = slowness * sum(TOPICS[name].seconds(TOPICS[name].rounds[0]) for name in options.topics) / 60
-    if fewest > options.minutes:
-        say(f"a round of each takes about {fewest:.0f} minutes here; name the topics to have fewer")
+def run_all(options: argparse.Namespace, rate: Callable[[], float], summary: dict[str, Any]) -> None:
+    """Runs every topic with its part of the minutes that are left, and adds each to the summary."""
+    start = time.perf_counter()
     for place, name in enumerate(options.topics):
-        gone = time.perf_counter() - start
-        # A machine that others use falls behind its matrix products' promise.
-        pace = max(slowness, gone / expected) if expected else slowness
-        waiting = [TOPICS[other] for other in options.topics[place:]]
-        rounds = share(waiting, (1 - SPARED) * 60 * options.minutes - gone, pace)[0]
-        seconds = waiting[0].seconds(rounds)
-        say(f"{name}, about {pace * seconds / 60:.1f} minutes; {gone / 60:.1f} of {options.minutes:g} gone")
-        now = statistics.median(matrix.ask("rate", Options.timeout)["gflops"] for _ in range(3))
-        summary["topics"][name] = run(name, waiting[0], rounds, options, round(now, 1))
-        expected += seconds
+        gone = (time.perf_counter() - start) / 60
+        waiting = sum(TOPICS[other].minutes for other in options.topics[place:])
+        minutes = (options.minutes - gone) * TOPICS[name].minutes / waiting
+        say(f"{name}, about {max(0.0, minutes):.1f} minutes; {gone:.1f} of {options.minutes:g} gone")
+        gflops = statistics.median(rate() for _ in range(3))
+        summary["topics"][name] = run(name, minutes, options, gflops)
         if options.json:
             write_json(options.json / "summary.json", summary)
         if summary["topics"][name]["status"] == 130:
             raise KeyboardInterrupt
 
 
-def pace_of(gflops: float) -> float:
-    """How many times longer than said everything takes; never less than once, since not all of it is products."""
-    return max(1.0, REFERENCE / gflops)
-
-
-def plan(options: argparse.Namespace, gflops: float) -> str:
-    """The topics with their rounds and minutes on a machine of this rate."""
-    chosen, pace = [TOPICS[name] for name in options.topics], pace_of(gflops)
-    rounds = share(chosen, (1 - SPARED) * 60 * options.minutes, pace)
-    minutes = [pace * topic.seconds(number) / 60 for topic, number in zip(chosen, rounds, strict=True)]
-    rows = [
-        [name, str(number) if topic.each else "", f"{length:.1f}", topic.about]
-        for name, topic, number, length in zip(options.topics, chosen, rounds, minutes, strict=True)
-    ]
-    return table(["topic", "rounds", "minutes", "what"], [*rows, ["all", "", f"{sum(minutes):.1f}", ""]])
-
-
-def say(text: str) -> None:
-    """Progress on standard error."""
-    print(f"benchmarks: {text}", file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: the worst of the topics': 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     options = parsed(arguments)
     summary: dict[str, Any] = {"benchmark": "set", "machine": describe(), "minutes": options.minutes, "topics": {}}
-    start = time.perf_counter()
+    print(f"# Benchmarks\n\n{headline(summary['machine'])}\n", flush=True)
+    alone = argparse.Namespace(keep_freed=True, device="cpu", threads=usable_cores(), timeout=600.0)
     try:
-        with matrix_worker(Options()) as matrix:
-            gflops = open_matrix(matrix, Options())
-            if options.plan:
-                print(plan(options, gflops))
-                return 0
-            summary["machine"]["matrix_product_gflops"] = round(gflops, 1)
-            print(f"# Benchmarks\n\n{headline(summary['machine'])}\n", flush=True)
-            run_all(options, matrix, gflops, summary)
+        with matrix(alone) as rate:
+            run_all(options, rate, summary)
     except KeyboardInterrupt:
         return 130
     except WorkerError as error:
-        print(f"the matrix product could not be measured: {error}", file=sys.stderr)
+        say(f"the matrix product could not be measured: {error}")
         return 1
-    say(f"all done after {(time.perf_counter() - start) / 60:.1f} minutes")
     return max(found["status"] for found in summary["topics"].values())
 
 

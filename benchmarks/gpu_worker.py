@@ -10,7 +10,7 @@ One process for all: their activations use the same memory in turn, as they woul
 from __future__ import annotations
 
 import gc
-import json
+import os
 import tempfile
 import time
 from dataclasses import replace
@@ -20,10 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.worker import Desk, serve
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from vitrail.batch import Batch
-    from vitrail.tasks.task import Metrics, Task
+    from vitrail.tasks import Classify
 
 FP8 = " fp8"
 WARM = 3  # steps after the first, before the peak of memory is read
@@ -39,49 +36,56 @@ class Trainee:
         import torch
 
         from benchmarks.peers import CLASSES, Case, build
+        from vitrail.batch import Batch
         from vitrail.data.images.preprocessing import Preprocessing
         from vitrail.optim.build import Config
         from vitrail.optim.build import build as build_optimizer
         from vitrail.runtime import fp8
         from vitrail.runtime.blocks import autocast
+        from vitrail.tasks import Classify
 
         name, low = library.removesuffix(FP8), library.endswith(FP8)
         size = (Case.parse(case).resolution,) * 2
         how = Preprocessing(size, (0.5,) * 3, (0.5,) * 3)
         self.device = torch.device(device)
         self.baseline = torch.cuda.memory_allocated() if device == "cuda" else 0
-        self.task = task_of(build(name, Case.parse(case)), how).train().to(self.device)
+        # Of another library's model training asks no more than logits.
+        self.task = Classify(build(name, Case.parse(case)), how).train().to(self.device)  # type: ignore[arg-type]
         if low:
             if device == "cuda":  # torch's product on a CPU is for tests
                 fp8.refuse(self.device)
             fp8.convert(self.task)
         compile_units(self.task, backend)
-        # A rate so low that random labels do not end in weights that are no numbers.
+        # A rate so low that random labels do not end in weights that are NaN.
         self.optimizer = build_optimizer(self.task, Config(lr=1e-5))
         self.autocast = autocast("fp8" if low else "bf16", self.device)
-        images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, device=self.device)
-        self.batch: Batch = {"images": images, "targets": torch.randint(CLASSES, (batch,), device=self.device)}
+        drawn = {"images": torch.randint(256, (batch, 3, *size), dtype=torch.uint8)}
+        drawn |= {"targets": torch.randint(CLASSES, (batch,)), "keys": torch.arange(batch)}
+        self.batch = Batch(**drawn).to(self.device)
 
     def step(self) -> None:
-        """What the Trainer does for a step."""
+        """One step, as the Trainer does it."""
         from vitrail.optim.build import clip
         from vitrail.runtime.threads import Replicas
         from vitrail.train import accumulate
 
-        accumulate(Replicas(self.task, 1), [self.batch], len(self.batch["images"]), self.autocast)
+        accumulate(Replicas(self.task, 1), [self.batch], len(self.batch), self.autocast)
         clip(self.task.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def steps(self, count: int) -> dict[str, float]:
-        """Seconds of a step, and of the Python that sends it: where that is as long, the device waits for it."""
+        """Seconds of a step; the fraction of them in which Python sends it: near 1, the device waits for Python; and
+        the graphs that were compiled anew."""
         wait(self.device)
-        start = time.perf_counter()
+        before, start, processor = graphs(), time.perf_counter(), time.process_time()
         for _ in range(count):
             self.step()
-        sent = time.perf_counter()
+        sent = time.perf_counter() - start
         wait(self.device)
-        return {"seconds": (time.perf_counter() - start) / count, "host_seconds": (sent - start) / count}
+        seconds = time.perf_counter() - start
+        found = {"seconds": seconds / count, "host": sent / seconds, "recompiled": graphs() - before}
+        return found | {"processor_seconds": time.process_time() - processor}
 
     def start(self) -> dict[str, Any]:
         """Compiles and warms up."""
@@ -91,48 +95,18 @@ class Trainee:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         first, later = self.steps(1)["seconds"], self.steps(WARM)["seconds"]
-        peak = torch.cuda.max_memory_allocated() - self.baseline if self.device.type == "cuda" else None
-        found = {"compile_seconds": first - later, "step_seconds": later, "peak": peak}
-        return found | {"graphs": graphs() - before, "graphs_after": graphs()}
+        peak = (torch.cuda.max_memory_allocated() - self.baseline) / 2**30 if self.device.type == "cuda" else None
+        return {"compile_seconds": first - later, "step_seconds": later, "peak_gib": peak, "graphs": graphs() - before}
 
 
-def task_of(model: nn.Module, how: Any) -> Task:
-    """Ours as it is trained, or the same loss around another library's model."""
-    import torch.nn.functional as F
-
-    from vitrail.data.images.preprocessing import normalise
-    from vitrail.models.vit import ViT
-    from vitrail.tasks.classify import Classify
-    from vitrail.tasks.task import Task
-
-    class Plain(Task):
-        """Cross-entropy; what the Trainer calls."""
-
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-            images = batch["images"]
-            logits = self.model(normalise(images, how, next(self.model.parameters()).dtype)).float()
-            loss = F.cross_entropy(logits, batch["targets"])
-            accuracy = (logits.detach().argmax(-1) == batch["targets"]).float().mean()
-            return loss, {"loss": loss.detach(), "accuracy": accuracy}
-
-        def predict(self, batch: Batch) -> dict[str, Tensor]:
-            return {"features": self.model(batch["images"])}
-
-    return Classify(model, how) if isinstance(model, ViT) else Plain(model)
-
-
-def compile_units(task: Task, backend: str) -> None:
-    """Every block by itself, which is what each library's longest list of modules holds."""
+def compile_units(task: Classify, backend: str) -> None:
+    """Compiles every block by itself: the members of each library's longest list of modules."""
     from torch import nn
 
+    from vitrail.models.vit import ViT
     from vitrail.runtime.blocks import compile_blocks
-    from vitrail.tasks.classify import Classify
 
-    if isinstance(task, Classify):
+    if isinstance(task.model, ViT):
         compile_blocks(task, backend)
         return
     lists = [module for module in task.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
@@ -141,14 +115,14 @@ def compile_units(task: Task, backend: str) -> None:
 
 
 def graphs() -> int:
-    """How many graphs were compiled up to now."""
+    """How many graphs have been compiled."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]
 
 
 def wait(device: Any) -> None:
-    """Until the device has done all its work."""
+    """Waits until the device has done all its work."""
     import torch
 
     if device.type == "cuda":
@@ -156,35 +130,20 @@ def wait(device: Any) -> None:
 
 
 def real(case: str, batch: int, steps: int, warm: int, workers: int, device: str, images: int) -> dict[str, Any]:
-    """The Trainer, whole, on JPEGs: processes decode, crop and mirror them."""
+    """Runs the whole Trainer on JPEGs: processes decode, crop and mirror them."""
     from benchmarks import trainee
     from benchmarks.peers import Case
+    from benchmarks.photographs import photographs
     from benchmarks.timm_script import Shape
-    from benchmarks.training import photographs
-    from vitrail import run as runs
-    from vitrail.train import Trainer
 
-    found = Case.parse(case)
+    found, before = Case.parse(case), sum(os.times()[:4])
     a = found.architecture
     described = trainee.Case(Shape(found.resolution, found.patch, a.width, a.layers, a.heads), batch, warm, steps)
     with tempfile.TemporaryDirectory() as place:
-        data = photographs(Path(place), None, images)
-        run = replace(
-            trainee.our_run(described, data, steps),
-            device=device,
-            precision="bf16",
-            compile=device == "cuda",
-            workers=workers,
-            log_every=max(1, warm // 2),
-        )
-        out = Path(place) / "run"
-        runs.write(run, out)
-        Trainer(run, out).fit()
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    logged = [line for line in lines if "images_per_second" in line and line["step"] > warm]
-    seconds = sum(1 / line["images_per_second"] for line in logged) / len(logged)
-    waited = sum(line["data_wait"] / line["images_per_second"] for line in logged) / len(logged) / seconds
-    return {"seconds_per_image": seconds, "data_wait": waited}
+        run = trainee.our_run(described, photographs(Path(place), None, images), steps)
+        how = {"device": device, "precision": "bf16", "compile": device == "cuda", "workers": workers}
+        answer = trainee.trained(replace(run, **how, log_every=max(1, warm // 2)), warm)
+    return answer | {"processor_seconds": sum(os.times()[:4]) - before}
 
 
 class GpuDesk(Desk):
@@ -194,7 +153,7 @@ class GpuDesk(Desk):
         self.trainees: dict[str, Trainee] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one request."""
+        """Carries out one request."""
         match request.pop("do"):
             case "device":
                 return device_facts(request["device"])
@@ -208,7 +167,7 @@ class GpuDesk(Desk):
                 finally:
                     gc.collect()
             case "steps":
-                return self.trainees[request["library"]].steps(request["count"]) | {"graphs": graphs()}
+                return self.trainees[request["library"]].steps(request["count"])
             case "real":
                 return real(**request)
             case other:

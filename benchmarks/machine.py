@@ -1,8 +1,6 @@
 """What was measured on: the processor, the versions, the rate of its matrix products; and how tables are written.
 
-    python -m benchmarks.machine         describe this machine as JSON, matrix-product rate included
-
-Times from different machines cannot be compared; shares of the matrix-product rate can, roughly.
+Times from different machines cannot be compared; fractions of the matrix-product rate can, roughly.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "),
         "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES if next(distributions(name=name), None)},
     }
 
 
@@ -52,13 +50,11 @@ def processor() -> str:
 
 def usable_cores() -> int:
     """Cores that this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds that the whole machine has spent so far, the hypervisor's share included; None if unknown."""
+    """Processor seconds that the whole machine has spent so far, the hypervisor's part included; None if unknown."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
@@ -70,14 +66,6 @@ def busy_seconds() -> float | None:
 def memory_gib() -> float:
     """Memory of the machine in GiB."""
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-
-
-def installed(name: str) -> str | None:
-    """The version of an installed package; nothing is imported."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def commit() -> str | None:
@@ -95,7 +83,7 @@ def commit() -> str | None:
 
 
 class MatrixProduct:
-    """A large matrix product on one device, in the precision that the models use there: the limit to hold against."""
+    """A large matrix product on one device, in the precision that the models use there: the limit of the machine."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -148,20 +136,10 @@ def headline(machine: dict[str, Any]) -> str:
 
 
 def write_json(path: Path | None, document: dict[str, Any]) -> None:
-    """Write a result; a half-written file never replaces a whole one."""
+    """Writes a result; a half-written file never replaces a whole one."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.write_text(json.dumps(document, indent=1, default=str) + "\n")
     partial.replace(path)
-
-
-def main() -> None:
-    """Print this machine's description."""
-    rate = MatrixProduct("cpu").rate(2.0)
-    print(json.dumps(describe() | {"matrix_product_gflops": round(rate, 1)}, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,151 +1,127 @@
-"""The measurements themselves: interleaved rounds for speed, one fresh process each for memory.
+"""How one model step is measured: interleaved rounds in fresh processes for speed, one process each for memory.
 
-    from benchmarks.measure import speed, memory
+    for _ in speeds(options, records, [Setting("S/16@224", "train", "eager", 8)]): ...
 
-A shared machine is never quiet for long. So the workers of one setting live side by side, one of them runs at a
-time, in an order shuffled each round, and what counts is the ratio within a round. A round in which other programs
-took more than DISTURBED of the machine is kept in the record but measured again, as long as patience lasts.
+options: libraries, rounds, repeats, until, burst (seconds of a turn), device, threads, timeout, keep_freed, cache. A
+library written "timm:compiled" has a mode of its own.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import statistics
-import time
-from contextlib import ExitStack
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from benchmarks.machine import busy_seconds
-from benchmarks.plan import (
-    SHARE_OF_LIMIT,
-    Options,
-    Progress,
-    Setting,
-    expected_memory_seconds,
-    expected_seconds,
-)
+from benchmarks.peers import Case
 from benchmarks.pool import KEEP_FREED, PINNED, Worker, WorkerError, environment
-
-Record = dict[str, Any]
-
-DISTURBED = 0.1
+from benchmarks.rounds import Record, deadline, fail, new, say, take_turns
 
 
-def matrix_worker(options: Options) -> Worker:
-    """A process that knows nothing but the matrix product."""
-    return Worker("matrix product", environment(KEEP_FREED if options.keep_freed else {}))
+@dataclass(frozen=True)
+class Setting:
+    """One case of the result: the same for every library."""
+
+    case: str
+    pass_name: str
+    mode: str
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.pass_name} {self.mode}, batch {self.batch}"
+
+    def record(self, options: Namespace) -> Record:
+        """A record without rounds."""
+        return new(str(self), options.libraries[0], matrix_gflops=[])
+
+    def request(self, library: str, options: Namespace) -> dict[str, Any]:
+        """What a worker needs to build it."""
+        name, _, mode = library.partition(":")
+        named = {"case": self.case, "pass": self.pass_name, "mode": mode or self.mode, "batch": self.batch}
+        return named | {"library": name, "device": options.device, "threads": options.threads}
 
 
-def open_matrix(worker: Worker, options: Options) -> float:
-    """Prepare it and measure for the first time: GFLOP/s, the best of four, since estimates are for a quiet machine."""
-    worker.ask("matrix", options.timeout, device=options.device, threads=options.threads)
-    return max(worker.ask("rate", options.timeout)["gflops"] for _ in range(4))
+def batch_of(case: Case, pass_name: str, device: str) -> int:
+    """A batch large enough for the rate of a larger one, and small enough for several rounds of four libraries."""
+    if device == "cuda":
+        return 64 if case.resolution > 224 or pass_name == "train" else 256
+    if case.gflop < 1:
+        return 128  # as such models are trained; fewer would time the calls, not the products
+    full = 16 if case.gflop < 20 else 8 if case.gflop < 60 else 4
+    return full // 2 if pass_name == "train" else full
 
 
-def speed(
-    setting: Setting, repeat: int, options: Options, matrix: Worker, cache: Path, progress: Progress, gflops: float
-) -> Record:
-    """One setting in fresh processes: every library's seconds per image in every round."""
-    order = random.Random(f"{setting} {repeat}")
-    expected = expected_seconds(setting, options, repeat, gflops)
-    title = f"{setting}, run {repeat + 1} of {options.repeats}"
-    record: Record = {**setting.record(), "repeat": repeat, "matrix_gflops": [], "foreign": []}
-    record |= {"libraries": {}, "errors": {}}
+@contextmanager
+def matrix(options: Namespace) -> Iterator[Callable[[], float]]:
+    """A process for matrix products only; yields a function that measures their GFLOP/s."""
+    with Worker("matrix product", environment(KEEP_FREED if options.keep_freed else {})) as worker:
+        worker.ask("matrix", options.timeout, device=options.device, threads=options.threads)
+        yield lambda: worker.ask("rate", options.timeout)["gflops"]
+
+
+def speeds(options: Namespace, records: list[Record], rows: list[Setting]) -> Iterator[None]:
+    """Measures all settings, then all of them again in fresh processes, options.repeats times; yields after each."""
+    found = [row.record(options) for row in rows]
+    records += found
+    with matrix(options) as rate:
+        for repeat in range(options.repeats):
+            for place, (row, record) in enumerate(zip(rows, found, strict=True)):
+                waiting = (options.repeats - repeat) * len(rows) - place
+                speed(record, row, options, rate, deadline(options.until, waiting))
+                yield
+
+
+def speed(record: Record, setting: Setting, options: Namespace, rate: Callable[[], float], until: float) -> None:
+    """Measures one setting in fresh processes, which live side by side: each library's seconds per image, by round."""
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for library in options.libraries:
-            progress.say(f"{title}: building {library}")
-            variables = environment(KEEP_FREED if options.keep_freed else {}, cache / library)
+            if library in record["errors"]:
+                continue
+            say(f"{setting}: building {library}")
+            variables = environment(KEEP_FREED if options.keep_freed else {}, options.cache / library)
             worker = stack.enter_context(Worker(library, variables))
             try:
-                record["libraries"][library] = prepare(worker, setting, options)
+                record["libraries"].setdefault(library, {}).update(prepare(worker, setting, options))
                 workers[library] = worker
             except WorkerError as error:
-                report(record, library, error)
-            progress.advance((expected - rounds_part(setting, options, gflops)) / len(options.libraries))
+                fail(record, library, error)
         if not workers:
-            return record
-        quickest_step = min(record["libraries"][name]["step_seconds"] for name in workers)
-        record["steps"] = max(1, round(options.burst / quickest_step))
-        quiet = number = 0
-        while workers and quiet < options.rounds and number < 2 * options.rounds:
-            number += 1
-            progress.say(f"{title}: round {number}, {quiet} of {options.rounds} done, {record['steps']} steps each")
-            record["matrix_gflops"].append(matrix.ask("rate", options.timeout)["gflops"])
-            foreign = one_round(workers, record, order.sample(sorted(workers), len(workers)), options)
-            record["foreign"].append(foreign)
-            quiet += foreign <= DISTURBED
-            if number <= options.rounds:
-                progress.advance(rounds_part(setting, options, gflops) / options.rounds)
-    return record
+            return
+        steps = max(1, round(options.burst / min(record["libraries"][name]["step_seconds"] for name in workers)))
+        turns = {
+            name: partial(burst, worker, steps, setting.batch, options.timeout) for name, worker in workers.items()
+        }
+        take_turns(record, turns, options.rounds, until, lambda: record["matrix_gflops"].append(rate()))
 
 
-def one_round(workers: dict[str, Worker], record: Record, order: list[str], options: Options) -> float:
-    """Each library's turn; the answer is the largest share of the machine that other programs took in a turn."""
-    foreign = [0.0]
-    for library in order:
-        try:
-            result = record["libraries"][library]
-            foreign.append(burst(workers[library], result, record["steps"], record["batch"], options))
-        except WorkerError as error:
-            report(record, library, error)
-            del workers[library]
-    return max(foreign)
-
-
-def rounds_part(setting: Setting, options: Options, gflops: float) -> float:
-    """The part of the estimate that the timed rounds are."""
-    step = setting.gflop / (SHARE_OF_LIMIT * gflops)
-    return len(options.libraries) * options.rounds * max(step, options.burst)
-
-
-def prepare(worker: Worker, setting: Setting, options: Options) -> Record:
-    """Build, count, compile, warm up; the last step's time tells how many make a burst."""
+def prepare(worker: Worker, setting: Setting, options: Namespace) -> Record:
+    """Builds, counts, compiles, warms up; the last step's time decides how many make a burst."""
     worker.ask("build", options.timeout, **setting.request(worker.label, options))
     flops = worker.ask("flops", options.timeout)["flops"]
-    first = worker.ask("steps", options.timeout, count=1)["seconds"][0]
-    second = worker.ask("steps", options.timeout, count=1)["seconds"][0]
-    return {
-        "flops_per_image": flops * (3 if setting.pass_name == "train" else 1),
-        "first_step_seconds": first,
-        "step_seconds": second,
-        "seconds_per_image": [],
-        "faults_per_step": [],
-        "processor_seconds_per_step": [],
-    }
+    first, second = (worker.ask("steps", options.timeout, count=1)["seconds"][0] for _ in range(2))
+    times = 3 if setting.pass_name == "train" else 1  # the backward pass is two forward passes
+    return {"flops": flops * times, "first_step_seconds": first, "step_seconds": second}
 
 
-def burst(worker: Worker, result: Record, steps: int, batch: int, options: Options) -> float:
-    """One library's turn in a round; the answer is the share of the machine that other programs took meanwhile."""
-    start, busy = time.perf_counter(), busy_seconds()
-    answer = worker.ask("steps", options.timeout, count=steps)
-    wall, busy_after = time.perf_counter() - start, busy_seconds()
-    result["seconds_per_image"].append(statistics.median(answer["seconds"]) / batch)
-    result["faults_per_step"].append(round(answer["faults"]))
-    result["processor_seconds_per_step"].append(answer["processor_seconds"])
-    if busy is None or busy_after is None:
-        return 0.0
-    return max(0.0, busy_after - busy - steps * answer["processor_seconds"]) / (wall * (os.cpu_count() or 1))
+def burst(worker: Worker, steps: int, batch: int, timeout: float) -> dict[str, Any]:
+    """One library's turn."""
+    answer = worker.ask("steps", timeout, count=steps)
+    return answer | {"seconds": statistics.median(answer["seconds"]) / batch}
 
 
-def memory(setting: Setting, options: Options, progress: Progress, gflops: float) -> Record:
+def memory(setting: Setting, options: Namespace) -> Record:
     """Peak memory of one setting, each library in a fresh process with the same allocator threshold."""
-    record: Record = {**setting.record(), "libraries": {}, "errors": {}}
+    record = setting.record(options)
     for library in options.libraries:
-        progress.say(f"{setting}, memory: {library}")
+        say(f"{setting}: memory of {library}")
         with Worker(library, environment(PINNED)) as worker:
             try:
                 worker.ask("build", options.timeout, **setting.request(library, options))
                 record["libraries"][library] = worker.ask("memory", options.timeout)
             except WorkerError as error:
-                report(record, library, error)
-        progress.advance(expected_memory_seconds(setting, options, gflops) / len(options.libraries))
+                fail(record, library, error)
     return record
-
-
-def report(record: Record, library: str, error: WorkerError) -> None:
-    """Keep the reason, and drop the library from this setting: half a series would not be paired."""
-    record["errors"][library] = str(error)
-    record["libraries"].pop(library, None)

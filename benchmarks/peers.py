@@ -57,7 +57,7 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """Read "B/16@384"."""
+        """Reads "B/16@384"."""
         name, _, resolution = text.strip().partition("@")
         size, _, patch = name.partition("/")
         known = [f"{size}/{found.patch}" for size, found in ARCHITECTURES.items()] + list(SMALL_PATCHES)
@@ -72,17 +72,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Without the image size: "B/16"."""
+        """The model without the image size: "B/16"."""
         return f"{self.size}/{self.patch}"
 
     @property
     def architecture(self) -> Architecture:
-        """The row of the table."""
+        """Its row of the table."""
         return ARCHITECTURES[self.size]
 
     @property
     def tokens(self) -> int:
-        """Patches and the [class] token."""
+        """How many patches there are, and the [class] token."""
         return (self.resolution // self.patch) ** 2 + 1
 
     @property
@@ -95,14 +95,14 @@ class Case:
 
     @property
     def gflop(self) -> float:
-        """2 x multiply-adds of a forward pass of one image, for estimates; results use what torch counts."""
+        """2 x multiply-adds of a forward pass of one image, to choose a batch by; results use what torch counts."""
         D, M, P, n = self.architecture.width, self.architecture.mlp, self.patch, self.tokens
         layer = n * (4 * D * D + 2 * D * M) + 2 * n * n * D
         return 2 * ((n - 1) * 3 * P**2 * D + self.architecture.layers * layer + D * CLASSES) / 1e9
 
 
 def build_vitrail(case: Case) -> nn.Module:
-    """Ours."""
+    """Vitrail, by the paper's name."""
     import vitrail
 
     name, size, patch = f"ViT-{case.size}/{case.architecture.patch}", (case.resolution,) * 2, (case.patch,) * 2
@@ -176,7 +176,7 @@ BUILDERS: dict[str, Callable[[Case], nn.Module]] = {
 
 
 def build(library: str, case: Case) -> nn.Module:
-    """The model of one library, checked to be the same as the others' to the last parameter."""
+    """The model of one library. AssertionError where its parameters are not as many as the paper's."""
     import torch
 
     torch.manual_seed(0)

@@ -1,10 +1,11 @@
-"""Starting worker processes, asking them, and ending them, whatever happens meanwhile.
+"""Starting processes, asking them, and ending them, whatever happens meanwhile.
 
-    with Worker("timm", environment(keep_freed=True)) as worker:
+    program(["-m", "vitrail", "--help"], timeout=60)                # {"seconds": 0.19}
+    with Worker("timm", environment(KEEP_FREED)) as worker:
         worker.ask("build", 600, library="timm", case="Ti/16@224", ...)
         worker.ask("steps", 60, count=3)["seconds"]
 
-A worker that fails, dies or exceeds its time raises WorkerError with the reason, and never hangs the caller.
+A process that fails, dies or exceeds its time raises WorkerError with the reason, and never hangs the caller.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,13 +32,13 @@ KEEP_FREED = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-# For peak memory: glibc's own starting threshold, held there. Left alone it rises with what was freed before, and
-# then the peak depends on the history of the process.
+# For peak memory: glibc's own starting threshold, held there. By default it rises with what was freed before,
+# and then the peak depends on the history of the process.
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
 
 
 class WorkerError(RuntimeError):
-    """A worker could not do what it was asked; the message says why."""
+    """A process could not do what it was asked to; the message says why."""
 
 
 def environment(allocator: dict[str, str], cache: Path | None = None) -> dict[str, str]:
@@ -46,13 +49,52 @@ def environment(allocator: dict[str, str], cache: Path | None = None) -> dict[st
     return kept | offline | allocator | where
 
 
+def finish(
+    command: Sequence[str],
+    timeout: float,
+    variables: Mapping[str, str] | None = None,
+    folder: Path = ROOT,
+    merged: bool = False,
+) -> str:
+    """What a command prints. merged: standard error, too. WorkerError if it fails or exceeds the timeout (seconds)."""
+    # A session of its own: Ctrl-C reaches only this process, which then ends the other with all that it started.
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if merged else subprocess.PIPE}
+    with subprocess.Popen(command, cwd=folder, env=variables, text=True, start_new_session=True, **pipes) as process:
+        try:
+            out, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise WorkerError(f"no end within {timeout:g} s") from error
+        finally:
+            end(process)
+    if process.returncode:
+        raise WorkerError(f"status {process.returncode}\n{(errors or out)[-2000:].rstrip()}")
+    return out
+
+
+def program(
+    words: Sequence[str], timeout: float, variables: Mapping[str, str] | None = None, folder: Path = ROOT
+) -> dict[str, Any]:
+    """{"seconds": wall time} of a fresh interpreter, and the JSON object in the last line that it prints, if any."""
+    start = time.perf_counter()
+    lines = finish([sys.executable, *words], timeout, variables, folder).splitlines()
+    found = {"seconds": time.perf_counter() - start}
+    return found | (json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {})
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Ends a process that leads a session, and every process that it started."""
+    if process.returncode is None:  # once waited for, its number may belong to somebody else
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 class Worker:
     """One `python -m benchmarks.worker`, or another module that answers as it does, alive between the questions."""
 
     def __init__(self, label: str, variables: dict[str, str], module: str = "benchmarks.worker") -> None:
         self.label = label
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the process is
-        # A session of its own: Ctrl-C reaches only the parent, which then ends each worker with all that it started.
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
             cwd=ROOT,
@@ -65,14 +107,14 @@ class Worker:
         )
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """One request and its answer."""
+        """Sends one request and returns its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         late = threading.Event()
 
         def give_up() -> None:
             late.set()
-            self.kill()
+            end(self.process)
 
         timer = threading.Timer(timeout, give_up)
         timer.start()
@@ -93,25 +135,19 @@ class Worker:
 
     def death(self, do: str, timeout: float | None) -> str:
         """Why the process gave no answer, with the end of what it printed."""
-        self.kill()
-        code = self.process.wait()
+        end(self.process)
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 2000))
         tail = self.log.read().decode(errors="replace").strip()
-        reason = f"no answer within {timeout:g} s" if timeout else f"the process ended with status {code}"
+        reason = (
+            f"no answer within {timeout:g} s" if timeout else f"the process ended with status {self.process.returncode}"
+        )
         return f"{self.label}, {do}: {reason}\n{tail}".rstrip()
-
-    def kill(self) -> None:
-        """End the process and every process that it started."""
-        # Once waited for, its number may belong to somebody else.
-        if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.kill()
-        self.process.wait()
+        end(self.process)
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):

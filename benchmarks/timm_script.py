@@ -1,7 +1,7 @@
-"""timm's training script as a peer: a ViT in the words of both libraries, and what the script's log says of its speed.
+"""timm's training script as a peer: a ViT in the words of both libraries, and the speed that the script's log shows.
 
-    arguments = [*timm_script.model(shape), *timm_script.SAME, "--opt", "adamw", ...]
-    timm_script.seconds_per_image(log, batch=16, warm=5)
+    words = timm_script.command(Path("train.py"), shape, ["--data-dir", "photos"], lr=1e-3, log_interval=1, ...)
+    timm_script.step_seconds(log, batch=16)
 
 The script is `train.py` of huggingface/pytorch-image-models; nothing of it is in this tree.
 """
@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from vitrail.models import vit
@@ -22,7 +25,7 @@ SAME = [
     *("--color-jitter", "0", "--sched", "cosine", "--sched-on-updates", "--warmup-prefix", "--warmup-lr", "0"),
     *("--min-lr", "0", "--opt", "adamw", "--opt-betas", "0.9", "0.999", "--opt-eps", "1e-8"),
 ]
-STEP = re.compile(r"^Train: \d+ \[ *(\d+)/.* \( *[\d.]+s, +([\d.]+)/s\)", re.M)
+STEP = re.compile(r"^Train: \d+ \[ *(\d+)/.*?  Time: [\d.]+s, +([\d.]+)/s ", re.M)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Shape:
     pool: Literal["token", "avg"] = "token"
 
     def vitrail(self) -> vit.Config:
-        """Ours."""
+        """The model's config in Vitrail."""
         from vitrail.models import vit
 
         token = self.pool == "token"
@@ -69,21 +72,26 @@ def model(shape: Shape) -> list[str]:
     ]
 
 
-def seconds_per_image(log: str, batch: int, warm: int) -> float:
-    """From the log of one epoch, of the steps after the first `warm` ones that were logged.
+def command(script: Path, shape: Shape, data: Sequence[str], **options: Any) -> list[str]:
+    """The command of a run. options: the script's own: hflip=0.5 is --hflip 0.5, and a tuple is several words."""
+    words = [sys.executable, str(script), *data, *model(shape), *SAME]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
-    The rates are the most exact numbers there; each is the mean since the epoch began, so a difference of two times is
-    that of the steps between. ValueError where the log has no such steps.
+
+def step_seconds(log: str, batch: int) -> list[float]:
+    """Seconds of each step, from the log of one epoch in which every step has a line (--log-interval 1).
+
+    A line's own rate is its most exact number. ValueError if the log is not of one epoch, or a step has no line.
     """
-    ends = [(int(step) + 1, float(rate)) for step, rate in STEP.findall(log)]
-    after = [(done, done * batch / rate) for done, rate in ends if done > warm]
-    if len(after) < 2:
-        raise ValueError(f"timm's log shows {len(after)} steps after the first {warm}, but 2 are needed")
-    (first, begin), (last, end) = after[0], after[-1]
-    return (end - begin) / ((last - first) * batch)
+    found = [(int(step), float(rate)) for step, rate in STEP.findall(log)]
+    if not found or [step for step, _ in found] != list(range(len(found))):
+        raise ValueError(f"timm's log has the speed of {len(found)} steps, and not of each from the first")
+    return [batch / rate if rate else 0.0 for _, rate in found]
 
 
 def accuracies(summary: str) -> list[tuple[int, float]]:
-    """(epoch from 1, accuracy in [0, 1]) for each line of the script's summary.csv that is whole."""
-    rows = csv.DictReader(summary[: summary.rfind("\n") + 1].splitlines())
+    """(epoch from 1, accuracy in [0, 1]) for each line of the script's summary.csv."""
+    rows = csv.DictReader(summary.splitlines())
     return [(int(row["epoch"]) + 1, float(row["eval_top1"]) / 100) for row in rows]

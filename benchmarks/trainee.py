@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitrail.run import Run
-    from vitrail.train import Trainer
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Case:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each channel; the standard deviation is the same."""
+        """The mean of each channel; the std is the same."""
         return (0.5,) * self.shape.channels
 
 
@@ -54,65 +53,84 @@ FIRST = replace(CASES["Ti/16@224"], batch=8, warm=1)
 LR, DECAY, CLIP = 1e-4, 0.05, 1.0
 
 
-def our_run(case: Case, data: Path, steps: int) -> Run:
-    """Our recipe for a case; nothing is evaluated or saved before the end."""
+def run_of(
+    shape: Shape,
+    data: Path | str,
+    augment: dict[str, Any],
+    lr: float,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    warmup: str = "0 steps",
+    smoothing: float = 0.0,
+    **fields: Any,
+) -> Run:
+    """A Run with AdamW and a cosine, in fp32 on the CPU. mean, std: 0.5 by default. fields: others of the Run."""
     from vitrail.data.images.augment import Augment
     from vitrail.data.images.preprocessing import Preprocessing
     from vitrail.data.sources.open import Data
     from vitrail.optim.build import Config
     from vitrail.optim.schedule import Schedule
     from vitrail.run import Run
+    from vitrail.tasks import ClassifyConfig
 
-    total = f"{case.warm + steps} steps"
-    size = (case.shape.size, case.shape.size)
-    return Run(
+    half = (0.5,) * shape.channels
+    described = Run(
         recipe="benchmark",
-        model=case.shape.vitrail(),
-        preprocessing=Preprocessing(size, case.mean, case.mean, interpolation="bicubic"),
+        model=shape.vitrail(),
+        preprocessing=Preprocessing((shape.size,) * 2, mean or half, std or half, interpolation="bicubic"),
         data=Data(str(data)),
-        augment=Augment(crop="inception" if case.photos else "none"),
-        optim=Config(lr=LR, weight_decay=DECAY, clip=CLIP, schedule=Schedule("cosine")),
-        batch=case.batch,
-        duration=total,
-        log_every=case.warm,
-        evaluate_every=total,
-        checkpoint_every=total,
+        augment=Augment(**augment),
+        task=ClassifyConfig(smoothing=smoothing),
+        optim=Config(lr=lr, weight_decay=DECAY, clip=CLIP, schedule=Schedule("cosine", warmup=warmup)),
         device="cpu",
         precision="fp32",
     )
+    return replace(described, **fields)
 
 
-def our_trainer(case: Case, data: Path, steps: int, out: Path) -> Trainer:
-    """Of a new run in the folder `out`."""
-    from vitrail import run
+def our_run(case: Case, data: Path, steps: int) -> Run:
+    """A case as a Run; nothing is evaluated or saved before the end, and each step is logged, as timm's script does."""
+    total, crop = f"{case.warm + steps} steps", "inception" if case.photos else "none"
+    often = {"log_every": 1, "evaluate_every": total, "checkpoint_every": total}
+    return run_of(case.shape, data, {"crop": crop}, LR, batch=case.batch, duration=total, **often)
+
+
+def trained(run: Run, warm: int) -> dict[str, Any]:
+    """The Trainer, whole: the seconds of each step, and the fraction of the time after `warm` steps for which it waited
+    for images, as its log has it."""
+    from vitrail import run as runs
     from vitrail.train import Trainer
 
-    described = our_run(case, data, steps)
-    run.write(described, out)
-    return Trainer(described, out)
-
-
-def vitrail(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
-    """The Trainer, whole; `data_wait` is its own log's."""
-    ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        trainer = our_trainer(case, data, steps, out)
-        # The log's own speed is rounded for people.
+        runs.write(run, out)
+        trainer = Trainer(run, out)
+        ends = [time.perf_counter()]
         trainer.task.after_step = lambda step: ends.append(time.perf_counter())
         trainer.fit()
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    waits = [line["data_wait"] for line in lines if "data_wait" in line and line["step"] > case.warm]
-    return {"ends": ends, "data_wait": sum(waits) / len(waits)}
+    waits = [line["data_wait"] for line in lines if "data_wait" in line and line["step"] > warm]
+    return {"steps": between(ends), "data_wait": sum(waits) / len(waits)}
+
+
+def between(ends: Iterable[float]) -> list[float]:
+    """Durations, from the clock at the start and at each end."""
+    return [after - before for before, after in pairwise(ends)]
+
+
+def vitrail(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
+    """The Trainer, which prepares images in threads."""
+    return trained(our_run(case, data, steps), case.warm)
 
 
 def bare(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
-    """Batches in memory."""
+    """A bare loop over batches in memory."""
     import torch
 
     shape = (case.batch, case.shape.channels, case.shape.size, case.shape.size)
     batches = [(torch.randn(shape), torch.randint(case.shape.classes, shape[:1])) for _ in range(4)]
-    return {"ends": list(loop(case, islice(cycle(batches), case.warm + steps)))}
+    return {"steps": between(loop(case, islice(cycle(batches), case.warm + steps)))}
 
 
 def loader(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
@@ -128,11 +146,11 @@ def loader(case: Case, data: Path, steps: int, workers: int) -> dict[str, Any]:
     else:
         images = datasets.FashionMNIST(str(data.parents[1]), transform=transforms.Compose(last))
     batches = DataLoader(images, case.batch, shuffle=True, num_workers=workers, drop_last=True)
-    return {"ends": list(loop(case, islice(batches, case.warm + steps)))}
+    return {"steps": between(loop(case, islice(batches, case.warm + steps)))}
 
 
 def loop(case: Case, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float]:
-    """Trains on them; the clock at the end of each step."""
+    """Trains on the batches; yields the clock at the start and at the end of each step."""
     import torch
 
     from vitrail.models.vit import ViT
@@ -140,6 +158,7 @@ def loop(case: Case, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[float
     torch.manual_seed(0)
     model = ViT(case.shape.vitrail()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
+    yield time.perf_counter()
     for images, targets in batches:
         torch.nn.functional.cross_entropy(model(images), targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -154,12 +173,16 @@ class SteppedError(Exception):
 
 def first_step(data: Path) -> None:
     """The Trainer, up to its first step on a folder of JPEGs."""
+    from vitrail import run as runs
+    from vitrail.train import Trainer
 
     def stop(step: int) -> None:
         raise SteppedError
 
+    run = our_run(FIRST, data, 0)
     with tempfile.TemporaryDirectory() as folder, suppress(SteppedError):
-        trainer = our_trainer(FIRST, data, 0, Path(folder) / "run")
+        runs.write(run, Path(folder) / "run")
+        trainer = Trainer(run, Path(folder) / "run")
         trainer.task.after_step = stop
         trainer.fit()
 
@@ -168,26 +191,13 @@ def timms_first_step(data: Path) -> None:
     """The same of timm's parts, without worker processes: starting them takes longer than the images of one step."""
     import timm
     import torch
-    from timm.data.dataset_factory import create_dataset
-    from timm.data.loader import create_loader
     from timm.optim._optim_factory import create_optimizer_v2
+
+    from benchmarks.loader import timm_batches
 
     model = timm.create_model("vit_tiny_patch16_224", num_classes=FIRST.shape.classes).train()
     optimizer = create_optimizer_v2(model, "adamw", LR, DECAY)
-    source: Any = create_dataset("", root=str(data / "train"))
-    augment: dict[str, Any] = {"scale": (0.08, 1.0), "hflip": 0.5, "color_jitter": None, "interpolation": "bicubic"}
-    batches = create_loader(
-        source,
-        (3, FIRST.shape.size, FIRST.shape.size),
-        FIRST.batch,
-        is_training=True,
-        **augment,
-        mean=FIRST.mean,
-        std=FIRST.mean,
-        num_workers=0,
-        device=torch.device("cpu"),
-    )
-    images, targets = next(iter(batches))
+    images, targets = next(iter(timm_batches(data, FIRST.shape.size, FIRST.batch, 0)))
     torch.nn.functional.cross_entropy(model(images), targets).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
@@ -197,14 +207,12 @@ HOW = {"vitrail": vitrail, "bare": bare, "loader": loader}
 
 
 def main() -> None:
-    """Run what the argument says and print {"seconds_per_image": ..., "data_wait": ...}."""
+    """Runs what the argument says and prints {"steps": seconds of each, "data_wait": ...}."""
     request = json.loads(sys.argv[1])
     case, steps = CASES[request["case"]], request["steps"]
     result = HOW[request["how"]](case, Path(request["data"]), steps, request["workers"])
-    ends = result.pop("ends")
-    assert len(ends) == case.warm + steps, f"{len(ends)} steps of {case.warm} + {steps}"
-    seconds = (ends[-1] - ends[case.warm - 1]) / (steps * case.batch)
-    print(json.dumps({"seconds_per_image": seconds, **result}))
+    assert len(result["steps"]) == case.warm + steps, f"{len(result['steps'])} steps of {case.warm} + {steps}"
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,32 @@
 """Weights in and answers out: a first prediction from a cold start, loading a large model, predicting a folder.
 
     python -m benchmarks.weights --json weights.json
-    python -m benchmarks.weights --photos FOLDER --only cold,loading --rounds 5
+    python -m benchmarks.weights --photos FOLDER --only cold,npz --rounds 5
 
-Every measurement is a fresh interpreter, the libraries in shuffled order within a round, after a round that only warms
-the file cache. Models and (without --photos) photographs are made here, random, so nothing is fetched. Peak memory is
-the process's, above what it had after its imports, as a multiple of the file's size.
+Every measurement is a fresh interpreter, after a round that only warms the file cache. Models and (without --photos)
+photographs are made here, random, so nothing is fetched. Peak memory is the process's, above what it had after its
+imports, as a multiple of the file's size.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, describe, headline, table, write_json
-from benchmarks.training import draw_photographs
+from benchmarks import command
+from benchmarks.command import known, names, positive
+from benchmarks.photographs import draw_photographs
+from benchmarks.pool import program
+from benchmarks.rounds import Record, deadline, new, report, say, seconds, take_turns, values, warm_up
 
-# Each program prints one JSON object: {"seconds": ..., "peak": bytes above the imports, "answer": ...}.
-# VmHWM, not ru_maxrss: the latter begins with what the parent had when it forked.
+# Each program prints one JSON object: {"seconds": ..., "peak": bytes above the imports, "answer": ...}. Without
+# "seconds" its wall time counts. VmHWM, not ru_maxrss: the latter begins with what the parent had when it forked.
 RESULT = """
 import json, time
 def peak(): return 1024 * next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
@@ -63,7 +64,7 @@ class Photos(torch.utils.data.Dataset):
 with torch.inference_mode():
     for batch in torch.utils.data.DataLoader(Photos(), batch_size=21, num_workers=2):
         done += len(model(batch).softmax(-1).topk(5).indices)
-print(json.dumps({{"seconds": time.perf_counter() - start, "answer": done}}))
+print(json.dumps({{"seconds": (time.perf_counter() - start) / done}}))
 """
 TRANSFORMERS_FOLDER = """
 from transformers import pipeline
@@ -71,7 +72,7 @@ predict = pipeline('image-classification', model='{model}', use_fast=False)
 files = sorted(str(p) for p in __import__('pathlib').Path('{photos}').iterdir())
 start = time.perf_counter()
 done = sum(1 for _ in predict(files, batch_size=21, top_k=5))
-print(json.dumps({{"seconds": time.perf_counter() - start, "answer": done}}))
+print(json.dumps({{"seconds": (time.perf_counter() - start) / done}}))
 """
 VITRAIL_FOLDER = """
 import vitrail
@@ -79,8 +80,14 @@ from pathlib import Path
 predict = vitrail.Pipeline.load('{model}')
 start = time.perf_counter()
 done = sum(1 for _ in predict.stream(sorted(Path('{photos}').iterdir())))
-print(json.dumps({{"seconds": time.perf_counter() - start, "answer": done}}))
+print(json.dumps({{"seconds": (time.perf_counter() - start) / done}}))
 """
+TOPICS = {
+    "cold": "first prediction of one JPEG, cold",
+    "npz": "L/16 from Google's .npz",
+    "safetensors": "L/16 from safetensors",
+    "folder": "an image of a folder of JPEGs, Ti/16",
+}
 
 
 def make(folder: Path, photos: Path | None, count: int) -> dict[str, Path]:
@@ -103,121 +110,68 @@ def save_random(name: str, folder: Path) -> None:
     """A model folder of random weights, the head's included: zeros would give every class the same probability."""
     import vitrail
     from vitrail.data.images.preprocessing import Preprocessing
+    from vitrail.tasks import ClassifyConfig
 
     model: Any = vitrail.create(name, seed=0)
     model.head.weight.data.normal_(std=0.02)
     how = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "crop", 0.9, "bicubic")
-    vitrail.Pipeline(model, how, tuple(f"class {i}" for i in range(1000))).save(folder)
+    vitrail.Pipeline(ClassifyConfig().task(model, how, tuple(f"class {i}" for i in range(1000)))).save(folder)
 
 
-def programs(files: dict[str, Path]) -> dict[str, dict[str, str]]:
-    """topic -> name -> source."""
+def programs(files: dict[str, Path], topic: str) -> dict[str, str]:
+    """name -> source."""
     names = {"model": files["ti"], "image": files["image"], "photos": files["photos"]}
-    hf = names | {"model": files["hf"]}
-    google, folder = files["npz"], files["l"]
-    timm_npz = f"timm.create_model('vit_large_patch16_224', checkpoint_path='{google}')"
-    timm_folder = f"timm.create_model('local-dir:{folder}', pretrained=True)"
 
     def load(imports: str, call: str) -> str:
         return RESULT + LOAD.format(imports=imports, call=call)
 
     ours = "vitrail, vitrail.weights.load"
-    return {
-        "cold": {
-            "vitrail": RESULT + VITRAIL_ONE.format(**names),
-            "timm": RESULT + (TIMM_FILE + TIMM_ONE).format(**names),
-        },
-        "npz": {"vitrail": load(ours, f"vitrail.load('{google}')"), "timm": load("timm", timm_npz)},
-        "safetensors": {"vitrail": load(ours, f"vitrail.load('{folder}')"), "timm": load("timm", timm_folder)},
-        "folder": {
-            "vitrail": RESULT + VITRAIL_FOLDER.format(**names),
-            "timm": RESULT + (TIMM_FILE + TIMM_FOLDER).format(**names),
-            "transformers": RESULT + TRANSFORMERS_FOLDER.format(**hf),
-        },
-    }
+    match topic:
+        case "cold":
+            sources = {"vitrail": VITRAIL_ONE, "timm": TIMM_FILE + TIMM_ONE}
+            return {name: RESULT + source.format(**names) for name, source in sources.items()}
+        case "npz":
+            timm = f"timm.create_model('vit_large_patch16_224', checkpoint_path='{files['npz']}')"
+            return {"vitrail": load(ours, f"vitrail.load('{files['npz']}')"), "timm": load("timm", timm)}
+        case "safetensors":
+            timm = f"timm.create_model('local-dir:{files['l']}', pretrained=True)"
+            return {"vitrail": load(ours, f"vitrail.load('{files['l']}')"), "timm": load("timm", timm)}
+        case _:
+            sources = {"vitrail": VITRAIL_FOLDER, "timm": TIMM_FILE + TIMM_FOLDER}
+            sources["transformers"] = TRANSFORMERS_FOLDER.replace("{model}", str(files["hf"]))
+            return {name: RESULT + source.format(**names) for name, source in sources.items()}
 
 
-def run(source: str) -> dict[str, Any]:
-    """What one program printed, with its wall time. RuntimeError with its last line where it fails."""
-    import time
-
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
-    return {"wall": time.perf_counter() - start} | json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def measure(chosen: dict[str, dict[str, str]], rounds: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """topic -> name -> one record a round."""
-    order = random.Random(0)
-    records: dict[str, dict[str, list[dict[str, Any]]]] = {t: {n: [] for n in p} for t, p in chosen.items()}
-    for topic, sources in chosen.items():
-        for number in range(rounds + 1):
-            for name in order.sample(sorted(sources), len(sources)):
-                record = run(sources[name])
-                if number:
-                    records[topic][name].append(record)
-            print(f"{topic}: round {number} of {rounds} done", file=sys.stderr, flush=True)
-    return records
+def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
+    """Measures each topic's programs, in every round."""
+    with tempfile.TemporaryDirectory() as folder:
+        say("making the models and photographs")
+        files = make(Path(folder), options.photos, options.count)
+        sizes = {"npz": files["npz"].stat().st_size, "safetensors": (files["l"] / "model.safetensors").stat().st_size}
+        for place, topic in enumerate(options.only):
+            chosen = programs(files, topic)
+            turns = {name: partial(program, ["-c", source], options.timeout) for name, source in chosen.items()}
+            records.append(new(TOPICS[topic], "vitrail", bytes=sizes.get(topic)))
+            warm_up(turns)
+            take_turns(records[-1], turns, options.rounds, deadline(options.until, len(options.only) - place))
+            yield
 
 
-def text(document: dict[str, Any]) -> str:
-    """The result as markdown."""
-    rows = []
-    for topic, found in document["records"].items():
-        key = "wall" if topic == "cold" else "seconds"
-        middle = {name: statistics.median(r[key] for r in records) for name, records in found.items()}
-        best = min(value for name, value in middle.items() if name != "vitrail")
-        for name, records in found.items():
-            values = [record[key] for record in records]
-            size = document["bytes"].get(topic)
-            peak = f"{statistics.median(r['peak'] for r in records) / size:.2f}" if size else ""
-            speed = f"{document['photos'] / middle[name]:.1f} images/s" if topic == "folder" else ""
-            ratio = f"{best / middle['vitrail']:.2f}" if name == "vitrail" else ""
-            rows.append(
-                [topic, name, f"{middle[name]:.2f}", f"{min(values):.2f}", f"{max(values):.2f}", ratio, peak, speed]
-            )
-    headers = [
-        "topic",
-        "library",
-        "median s",
-        "least",
-        "most",
-        "times faster than the best peer",
-        "peak / file",
-        "speed",
-    ]
-    return "\n\n".join([headline(document["machine"]), table(headers, rows)])
+def peak(record: Record, name: str) -> str:
+    """Peak memory as a multiple of the file."""
+    peaks = values(record, name, "peak")
+    return f"{statistics.median(peaks) / record['bytes']:.2f}" if peaks and record["bytes"] else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    """Exit status: benchmarks/command.py."""
+    parser = command.parser("weights", __doc__, rounds=3)
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photographs instead of random ones")
-    parser.add_argument("--count", type=int, default=500, help="how many random ones")
-    parser.add_argument("--only", default="cold,npz,safetensors,folder", help="topics, with commas")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--count", type=positive, default=500, help="how many random ones")
+    parser.add_argument("--only", type=names, default=tuple(TOPICS), help=f"of {','.join(TOPICS)}")
     options = parser.parse_args(arguments)
-    machine = describe()
-    with tempfile.TemporaryDirectory() as folder:
-        print("making the models and photographs", file=sys.stderr, flush=True)
-        files = make(Path(folder), options.photos, options.count)
-        chosen = {t: p for t, p in programs(files).items() if t in options.only.split(",")}
-        sizes = {"npz": files["npz"].stat().st_size, "safetensors": (files["l"] / "model.safetensors").stat().st_size}
-        try:
-            records = measure(chosen, options.rounds)
-        except KeyboardInterrupt:
-            return 130
-        except RuntimeError as error:
-            print(f"benchmarks.weights: {error}", file=sys.stderr)
-            return 1
-        photos = len(list(files["photos"].iterdir()))
-    document = {"benchmark": "weights", "machine": machine, "records": records, "bytes": sizes, "photos": photos}
-    write_json(options.json, document)
-    print(text(document))
-    return 0
+    known(options.only, TOPICS, parser)
+    return command.run("weights", options, measure, partial(report, columns={"seconds": seconds, "peak / file": peak}))
 
 
 if __name__ == "__main__":

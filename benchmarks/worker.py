@@ -3,7 +3,7 @@
     python -m benchmarks.worker          then one JSON object a line on standard input, one answer a line
 
 Requests: {"do": "build", "library", "case", "pass", "mode", "batch", "device", "threads"}, {"do": "steps", "count"},
-{"do": "flops"}, {"do": "memory"}, {"do": "matrix", "device", "threads"}, {"do": "rate"}. Answers: an object, or
+{"do": "flops"}, {"do": "memory"}, {"do": "matrix", "device", "threads"}, {"do": "rate"}. An answer is an object, or
 {"error", "trace"}. The process ends when its standard input does.
 """
 
@@ -44,7 +44,7 @@ class Bench:
         shape = (request["batch"], 3, case.resolution, case.resolution)
         self.images = torch.randn(shape, device=self.device)
         self.labels = torch.randint(CLASSES, shape[:1], device=self.device)
-        self.replicas = replicas(self.model, request["threads"]) if request["mode"] == "cores" else None
+        self.replicas = cores(self.model, request["threads"]) if request["mode"] == "cores" else None
 
     def step(self, examples: int | None = None) -> None:
         """One forward pass, or one forward and backward pass, of the batch or of its first examples."""
@@ -65,24 +65,23 @@ class Bench:
             torch.cuda.synchronize()
 
     def clear(self) -> None:
-        """Give the gradients back, as a training loop does between steps."""
+        """Frees the gradients, as a training loop does between steps."""
         self.model.zero_grad(set_to_none=True)
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Seconds of each of `count` steps; page faults and processor seconds say what disturbed them."""
+        """Seconds of each of `count` steps; page faults of one and processor seconds of all say what disturbed them."""
         seconds: list[float] = []
-        before = resource.getrusage(resource.RUSAGE_SELF)
+        before, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
         for _ in range(count):
             self.clear()
             start = time.perf_counter()
             self.step()
             seconds.append(time.perf_counter() - start)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         return {
             "seconds": seconds,
-            "faults": (after.ru_minflt - before.ru_minflt) / count,
-            "processor_seconds": processor / count,
+            "faults": round(faults / count),
+            "processor_seconds": time.process_time() - processor,
         }
 
     def flops(self) -> dict[str, Any]:
@@ -116,13 +115,13 @@ class Bench:
         give_back_free_memory()
         baseline, method = start_peak()
         self.steps(2)
-        peak = peak_memory() - baseline
+        peak = status_bytes("VmHWM") - baseline
         self.clear()
         return {"peak": peak, "tensors": self.tensor_peak(), "baseline": baseline, "method": method}
 
     def tensor_peak(self) -> int | None:
-        """The most bytes that tensors made by one step held at a time, from the allocator's own records, which are of
-        one thread: None where several make them."""
+        """The most bytes that the tensors of one step hold at a time, by the allocator's records, which are of one
+        thread: None if several threads make them."""
         if self.replicas:
             return None
         from torch.profiler import ProfilerActivity, profile
@@ -149,22 +148,24 @@ def ready(model: Any, mode: str) -> Callable[..., Any]:
     return torch.compile(model) if mode == "compiled" else model
 
 
-def replicas(model: Any, count: int) -> Any:
-    """Vitrail's model as its Trainer has it on a CPU: one for each core."""
+def cores(model: Any, count: int) -> Any:
+    """Vitrail's model as its Trainer has it on a CPU: a replica for each core."""
     from vitrail.runtime.threads import Replicas
 
     return Replicas(model, count)
 
 
 def shared_step(replicas: Any, images: Any, labels: Any) -> None:
-    """Forward and backward passes as the Trainer takes them on a CPU: each core has a share of the images."""
+    """Forward and backward passes as the Trainer takes them on a CPU: each core has a part of the images."""
     import torch
 
-    def backward(model: Any, share: Any) -> None:
-        losses = torch.nn.functional.cross_entropy(model(share["images"]), share["targets"], reduction="sum")
+    from vitrail.batch import Batch
+
+    def backward(model: Any, part: Batch) -> None:
+        losses = torch.nn.functional.cross_entropy(model(part["images"]), part["targets"], reduction="sum")
         (losses / len(images)).backward()
 
-    replicas.map(backward, {"images": images, "targets": labels})
+    replicas.map(backward, Batch(images=images, targets=labels))
     replicas.gather()
 
 
@@ -176,30 +177,17 @@ def give_back_free_memory() -> None:
 
 def status_bytes(field: str) -> int:
     """One field of /proc/self/status in bytes."""
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)
+    return 1024 * next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
 
 
 def start_peak() -> tuple[int, str]:
-    """Resident bytes now, and how the peak after now is known."""
-    if not STATUS.exists():
-        return peak_memory(), "getrusage"
+    """Resident bytes now, and how VmHWM, the highest, counts from now on."""
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
         # The highest mark cannot be reset here: a build that peaked above the steps would be read as theirs.
         return status_bytes("VmRSS"), "VmHWM, not reset"
     return status_bytes("VmRSS"), "VmHWM, reset"
-
-
-def peak_memory() -> int:
-    """Highest resident bytes since `start_peak`."""
-    if STATUS.exists():
-        return status_bytes("VmHWM")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Desk:
@@ -209,7 +197,7 @@ class Desk:
     matrix: Any
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one request."""
+        """Carries out one request."""
         match request["do"]:
             case "build":
                 self.bench = Bench(request)
@@ -235,7 +223,7 @@ class Desk:
 
 
 def serve(desk: Desk) -> None:
-    """Answer until standard input ends."""
+    """Answers until standard input ends."""
     # Libraries print to standard output as they like; the answers need a channel of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -141,7 +141,11 @@ def test_an_array_is_cropped_and_gets_the_channels_that_are_wanted():
             opened(np.zeros(shape, np.uint8), "x")
 
 
-@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"optimize": True}, {"exif": turned(1)}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"progressive": True}, {"optimize": True}, {"exif": turned(1)}],
+    ids=["plain", "progressive", "optimised", "turned"],
+)
 def test_jpeg_within_its_loss(how):
     found = decode(encode(BLOCKS, "JPEG", quality=100, subsampling=0, **how))
     assert np.abs(found.astype(int) - BLOCKS).max() <= 2

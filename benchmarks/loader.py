@@ -121,7 +121,7 @@ def difference(data: Path, packed: Path, steps: int = IMAGES // BATCH) -> dict[s
     from vitrail.data.loader import evaluation
 
     both = [training(place) for place in (data, packed)]
-    middle = replace(both[0].how, resize="crop", crop_fraction=0.875)
+    middle = replace(both[0].images.how, resize="crop", crop_fraction=0.875)
     found: dict[str, Iterable[Any]] = {
         "evaluation": zip(*(evaluation(one.images.source, middle, batch=BATCH) for one in both), strict=True)
     }

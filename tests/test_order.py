@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
+from vitrail.data import order
 from vitrail.data.order import SAMPLE_SALT, WINDOW, permute, sample_seeds, samples, step_seed, view_keys
 
 seeds, epochs = st.integers(0, 2**64 - 1), st.integers(0, 2**63 - 1)
@@ -198,3 +199,8 @@ def test_in_blocks_few_places_are_read_at_a_time_and_neighbours_are_mixed():
     assert (np.abs(np.diff(first)) == 1).mean() < 0.02
     # The window in which a sample comes is as good as independent of where it lies.
     assert abs(np.corrcoef(np.argsort(first) // 1600, np.arange(length))[0, 1]) < 0.2
+
+
+def test_what_one_seed_decides_has_a_salt_of_its_own():
+    salts = {name: value for name, value in vars(order).items() if name.endswith("_SALT")}
+    assert len(salts) == len(set(salts.values())) == 7

@@ -29,11 +29,12 @@ PACKAGED = "fashion"
 SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}  # by `save_to_disk`
 SPLIT_TABLE = re.compile(rf"({'|'.join(SPLITS)})\b.*\.(csv|tsv|jsonl)")
 TABLES = (*table.SUFFIXES, ".parquet")
-Needs = Literal["none", "classes", "boxes", "masks"]
+Needs = Literal["none", "classes", "number", "boxes", "masks"]
 WORDS: dict[Targets, str] = {
     "none": "no labels",
     "class": "one label each",
     "classes": "several labels each",
+    "number": "a number each",
     "boxes": "boxes",
     "masks": "masks",
 }
@@ -226,7 +227,7 @@ def _check(source: Source, where: str, needs: Needs) -> None:
         raise ValueError(f"{where}: there are no images; check the path.")
     if needs == "none":
         return
-    if needs != "classes" and source.targets != needs:
+    if source.targets != needs and (needs != "classes" or source.targets == "number"):
         raise ValueError(f"{where}: the task needs {needs}, but the images have {WORDS[source.targets]}.")
     if unknown := [index for index in range(len(source)) if source.target(index) is None]:
         raise ValueError(

@@ -23,7 +23,7 @@ from vitrail.data.images.decode import opened
 
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
-Targets = Literal["none", "class", "classes", "boxes", "masks"]
+Targets = Literal["none", "class", "classes", "number", "boxes", "masks"]
 # What folders, files and columns call a split.
 SPLITS = {
     "train": "train", "training": "train",
@@ -49,11 +49,11 @@ class Mask:
     labels: Integer[np.ndarray, "H W"]
 
 
-Target = int | tuple[int, ...] | Boxes | Mask | None
+Target = int | float | tuple[int, ...] | Boxes | Mask | None
 
 
 class Example(NamedTuple):
-    """One image. target: a class number, several, boxes, a mask, or None where it is unknown. size: (height, width) of
+    """One image. target: a class number, several, a float, boxes, a mask, or None where it is unknown. size: (height, width) of
     the original if the image is stored smaller, else None."""
 
     image: Content
@@ -193,7 +193,7 @@ class Renumbered:
             return Mask(np.array([*numbers, *range(len(numbers), 256)])[target.labels])
         if isinstance(target, tuple):
             return tuple(numbers[number] for number in target)
-        return None if target is None else numbers[target]
+        return numbers[target] if isinstance(target, int) else target
 
 
 def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
@@ -206,8 +206,10 @@ def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
 
 def classes_of(target: Target) -> tuple[int, ...]:
     """The numbers of the classes in a target, each once; none if it is unknown."""
-    if target is None or isinstance(target, int):
-        return () if target is None else (target,)
+    if isinstance(target, int):
+        return (target,)
+    if target is None or isinstance(target, float):
+        return ()
     if isinstance(target, Boxes):
         return tuple(np.unique(target.labels).tolist())
     if isinstance(target, Mask):

@@ -53,8 +53,8 @@ Target = int | float | tuple[int, ...] | Boxes | Mask | None
 
 
 class Example(NamedTuple):
-    """One image. target: a class number, several, a float, boxes, a mask, or None where it is unknown. size: (height, width) of
-    the original if the image is stored smaller, else None."""
+    """One image. target: a class number, several, a float, boxes, a mask, or None where it is unknown. size: (height,
+    width) of the original if the image is stored smaller, else None."""
 
     image: Content
     target: Target

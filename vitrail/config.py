@@ -76,8 +76,8 @@ def kinds(base: Any) -> dict[str, type]:
 def attribute(reference: str, run: bool = False) -> Any:
     """What "folder/file.py:name" refers to. run: whether the file may be run, where it has not been yet.
 
-    Other files in its folder can be imported from it. ValueError where it is not such a reference, may not be run,
-    fails, or has no such name.
+    It can import other files in its folder. ValueError where it is not such a reference, may not be run, fails, or has
+    no such name.
     """
     place, _, name = reference.rpartition(":")
     path = Path(place).resolve()
@@ -89,16 +89,14 @@ def attribute(reference: str, run: bool = False) -> Any:
             raise ValueError(f"{place} is not a Python file; {reference!r} must name one, and something in it.")
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))  # at the end: it hides no other module
-        known = find_spec(path.stem)
-        # Where another module has its name, the file's path is its name.
-        found = known if known and known.origin == str(path) else spec_from_file_location(str(path), path)
-        assert found is not None
-        assert found.loader is not None
-        module = sys.modules[found.name] = module_from_spec(found)
+        # Where another module has the file's name, its path is its name.
+        mine = path.stem.isidentifier() and getattr(find_spec(path.stem), "origin", None) == str(path)
+        spec = spec_from_file_location(path.stem if mine else str(path), path)
+        module = sys.modules[spec.name] = module_from_spec(spec)  # type: ignore[union-attr, arg-type]
         try:
-            found.loader.exec_module(module)
+            spec.loader.exec_module(module)  # type: ignore[union-attr]
         except Exception as error:
-            del sys.modules[found.name]
+            del sys.modules[module.__name__]
             raise ValueError(f"{place} cannot be run ({type(error).__name__}: {error}).") from error
     if name not in vars(module):
         raise ValueError(f"{place} has nothing called {name!r}.")

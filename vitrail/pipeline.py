@@ -198,10 +198,8 @@ def _content(
 ) -> NDArray[np.uint8] | bytes | Pillow.Image:
     """What `opened` takes: a grey array has one channel, and one of four is red, green, blue and alpha."""
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
-            raise ValueError(f"an image is {image.dtype} {image.shape}; it must be uint8 (height, width, channels).")
         image = image[..., None] if image.ndim == 2 else image
-        return Pillow.fromarray(image) if image.shape[2] == 4 else image
+        return Pillow.fromarray(image) if image.ndim == 3 and image.shape[2] == 4 else image
     return image if isinstance(image, bytes | Pillow.Image) else image.read()
 
 

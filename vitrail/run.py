@@ -24,6 +24,7 @@ from vitrail.evaluate import Evaluator
 from vitrail.models import resnet, vit
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration
+from vitrail.progress import few
 from vitrail.runtime.blocks import Precision
 from vitrail.tasks import ClassifyConfig, TaskConfig
 
@@ -141,7 +142,7 @@ def changes(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], list[str]
             new = after.get(name)
             if old != new and isinstance(old, list) and isinstance(new, list):
                 gone, come = [v for v in old if v not in new], [v for v in new if v not in old]
-                found.append(f"the {split} {name} (gone: {_few(gone)}; new: {_few(come)})")
+                found.append(f"the {split} {name} (gone: {few(gone)}; new: {few(come)})")
             elif old != new:
                 words = f"{old:,} before, {new:,} now" if isinstance(old, int) and isinstance(new, int) else "differ"
                 found.append(f"the {split} {name} ({words})")
@@ -175,7 +176,3 @@ def _read(folder: Path) -> tuple[Run, dict[str, Any]]:
         raise ValueError(f"{path}: {error}; if it is in a file of yours, let that run first: --code {file}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); a run cannot be resumed without it.") from error
-
-
-def _few(names: list[str]) -> str:
-    return (", ".join(map(str, names[:5])) + (" ..." if len(names) > 5 else "")) or "none"

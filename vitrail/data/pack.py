@@ -160,8 +160,8 @@ def _require_space(splits: Mapping[str, Source], folder: Path, how: _How) -> Non
 
 def _numbers(target: Target) -> tuple[int, ...]:
     """A target as whole numbers; -1 if it is unknown."""
-    if isinstance(target, Boxes | Mask):
-        raise ValueError("boxes and masks cannot be packed; train from the images themselves.")
+    if isinstance(target, Boxes | Mask | float):
+        raise ValueError("numbers, boxes and masks cannot be packed; train from the images themselves.")
     return target if isinstance(target, tuple) else (-1 if target is None else target,)
 
 

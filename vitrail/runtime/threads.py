@@ -72,8 +72,8 @@ def _set(threads: int) -> None:
 class Replicas(Generic[M]):
     """A module once for each core, around the same weights and buffers, each with gradients of its own.
 
-    They are summed in the order of the shares, so that a step gives the same bits every time. The module must draw no
-    random numbers (`draws`), for there is one stream of them.
+    They are summed in the order of the shares, so that a step gives the same bits every time. The module must not draw
+    from torch's generator, because there is one stream of its numbers.
     """
 
     def __init__(self, module: M, count: int) -> None:

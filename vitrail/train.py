@@ -139,14 +139,14 @@ class Trainer:
             fp8.convert(task)
         if run.checkpointing:
             checkpoint_blocks(task)
+        if run.compile:
+            compile_blocks(task)
         task.model.to_empty(device="cpu")
         task.init_weights(run.seed)
         if run.start and start:
             model, report = instantiate(read(locate(resolve(run.start))), run.model, new_head=True, seed=run.seed)
             task.model.load_state_dict(model.state_dict())
             self.notes.append(f"started from {run.start}, {report}")
-        if run.compile:
-            compile_blocks(task)
         return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
 
     def _train(self, log: Log, stop: threading.Event) -> None:

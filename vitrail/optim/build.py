@@ -52,7 +52,8 @@ class Config:
     momentum: float = 0.9
     """SGD only; Muon's is its author's .95."""
     rules: tuple[Rule, ...] = ()
-    """Learning rate and decay by parameter name; these win over layer_decay and over the decay of kernels only."""
+    """Learning rate and decay by parameter name, such as head:lr=10; these win over layer_decay and over the decay of
+    kernels only."""
     # The paper's 10k steps of 4096 images, said in examples so that it holds for any batch.
     schedule: Schedule = field(default_factory=lambda: Schedule("cosine", warmup="40_960_000 examples"))
 

@@ -51,10 +51,8 @@ Collate = Callable[[Sequence[Sample]], Batch]
 
 
 class Images:
-    """A source's images as the model sees them; the first that fit into `remember` bytes are decoded only once.
-
-    views: how each view is drawn; without any there is one, that of evaluation. Threads may share one.
-    """
+    """A source's images as the model sees them; the first that fit into `remember` bytes are decoded only once. views:
+    how each view is drawn; without any there is one, that of evaluation. Threads may share one."""
 
     def __init__(self, source: Source, how: Preprocessing, views: Sequence[Augment] = (), remember: int = 0) -> None:
         self.source, self.how, self.views, self.left = source, how, views, remember
@@ -171,13 +169,7 @@ class Evaluation(Dataset[Loaded]):
     """The batches of every example once, in order; the last may be smaller, and images that are skipped are missing."""
 
     def __init__(
-        self,
-        source: Source,
-        how: Preprocessing,
-        collate: Collate,
-        *,
-        batch: int,
-        unreadable: Unreadable = "refuse",
+        self, source: Source, how: Preprocessing, collate: Collate, *, batch: int, unreadable: Unreadable = "refuse"
     ) -> None:
         self.images, self.collate, self.batch, self.unreadable = Images(source, how), collate, batch, unreadable
 
@@ -198,10 +190,7 @@ class Evaluation(Dataset[Loaded]):
 
 def stacked(found: Sequence[Sample]) -> Batch:
     """Samples as one batch: "images", uint8 (B, C, h, w), or (B, V, C, h, w) where there are V views; "indices" and
-    "keys", int64 (B,).
-
-    ValueError, naming both, where two images differ in size.
-    """
+    "keys", int64 (B,). ValueError, naming both, where two images differ in size."""
     shape, views = found[0].images[0].shape, len(found[0].images)
     out = np.empty((len(found), views, shape[2], *shape[:2]), np.uint8)
     for sample, row in zip(found, out, strict=True):

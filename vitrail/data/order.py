@@ -50,19 +50,15 @@ def permute(index: int | NDArray[np.integer], length: int, seed: int, epoch: int
     """The samples at places `index` of one epoch: a bijection of range(length) for each (seed, epoch).
 
     index: an int or integer array of any shape, each in 0 .. length - 1; the answer is int64 of that shape. Time and
-    memory do not depend on `length` (1 .. 2**63 - 1).
-    Raises ValueError for a length, seed, epoch or index out of its range.
+    memory do not depend on `length` (1 .. 2**63 - 1). ValueError for a number out of its range.
     """
     _check("length", length, 1, LIMIT)
     _check("epoch", epoch, 0, LIMIT)
     places = np.asarray(index)
     if places.dtype.kind not in "iu":
-        raise ValueError(f"index must be whole numbers, but it is {places.dtype}; pass an int or an int64 array.")
+        raise ValueError(f"index is of {places.dtype}; it must be whole numbers.")
     if places.size and (int(places.min()) < 0 or int(places.max()) >= length):
-        raise ValueError(
-            f"index spans {places.min()} to {places.max()}, but length {length} allows 0 to {length - 1} only;"
-            " take what lies beyond from the next epoch, as samples() does."
-        )
+        raise ValueError(f"index spans {places.min()} to {places.max()}, but length {length} allows 0 to {length - 1}.")
     keys = _keys(seed, ORDER_SALT, np.array([epoch], np.uint64))
     found = _walk(places.astype(np.uint64).reshape(-1), length, keys)
     return found.astype(np.int64).reshape(places.shape)[()]
@@ -74,7 +70,7 @@ def samples(step: int, batch: int, length: int, seed: int, block: int = 0) -> ND
     A batch may straddle epochs, and holds several when it is larger than the data set; nothing is dropped.
     block: 0 mixes all samples. Otherwise blocks of that many neighbours come in random order, and only WINDOW of them
     are mixed at a time: what lies together in a tar is read together, and few tars are read at once.
-    Raises ValueError if batch or length is below 1, step is negative, or the stream would pass 2**63 positions.
+    ValueError for a number out of its range, or if the stream would pass 2**63 positions.
     """
     _check("length", length, 1, LIMIT)
     _check("block", block, 0, LIMIT)
@@ -90,11 +86,8 @@ def samples(step: int, batch: int, length: int, seed: int, block: int = 0) -> ND
 
 
 def sample_seeds(step: int, batch: int, seed: int) -> Words:
-    """One 64-bit key for each position of the global batch of one step, uint64 (batch,): seeds its augmentation.
-
-    A pure function of (seed, position in the stream), so it does not depend on how the stream is cut into batches;
-    no two positions of a seed share a key. Raises ValueError as samples() does.
-    """
+    """One 64-bit key for each position of the global batch of one step, uint64 (batch,): seeds its augmentation. A pure
+    function of (seed, position in the stream); no two positions of a seed share a key."""
     positions = np.uint64(_start(step, batch)) + np.arange(batch, dtype=np.uint64)
     return _keys(seed, SAMPLE_SALT, positions)
 

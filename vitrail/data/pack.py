@@ -10,16 +10,18 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 
 from vitrail.data.images.decode import opened
 from vitrail.data.images.geometry import Crop, resize
+from vitrail.data.sources.fingerprint import spread
 from vitrail.data.sources.packed import FILE, INT64, VERSION, Kind
 from vitrail.data.sources.source import Boxes, Mask, Source, Target
 from vitrail.data.stream import Unreadable, prefetch
@@ -38,8 +40,7 @@ class Packing:
     left_out: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     content: bytes
     shape: tuple[int, ...]
     whole: tuple[int, int]
@@ -47,31 +48,26 @@ class _Item:
     name: str
 
 
-@dataclass(frozen=True)
-class _How:
-    size: int
-    kind: Kind
-    quality: int
+Make = Callable[[Source, int], _Item | ValueError]
 
-    def item(self, source: Source, index: int) -> _Item | ValueError:
-        """An image made small; the error if it cannot be read."""
-        try:
-            content, target, name, original = source[index]
-            channels = 3 if isinstance(content, bytes) else content.shape[2]
-            image = opened(content, name)
-            goal = _fitted(image.size, self.size)
-            # The codec may shrink it, but not as much as is wanted.
-            small = image.decode(Crop(0, 0, *image.size, goal), channels)
-            small = np.ascontiguousarray(small if small.shape[:2] == goal else resize(small, goal, "bicubic"))
-            whole = original or image.size
-            if self.kind == "raw":
-                return _Item(small.tobytes(), small.shape, whole, target, name)
-            if channels not in (1, 3):
-                raise ValueError(f"{name} has {channels} channels, which JPEG cannot store; pack it as raw.")
-            colours = ("RGB", "444") if channels == 3 else ("GRAY", "Gray")
-            return _Item(simplejpeg.encode_jpeg(small, self.quality, *colours), small.shape, whole, target, name)
-        except ValueError as error:
-            return error
+
+def _small(source: Source, index: int, size: int, kind: Kind, quality: int) -> _Item | ValueError:
+    """An image made small; the error if it cannot be read."""
+    try:
+        content, target, name, original = source[index]
+        channels = 3 if isinstance(content, bytes) else content.shape[2]
+        image = opened(content, name)
+        goal = _fitted(image.size, size)
+        # The codec may shrink it, but not as much as is wanted.
+        small = image.decode(Crop(0, 0, *image.size, goal), channels)
+        small = np.ascontiguousarray(small if small.shape[:2] == goal else resize(small, goal, "bicubic"))
+        if kind == "jpeg" and channels not in (1, 3):
+            raise ValueError(f"{name} has {channels} channels, which JPEG cannot store; pack it as raw.")
+        colours = ("RGB", "444") if channels == 3 else ("GRAY", "Gray")
+        data = small.tobytes() if kind == "raw" else simplejpeg.encode_jpeg(small, quality, *colours)
+        return _Item(data, small.shape, original or image.size, target, name)
+    except ValueError as error:
+        return error
 
 
 def pack(
@@ -92,37 +88,34 @@ def pack(
         raise ValueError(f"size is {size} and quality {quality}; they must be 1 or more, and from 1 to 100.")
     if out.exists():
         raise ValueError(f"{out} exists already; name another folder, or delete it.")
-    how, partial = _How(size, kind, quality), out.with_name(f".{out.name}.partial")
+    make, folder = partial(_small, size=size, kind=kind, quality=quality), out.with_name(f".{out.name}.partial")
     left_out: list[str] = []
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _require_space(splits, partial, how)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _require_space(splits, folder, make)
         described = {
-            split: _write(source, split, partial, how, unreadable, left_out) for split, source in splits.items()
+            split: _write(source, split, folder, make, unreadable, left_out) for split, source in splits.items()
         }
         document = {"version": VERSION, "kind": kind, "size": size, "splits": described, "left_out": left_out}
-        (partial / FILE).write_text(json.dumps(document, indent=1) + "\n")
-        partial.rename(out)
+        (folder / FILE).write_text(json.dumps(document, indent=1) + "\n")
+        folder.rename(out)
     except OSError as error:
-        raise ValueError(
-            f"{out} cannot be written ({error.strerror or error}); nothing is left of it: make room, or name a folder"
-            " on another disk."
-        ) from None
+        raise ValueError(f"{out} cannot be written ({error.strerror or error}), and nothing is left of it.") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     counts = {split: one["images"] for split, one in described.items()}
     return Packing(counts, sum(file.stat().st_size for file in out.iterdir()), tuple(left_out))
 
 
 def _write(
-    source: Source, split: str, folder: Path, how: _How, unreadable: Unreadable, left_out: list[str]
+    source: Source, split: str, folder: Path, make: Make, unreadable: Unreadable, left_out: list[str]
 ) -> dict[str, Any]:
     """Writes the files of a split; what pack.json says of it."""
     rows, targets = array("q"), array("q")  # a hundred million tuples would fill the memory
     total = names = 0
     with (folder / f"{split}.images").open("wb") as images, (folder / f"{split}.names").open("wb") as words:
-        items = prefetch(lambda index: how.item(source, index), range(len(source)), 64, os.cpu_count())
+        items = prefetch(partial(make, source), range(len(source)), 64, os.cpu_count())
         for item in track(items, len(source), f"packing {split}"):
             if isinstance(item, ValueError):
                 if unreadable == "refuse":
@@ -141,21 +134,17 @@ def _write(
     return {"images": len(rows) // 8 - 1, "classes": list(source.class_names), "targets": source.targets}
 
 
-def _require_space(splits: Mapping[str, Source], folder: Path, how: _How) -> None:
+def _require_space(splits: Mapping[str, Source], folder: Path, make: Make) -> None:
     """Raises ValueError if a few images of each split suggest that there is no room for all."""
     need = 0.0
     for source in splits.values():
-        places = np.linspace(0, len(source) - 1, min(len(source), TRIED)).astype(int).tolist()
-        items = (how.item(source, index) for index in places)
+        items = [make(source, index) for index in spread(len(source), TRIED)]
         lengths = [len(item.content) for item in items if isinstance(item, _Item)]
         need += len(source) * float(np.mean(lengths)) if lengths else 0.0
     free = shutil.disk_usage(folder).free - SPARE
     if need > free:
-        smaller = "choose a smaller --size" + ("" if how.kind == "jpeg" else ", or --kind jpeg")
-        raise ValueError(
-            f"the packed images would need about {need / 2**30:,.1f} GiB, and {max(free, 0) / 2**30:,.1f} GiB are free;"
-            f" {smaller}, or a folder on another disk."
-        )
+        room = f"about {need / 2**30:,.1f} GiB, and {max(free, 0) / 2**30:,.1f} GiB are free"
+        raise ValueError(f"the packed images need {room}; choose a smaller --size, --kind jpeg, or another disk.")
 
 
 def _numbers(target: Target) -> tuple[int, ...]:

@@ -51,8 +51,7 @@ def stream(
 ) -> Iterator[Batch]:
     """The batch of made[key] for each key in turn, prepared ahead by `workers` processes; 0 is two threads.
 
-    Ctrl-C, and a stop that is sent to the whole group of processes, are for this process, which may save its state and
-    then ends the workers. ValueError as `made` raises it.
+    Ctrl-C, and a stop that is sent to all processes, are for this one, which may save its state, then ends the workers.
     """
     if workers == 0:
         results: Iterator[Loaded | ValueError] = prefetch(made.__getitem__, keys, 2)
@@ -77,9 +76,8 @@ def stream(
 def workers_for(device: torch.device, asked: int | None) -> int:
     """How many processes prepare batches: as asked, else one a core up to 16 with a GPU, and none but threads on a
     CPU, which needs the cores itself."""
-    if asked is not None:
-        return asked
-    return min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+    automatic = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+    return automatic if asked is None else asked
 
 
 def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int | None = None) -> Iterator[T]:

@@ -14,8 +14,7 @@ number of images as sorting does, for any images.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt64
@@ -40,8 +39,7 @@ CHUNK = 1 << 15
 SAMPLE = 100_000  # images that the spread of the frequencies is taken from
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Two or more images by number, ascending. how: what the most different of them have in common."""
 
     members: tuple[int, ...]
@@ -67,9 +65,8 @@ def thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "16 
 
 def copies(files: UInt64[np.ndarray, "N"], pixels: UInt64[np.ndarray, "N"]) -> list[Group]:
     """The images whose pixels are equal, by digests of the files and of the decoded pixels."""
-    return [
-        Group(tuple(part.tolist()), "same pixels" if np.ptp(files[part]) else "same file") for part in _repeated(pixels)
-    ]
+    found = _repeated(pixels)
+    return [Group(tuple(part.tolist()), "same pixels" if np.ptp(files[part]) else "same file") for part in found]
 
 
 def alike(
@@ -78,10 +75,8 @@ def alike(
     pixels: UInt64[np.ndarray, "N"],
     progress: bool = False,
 ) -> list[Group]:
-    """The images that look alike and are not equal, with all copies of each: by thumbnails and digests of the pixels.
-
-    A chain of alike images is one group, so a film of a slow camera may be. Nearly blank images are in none.
-    """
+    """The images that look alike and are not equal, with all copies of each: by thumbnails and digests of the pixels. A
+    chain of alike images is one group, so a film of a slow camera may be. Nearly blank images are in none."""
     _, first, number = np.unique(pixels, return_index=True, return_inverse=True)
     parts = (grey[first[start : start + CHUNK]].std((1, 2)) >= CONTRAST for start in range(0, len(first), CHUNK))
     chosen = np.flatnonzero(np.concatenate([np.empty(0, bool), *parts]))

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from vitrail.data.audit.duplicates import alike, copies
 from vitrail.data.audit.scan import TRAITS, Record, Scan
-from vitrail.data.sources.source import Source, counts
+from vitrail.data.sources.source import Source, classes_of, counts
 from vitrail.progress import few
 
 FEW = 10  # images of a class that are too few to learn it from
@@ -41,25 +41,22 @@ class Kind:
     serious: bool = True
 
 
-COPIES = "Copies (scaled, re-compressed, brighter, mirrored) and frames of one film"
+LOOK = "Copies (scaled, re-compressed, brighter, mirrored) and frames of one film"
 KINDS = {
-    "unreadable": Kind("image", "that cannot be read",
-        "Replace or delete such files: training stops at the first, unless it is told to skip them."),
+    "unreadable": Kind("image", "that cannot be read", "Replace or delete them: training stops at the first."),
     "copies across splits": Kind("image", "in more than one split",
         "Keep each in one split: a score on images that were trained on says nothing."),
     "copies under several labels": Kind("image", "with different labels on its copies",
         "Find out which label is right, and delete the copies that have another."),
     "alike across splits": Kind("group", "of look-alikes across splits",
-        f"Look at the images. {COPIES} belong in one split, or scores are too good."),
-    "alike under several labels": Kind("group", "of look-alikes with different labels",
-        "Look at the images, and correct the labels that are wrong."),
-    "copies": Kind("image", "more than once in a split",
-        "Delete the surplus copies: they make some images count more than others."),
+        f"Look at the images. {LOOK} belong in one split, or scores are too good."),
+    "alike under several labels": Kind("group", "of look-alikes with different labels", "Correct the wrong labels."),
+    "copies": Kind("image", "more than once in a split", "Delete the surplus, by which some count more."),
     "blank": Kind("image", "of one colour only", "Delete such images, or find out what happened to them."),
     "tiny": Kind("image", f"with a side below {TINY} pixels", "Delete such images, or find the originals."),
     "missing": Kind("class", "without an image in a split", "Add images, or take the class out of all splits."),
     "few": Kind("class", f"with fewer than {FEW} images to train on", "Add images, or merge classes."),
-    "alike": Kind("group", "of look-alikes within a split", f"{COPIES} are fewer images than they seem.", False),
+    "alike": Kind("group", "of look-alikes within a split", f"{LOOK} are fewer images than they seem.", False),
     "uneven": Kind("class", f"with a {UNEVEN}th of the largest class's images, or less",
         "Training can show every class equally often (balance); judge each class by its own score.", False),
     "CMYK": Kind("image", "in CMYK", "Colours are converted without a profile: compare with the originals.", False),
@@ -119,19 +116,15 @@ class Report:
         return {"images": sum(self.splits.values()), "faults": self.faults, **asdict(self)}
 
 
-def check(splits: Mapping[str, Source], progress: bool = True, workers: int | None = None) -> Report:
-    """Reads every image of every split once. progress: bars on standard error. workers: threads; None is one per core.
-
-    An image that cannot be read is a finding, not an error.
-    """
-    scan = Scan.of(splits, progress, workers)
-    classes, start = dict[str, dict[str, int]](), 0
-    unlabelled = dict[str, int]()
+def check(splits: Mapping[str, Source], progress: bool = True) -> Report:
+    """Reads every image of every split once; one that cannot be read is a finding, not an error. progress: bars on
+    standard error."""
+    scan = Scan.of(splits, progress)
+    classes = dict[str, dict[str, int]]()
     for split, source in splits.items():
         for name, count in zip(source.class_names, counts(source).tolist(), strict=True):
             classes.setdefault(name, dict.fromkeys(splits, 0))[split] = count
-        unlabelled[split] = scan.labels[start : start + len(source)].count("")
-        start += len(source)
+    unlabelled = {split: sum(not classes_of(s.target(i)) for i in range(len(s))) for split, s in splits.items()}
     if not any(sum(row.values()) for row in classes.values()):
         classes = {}
     cases = defaultdict[str, list[Item]](list)
@@ -142,21 +135,18 @@ def check(splits: Mapping[str, Source], progress: bool = True, workers: int | No
     seen = scan.rows[scan.rows["readable"]]
     measured = {"width": seen["width"], "height": seen["height"], "aspect": seen["width"] / seen["height"]}
     measured["bytes"] = seen["size"][seen["size"] > 0]
-    found = {name: values for name, values in measured.items() if len(values)}
     mean, std = (tuple(values) for values in scan.colours.round(4).tolist())
     return Report(
         splits={split: len(source) for split, source in splits.items()},
         classes=classes,
         unlabelled=unlabelled,
-        sizes={name: (float(v.min()), float(np.median(v)), float(v.max())) for name, v in found.items()},
+        sizes={name: (float(v.min()), float(np.median(v)), float(v.max())) for name, v in measured.items() if len(v)},
         small=float((np.minimum(seen["width"], seen["height"]) < SMALL).mean()) if len(seen) else 0.0,
         kinds=dict(scan.kinds.most_common()),
         colours={"mean": mean, "std": std} if len(seen) else {},
         findings=tuple(
-            Finding(
-                name, kind.serious, f"{_many(len(cases[name]), kind.noun)} {kind.what}", kind.advice, (*cases[name],)
-            )
-            for name, kind in KINDS.items()
+            Finding(name, of.serious, f"{_many(len(cases[name]), of.noun)} {of.what}", of.advice, tuple(cases[name]))
+            for name, of in KINDS.items()
             if name in cases
         ),
     )
@@ -171,7 +161,7 @@ def _images(scan: Scan, cases: dict[str, list[Item]]) -> None:
     rows = scan.rows
     for number, sentence in scan.problems.items():
         cases["unreadable"].append(Item((scan.record(number),), sentence))
-    marks = {trait: rows["traits"] >> place & 1 for place, trait in enumerate(TRAITS)}
+    marks = dict(zip(TRAITS, rows["traits"].T, strict=True))
     marks |= {"blank": rows["blank"], "tiny": rows["readable"] & (np.minimum(rows["width"], rows["height"]) < TINY)}
     for kind, marked in marks.items():
         for number in np.flatnonzero(marked).tolist():
@@ -214,13 +204,11 @@ def text(report: Report) -> str:
     classes = f" of {_many(len(report.classes), 'class')}" if report.classes else " without labels"
     images = _many(sum(report.splits.values()), "image")
     lines = [f"{images}{splits if len(report.splits) > 1 else ''}{classes}. {verdict(report.faults)}.", ""]
-    for finding in report.findings:
-        if finding.serious:
-            more = len(finding.items) - SHOWN
-            lines += [f"! {finding.title}", f"  {finding.advice}"]
-            lines += [f"    {line(item)}" for item in finding.items[:SHOWN]]
-            lines += [f"    ... and {more:,} more; --json lists all"] if more > 0 else []
-            lines.append("")
+    for finding in filter(lambda finding: finding.serious, report.findings):
+        more = len(finding.items) - SHOWN
+        lines += [f"! {finding.title}", f"  {finding.advice}"]
+        lines += [f"    {line(item)}" for item in finding.items[:SHOWN]]
+        lines += [f"    ... and {more:,} more; --json lists all", ""] if more > 0 else [""]
     noticed = [f"- {finding.title}. {finding.advice}" for finding in report.findings if not finding.serious]
     lines += [*noticed, ""] if noticed else []
     return "\n".join([*map(_plain, lines), *_classes(report), *_numbers(report)])

@@ -24,13 +24,14 @@ from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.data.stream import prefetch
 from vitrail.progress import track
 
-# size: bytes of the file, 0 for pixels in memory. file, pixels: digests. traits: TRAITS as bits. Unreadable: all 0.
+TRAITS = ("CMYK", "16-bit", "transparent", "animated", "turned", "misnamed")
+# size: bytes of the file, 0 for pixels in memory. file, pixels: digests. traits: as TRAITS. Unreadable: all 0.
 ROW = np.dtype([
     ("readable", "?"), ("height", "i4"), ("width", "i4"), ("size", "i8"), ("file", "u8"), ("pixels", "u8"),
-    ("traits", "u1"), ("blank", "?"), ("grey", "u1", (SIDE, SIDE)), ("colour", "u1", (2, COLOURS, COLOURS)),
+    ("traits", "?", len(TRAITS)), ("blank", "?"), ("grey", "u1", (SIDE, SIDE)), ("colour", "u1", (2, COLOURS, COLOURS)),
 ])  # fmt: skip
-TRAITS = ("CMYK", "16-bit", "transparent", "animated", "turned", "misnamed")
 KINDS = {f".{kind.lower()}": kind for kind in FORMATS} | {".jpg": "JPEG", ".tif": "TIFF"}
+NONE = (False,) * len(TRAITS)
 FLAT = 8  # levels, of 255, between the darkest and the lightest pixel of an image that shows nothing
 SAMPLE = 2_000  # images that the colours are measured on
 CHUNK = 32  # images that a thread takes at a time
@@ -115,7 +116,7 @@ def _look(
     height, width, _ = image.shape
     grey, colour = thumbnail(image)
     shown = digest(f"{height} x {width}".encode(), np.ascontiguousarray(image).data)
-    kind, traits, size, file = "pixels", 0, 0, shown
+    kind, traits, size, file = "pixels", NONE, 0, shown
     if isinstance(content, bytes):
         kind, traits = _header(content, name)
         size, file = len(content), digest(content)
@@ -131,27 +132,22 @@ def _colours(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.stack([fractions @ levels, fractions @ levels**2])
 
 
-def _header(data: bytes, name: str) -> tuple[str, int]:
-    """The kind of an image that has been decoded, and its traits."""
+def _header(data: bytes, name: str) -> tuple[str, tuple[bool, ...]]:
+    """The kind of an image that has been decoded, and its TRAITS."""
     with quiet(), Image.open(BytesIO(data), formats=FORMATS) as image:
         form = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a preview behind it
-        traits = _traits(image, form, data, name)
-        return f"{form} {image.mode}", sum(trait << place for place, trait in enumerate(traits))
-
-
-def _traits(image: Image.Image, form: str, data: bytes, name: str) -> tuple[bool, ...]:
-    """As TRAITS."""
-    try:
-        bits = data[24] if form == "PNG" else 8
-        if isinstance(image, TiffImageFile):
-            bits = max(image.tag_v2.get(BITS, (8,)))
-        return (
-            image.mode == "CMYK",
-            bits > 8,
-            image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
-            image.format != "MPO" and bool(getattr(image, "is_animated", False)),
-            image.getexif().get(ORIENTATION, 1) in UPRIGHT,
-            KINDS.get(PurePath(name).suffix.lower(), form) != form,
-        )
-    except Exception:  # damaged EXIF or later frames say nothing about the first frame, which is whole
-        return ()
+        kind = f"{form} {image.mode}"
+        try:
+            bits = data[24] if form == "PNG" else 8
+            if isinstance(image, TiffImageFile):
+                bits = max(image.tag_v2.get(BITS, (8,)))
+            return kind, (
+                image.mode == "CMYK",
+                bits > 8,
+                image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
+                image.format != "MPO" and bool(getattr(image, "is_animated", False)),
+                image.getexif().get(ORIENTATION, 1) in UPRIGHT,
+                KINDS.get(PurePath(name).suffix.lower(), form) != form,
+            )
+        except Exception:  # damaged EXIF or later frames say nothing about the first frame, which is whole
+            return kind, NONE

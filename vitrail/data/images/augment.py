@@ -31,15 +31,9 @@ REFLECTED = 4  # pixels that DeiT III's simple crop may reach beyond an image's 
 # Random erasing as in timm, after Zhong et al. (arXiv 1708.04896): its fraction of the area, its width / height.
 ERASED, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
 RANGES = {
-    "flip": (0, 1),
-    "colour": (0, 1),
-    "randaugment": (0, 16),
-    "magnitude": (0, 30),
-    "erase": (0, 1),
-    "mixup": (0, 100),
-    "cutmix": (0, 100),
-    "mix": (0, 1),
-}
+    "flip": (0, 1), "colour": (0, 1), "randaugment": (0, 16), "magnitude": (0, 30),
+    "erase": (0, 1), "mixup": (0, 100), "cutmix": (0, 100), "mix": (0, 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

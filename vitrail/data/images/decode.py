@@ -1,8 +1,7 @@
 """Bytes -> pixels, of JPEG, PNG, WebP, BMP, GIF and TIFF.
 
-    decode(Path("cat.jpg"))                 # uint8 (H, W, 3), RGB
-    decode(Path("scan.tif"), channels=1)    # uint8 (H, W, 1), grey
-    image = opened(data, "cat.jpg")         # only the header is read: image.size is (height, width)
+    image = opened(read(path), "cat.jpg")   # only the header is looked at: image.size is (height, width)
+    image.decode()                          # uint8 (H, W, 3), RGB; channels=1 is grey
     image.decode(crop)                      # what a crop shows of it, shrunk on the way where it is large
     find(Path("photos"))                    # the image files in a folder and below, sorted
 
@@ -26,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.images import jpeg
@@ -40,26 +40,10 @@ STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0
 
 ORIENTATION, PHOTOMETRIC, BITS = 0x0112, 0x0106, 0x0102
 UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 SIDEWAYS = {UPRIGHT[number] for number in (5, 6, 7, 8)}
-
-
-def decode(source: bytes | Path, channels: int = 3, name: str = "the image") -> NDArray[np.uint8]:
-    """The pixels of a file, or of its bytes: (H, W, channels), 3 being RGB and 1 grey.
-
-    name: of bytes, for messages; a path is its own name. ValueError, one sentence that names the image, where it is
-    missing, cut short, damaged, too large or no image; nothing else is raised, and nothing is warned of.
-    """
-    if isinstance(source, Path):
-        source, name = read(source), str(source)
-    return opened(source, name).decode(channels=channels)
 
 
 class Opened(NamedTuple):
@@ -74,14 +58,15 @@ class Opened(NamedTuple):
     content: bytes | NDArray[np.uint8]
     head: jpeg.Header | None = None
     opened: Image.Image | None = None
-    turn: Image.Transpose | None = None
+    turn: Transpose | None = None
 
     def decode(self, crop: Crop | None = None, channels: int = 3) -> NDArray[np.uint8]:
         """The pixels of a crop of it, or of all: uint8 (h, w, channels).
 
         A JPEG whose crop is much larger than wanted is decoded at a half, a quarter or an eighth of its size, which its
         codec does by leaving out what is not seen: a photograph of 12 megapixels then takes a fifth of the time.
-        ValueError, naming the image, where it is damaged, or an array has other channels that cannot become these.
+        ValueError, one sentence that names the image, where it is damaged, or cannot have these channels; nothing else
+        is raised, and nothing is warned of.
         """
         if isinstance(self.content, np.ndarray):
             return _channels(crop.of(self.content) if crop else self.content, channels, self.name)
@@ -94,21 +79,19 @@ class Opened(NamedTuple):
             pixels = jpeg.decode(self.content, self.head, shrink, bottom, channels)
         if pixels is None or self.turn is not None:
             with _sentences(self.name, self.content):
-                image = self._read(shrink) if pixels is None else _image(pixels)
+                if pixels is not None:
+                    image = _image(pixels)
+                else:
+                    image = self.opened or Image.open(BytesIO(self.content), formats=FORMATS)
+                    if shrink > 1:
+                        image.draft(None, (image.size[0] // shrink, image.size[1] // shrink))
                 pixels = _pixels(image if self.turn is None else image.transpose(self.turn), channels, self.name)
         return _channels(crop.of(pixels, shrink) if crop else pixels, channels, self.name)
 
-    def _read(self, shrink: int) -> Image.Image:
-        assert isinstance(self.content, bytes)
-        image = self.opened or Image.open(BytesIO(self.content), formats=FORMATS)
-        if shrink > 1:
-            image.draft(None, (image.size[0] // shrink, image.size[1] // shrink))
-        return image
-
 
 def opened(content: bytes | NDArray[np.uint8] | Image.Image, name: str) -> Opened:
-    """An image file's bytes, pixels (H, W, C) or an image of Pillow's, ready to be decoded. ValueError as `decode`
-    raises it."""
+    """An image file's bytes, pixels (H, W, C) or an image of Pillow's, ready to be decoded. ValueError, naming it,
+    where it is cut short, too large or not an image."""
     if isinstance(content, np.ndarray):
         if content.ndim != 3 or not content.size or content.dtype != np.uint8:
             raise ValueError(f"{name} is {content.dtype} {content.shape}; it must be uint8 (height, width, channels).")
@@ -126,14 +109,15 @@ def opened(content: bytes | NDArray[np.uint8] | Image.Image, name: str) -> Opene
 def _opened(image: Image.Image, content: bytes, name: str, head: jpeg.Header | None) -> Opened:
     """ValueError, by the header, for an image that would fill the memory, or has no pixels."""
     width, height = image.size
-    if width * height > PIXELS:
-        raise _Refused(f"{name} has {width} x {height} pixels, more than the {PIXELS:,} decoded; scale it down.")
-    if not width * height:
-        raise _Refused(f"{name} has {width} x {height} pixels, so there is nothing to see.")
+    if not 0 < width * height <= PIXELS:
+        raise _Refused(f"{name} has {width} x {height} pixels, but 1 to {PIXELS:,} are decoded; scale it down.")
     if image.format != "JPEG" or image.mode not in ("L", "RGB"):
         head = None
         image.load()  # only now does Pillow know which way up a TIFF is
-    turn = _turn(image)
+    try:  # Pillow has already turned a TIFF, and taken the tag away
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # unreadable EXIF says nothing about pixels that are whole
+        turn = None
     width, height = image.size[:: -1 if turn in SIDEWAYS else 1]
     return Opened((height, width), name, content, head, image, turn)
 
@@ -148,7 +132,10 @@ def _sentences(name: str, content: bytes) -> Iterator[None]:
     except _Refused:
         raise
     except UnidentifiedImageError:
-        raise ValueError(f"{name} {_described(content)}") from None
+        what = "is not an image of a format that is read here; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF."
+        if content[:512].lstrip().startswith(STARTS):
+            what = "is cut short or damaged (its header cannot be read); copy or download it again."
+        raise ValueError(f"{name} {stray(content) or what}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has more than the {PIXELS:,} pixels that are decoded; scale it down.") from None
     except Exception as error:  # damaged bytes make Pillow's parsers raise anything
@@ -176,31 +163,25 @@ def read(path: Path) -> bytes:
     """The bytes of an image file. ValueError where it is missing, not a regular file, too large or unreadable."""
     try:
         found = os.stat(path)  # once: each of Path's own questions would ask the system again
-        if stat.S_ISDIR(found.st_mode):
-            raise _Refused(f"{path} is a folder, not an image; name the files in it.")
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device might never end
-            raise _Refused(f"{path} is not a regular file; copy its content to one.")
-        if found.st_size > BYTES:
-            raise _Refused(f"{path} has {found.st_size:,} bytes, more than the {BYTES:,} that an image may have.")
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except _Refused:
-        raise
+        if stat.S_ISREG(found.st_mode) and found.st_size <= BYTES:  # reading a pipe or a device might never end
+            with open(path, "rb", buffering=0) as file:
+                return file.readall()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
         raise ValueError(f"{path} does not exist; check its name.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
+    if stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} has {found.st_size:,} bytes, more than the {BYTES:,} that an image may have.")
+    raise ValueError(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'not a regular file'}; name an image.")
 
 
 def find(path: Path) -> list[Path]:
     """The path itself; of a folder, the files in it and below with an image's suffix, sorted, without hidden ones.
-
-    ValueError where a folder has none.
-    """
+    ValueError where a folder has none."""
     if not path.is_dir():
         return [path]
-    images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    seen = sorted(file for file in images if not any(part[0] == "." for part in file.relative_to(path).parts))
+    images = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file())
+    seen = [file for file in images if not any(part[0] == "." for part in file.relative_to(path).parts)]
     if not seen:
         raise ValueError(f"{path} is a folder without images ({', '.join(SUFFIXES)}).")
     return seen
@@ -208,14 +189,6 @@ def find(path: Path) -> list[Path]:
 
 class _Refused(ValueError):
     """One of our own sentences, which needs no other around it."""
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How EXIF says that the image is turned; Pillow has already turned a TIFF, and taken the tag away."""
-    try:
-        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # unreadable EXIF says nothing about pixels that are whole
-        return None
 
 
 def _pixels(image: Image.Image, channels: int, name: str) -> NDArray[np.uint8]:
@@ -244,14 +217,6 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
         if image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             values = 2**bits - 1 - values
     return (values >> (bits - 8)).astype(np.uint8)
-
-
-def _described(data: bytes) -> str:
-    """What data that Pillow does not open seems to be, and what to do."""
-    if data[:512].lstrip().startswith(STARTS):
-        return "is cut short or damaged (its header cannot be read); copy or download it again."
-    other = "is not an image of a format that is read here; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF."
-    return stray(data) or other
 
 
 class _Overlap:

@@ -157,9 +157,7 @@ class View(NamedTuple):
 
 def centred(stored: Size, how: Preprocessing, size: Size | None = None) -> View:
     """What evaluation sees of an image of (height, width) `stored`, whose original was of `size`: timm's transforms.
-
-    Misfit where it would become too large.
-    """
+    Misfit where it would become too large."""
     native = how.resize == "native"
     scaled, output = (stored, stored) if native else (_scaled(stored, how), how.image_size)
     if scaled[0] * scaled[1] > LARGEST:

@@ -24,17 +24,16 @@ REST = f"extraneous bytes before marker 0x{EOI:02x}"
 
 
 class Header(NamedTuple):
-    """Of a grey or YCbCr JPEG."""
+    """Of a grey or YCbCr JPEG. plain: nothing in it may turn the image (EXIF, XMP) or hold others (MPF), so that Pillow
+    need not look. place: where the height's two bytes are in the file. rows: how many are coded together, a multiple of
+    8; 0 where the file cannot be cut below some of them."""
 
     height: int
     width: int
     channels: int
     plain: bool
-    """Whether nothing in it may turn the image (EXIF, XMP) or hold others (MPF), so that Pillow need not look."""
     place: int
-    """Where the height's two bytes are in the file."""
     rows: int
-    """How many are coded together, a multiple of 8; 0 where the file cannot be cut below some of them."""
 
 
 def header(data: bytes) -> Header | None:
@@ -85,9 +84,8 @@ def decode(
     pixels = np.empty((tall, wide, channels), np.uint8)
     space = "GRAY" if channels == 1 else "RGB"
     try:
-        simplejpeg.decode_jpeg(
-            content, space, min_height=tall, min_width=wide, min_factor=1, strict=True, buffer=pixels
-        )
+        size = {"min_height": tall, "min_width": wide, "min_factor": 1}
+        simplejpeg.decode_jpeg(content, space, **size, strict=True, buffer=pixels)
     except Exception as error:
         if height == head.height:
             return None

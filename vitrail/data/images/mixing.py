@@ -22,11 +22,8 @@ from vitrail.data.order import MIX_SALT
 def draws(
     keys: NDArray[np.uint64], how: Augment, image_size: tuple[int, int]
 ) -> tuple[Float32[Tensor, "B"], Int64[Tensor, "B 4"]]:
-    """The fraction of itself that each sample keeps, and the (top, left, bottom, right) that its partner fills.
-
-    keys: of an even place of the batch onwards. The box is zeros where the pair is not cut, and lam 1 where it is not
-    mixed at all.
-    """
+    """The fraction of itself that each sample keeps, 1 if it is not mixed, and the (top, left, bottom, right) that its
+    partner fills, zeros if it is not cut. keys: of an even place of the batch onwards."""
     lam, box = np.ones(len(keys), np.float32), np.zeros((len(keys), 4), np.int64)
     if how.mixup or how.cutmix:
         for first in range(0, len(keys) - 1, 2):
@@ -37,10 +34,8 @@ def draws(
 def mix(
     images: Num[Tensor, "B C H W"], targets: Float[Tensor, "B K"], lam: Float[Tensor, "B"], box: Int64[Tensor, "B 4"]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-    """Images, bytes or normalised, and targets, each mixed with its partner; images as float32 or wider.
-
-    lam, box: as draws() gives them, on the images' device.
-    """
+    """Images, bytes or normalised, and targets, each mixed with its partner; images as float32 or wider. lam, box: of
+    draws(), on the images' device."""
     count, _, height, width = images.shape
     partner = (torch.arange(count, device=images.device) ^ 1).clamp(max=count - 1)
     images = images.to(torch.promote_types(images.dtype, torch.float32))

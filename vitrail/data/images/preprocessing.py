@@ -51,9 +51,7 @@ class Preprocessing:
         if not 0.01 <= self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction is {self.crop_fraction}; it must be from 0.01 to 1.")
         if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(
-                f"mean has {len(self.mean)} channels and std has {len(self.std)}; they must agree, and be 1 or more."
-            )
+            raise ValueError(f"mean has {len(self.mean)} channels, std {len(self.std)}; both need the same, 1 or more.")
         if not all(map(math.isfinite, self.mean)):
             raise ValueError(f"mean is {self.mean}; each must be a finite number.")
         if not all(0 < value < math.inf for value in self.std):

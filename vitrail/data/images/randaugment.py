@@ -52,10 +52,8 @@ OPERATIONS = (*RECOLOURINGS, *MOVES)
 def randaugment(
     image: Image.Image, count: int, magnitude: float, fill: tuple[int, ...], generator: Generator
 ) -> Image.Image:
-    """`count` operations, each drawn from all, at one magnitude, with a random sign.
-
-    fill: the colour of what was outside the image.
-    """
+    """`count` operations, each drawn from all, at one magnitude, with a random sign. fill: the colour of what was
+    outside the image."""
     for choice, way in generator.random((count, 2)).tolist():
         m = magnitude / 10 if way < 0.5 else -magnitude / 10
         image = operate(OPERATIONS[int(choice * len(OPERATIONS))], image, m, fill)

@@ -30,51 +30,38 @@ SUM = 4  # bytes of the check sum behind kept arrays
 
 def cache_folder() -> Path:
     """The folder, which may not exist yet. OSError if the user has no home."""
-    if place := os.environ.get("VITRAIL_CACHE"):
-        return Path(place)
-    try:
-        return Path.home() / ".cache" / "vitrail"
-    except RuntimeError as error:
-        raise OSError(str(error)) from None
+    folder = os.environ.get("VITRAIL_CACHE") or os.path.expanduser("~/.cache/vitrail")
+    if folder[0] == "~":
+        raise OSError("there is no home folder; set VITRAIL_CACHE to a folder")
+    return Path(folder)
 
 
 def unpacked(path: Path, kind: str, size: int, write: Callable[[BinaryIO], Iterable[int]]) -> Path:
     """The file that `write` makes of `path`, with a progress bar; it yields how many of `size` bytes are done.
-
-    ValueError if the disk is full or the folder cannot be written, and whatever `write` raises.
-    """
+    ValueError if the disk is full or the folder cannot be written."""
 
     def steps(file: BinaryIO) -> Iterator[None]:
+        _require(path, size)
+        say(f"{path} is unpacked once, into {cache_folder()}: single images cannot be read from it ({size:,} bytes).")
         shown = 0
         for done in write(file):
             _require(path, STEP)
-            for _ in range(shown, done // STEP):
-                yield
+            yield from [None] * (done // STEP - shown)
             shown = max(shown, done // STEP)
 
-    def tracked(file: BinaryIO) -> None:
-        _require(path, size)
-        say(f"{path} is unpacked once, into {cache_folder()}: single images cannot be read from it ({size:,} bytes).")
-        for _ in track(steps(file), -(-size // STEP), f"unpacking {path.name}, MiB:"):
-            pass
-
+    bar = f"unpacking {path.name}, MiB:"
     try:
-        return _kept(path, kind, tracked)
+        return _kept(path, kind, lambda file: list(track(steps(file), -(-size // STEP), bar)))
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be unpacked ({error}); copy or download it again if it is damaged, or set VITRAIL_CACHE to"
-            " a folder that can be written."
-        ) from error
+        raise ValueError(f"{path} cannot be unpacked ({error}); copy it again, or set VITRAIL_CACHE.") from error
 
 
 def _require(path: Path, needed: int) -> None:
     """Raises ValueError if the disk has no room for `needed` more bytes made from `path`, and some spare ones."""
     free = shutil.disk_usage(cache_folder()).free
     if needed + SPARE > free:
-        raise ValueError(
-            f"{path} takes {needed:,} bytes or more when it is unpacked, but {free:,} are free at {cache_folder()};"
-            " make room, or set VITRAIL_CACHE to a folder on another disk."
-        )
+        room = f"{path} takes {needed:,} bytes or more when it is unpacked, but {free:,} are free at {cache_folder()}"
+        raise ValueError(f"{room}; make room, or set VITRAIL_CACHE to a folder on another disk.")
 
 
 def kept_arrays(path: Path, kind: str, make: Callable[[], Arrays]) -> Arrays:
@@ -100,7 +87,10 @@ def kept_arrays(path: Path, kind: str, make: Callable[[], Arrays]) -> Arrays:
 
 def _kept(path: Path, kind: str, write: Callable[[BinaryIO], object]) -> Path:
     """The file that `write` makes, whole or not at all; of several processes one makes it, the others wait."""
-    target = _place(path, kind)
+    whole, state = os.path.realpath(path), path.stat()
+    key = f"{whole}\0{state.st_size}\0{state.st_mtime_ns}\0{kind}".encode("utf-8", "surrogateescape")
+    name = f"{path.name[:40]}-{hashlib.sha256(key).hexdigest()[:16]}.{kind.split('.')[-1]}"
+    target = cache_folder() / name
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,9 +113,3 @@ def _kept(path: Path, kind: str, write: Callable[[BinaryIO], object]) -> Path:
             file.truncate(0)  # not removed: others may wait for this very file
             raise
     return target
-
-
-def _place(path: Path, kind: str) -> Path:
-    whole, state = os.path.realpath(path), path.stat()
-    key = f"{whole}\0{state.st_size}\0{state.st_mtime_ns}\0{kind}".encode("utf-8", "surrogateescape")
-    return cache_folder() / f"{path.name[:40]}-{hashlib.sha256(key).hexdigest()[:16]}.{kind.split('.')[-1]}"

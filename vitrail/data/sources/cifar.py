@@ -17,20 +17,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.sources.source import Arrays, Source
+from vitrail.progress import few
 
 PIXELS = 3 * 32 * 32
 BATCH = re.compile(r"(data_batch_[1-5]|train|test_batch|test)(\.bin)?")
 META = re.compile(r"batches\.meta(\.txt)?|meta|fine_label_names\.txt")
 FILE = re.compile(f"{BATCH.pattern}|{META.pattern}")
 BYTES = 2**28  # of all files together, and of each; the real ones have 186 million
-OPCODES = 2**21  # of a pickle; the largest real one has 300,000
+OPCODES = 2**21  # of a pickle that are looked at; the largest real one has 300,000
 KEYS = ("data", "labels", "fine_labels", "coarse_labels", "filenames", "batch_label", "label_names",
         "fine_label_names", "coarse_label_names", "num_cases_per_batch", "num_vis")  # fmt: skip
 
@@ -38,24 +39,18 @@ Batch = tuple[NDArray[np.uint8], list[int]]  # pixels (N, 3072): all the red fir
 
 
 def splits(path: Path) -> dict[str, Source]:
-    """The images in a folder with CIFAR's batches, or in a tar of them: "train" and "test", or one of them.
-
-    ValueError, naming the file, if a batch is missing, damaged or not one of CIFAR's.
-    """
+    """The images in a folder with CIFAR's batches, or in a tar of them: "train" and "test", or one of them."""
     found: dict[str, dict[str, Batch]] = {"train": {}, "test": {}}
     names: list[str] = []
     for name, data in _files(path):
-        file, stem = f"{path}/{name}", name.removesuffix(".bin")
         if META.fullmatch(name):
-            names = _class_names(data, file)
+            names = _class_names(data, f"{path}/{name}")
         else:
             read = _binary if name.endswith(".bin") else _python
-            found["test" if stem.startswith("test") else "train"][stem] = read(data, file)
-    if not any(found.values()):
-        raise ValueError(f"{path} has none of CIFAR's batches, such as data_batch_1; check the path.")
-    missing = sorted({f"data_batch_{number}" for number in range(1, 6)} - set(found["train"]))
-    if 0 < len(missing) < 5:
-        raise ValueError(f"{path} lacks {', '.join(missing)} of CIFAR's five batches; fetch it again.")
+            found["test" if name.startswith("test") else "train"][name] = read(data, f"{path}/{name}")
+    numbers = {name.removesuffix(".bin")[-1] for name in found["train"] if name.startswith("data_batch_")}
+    if missing := sorted(set("12345") - numbers) if numbers else []:
+        raise ValueError(f"{path} lacks data_batch_{few(missing)}, of CIFAR's five; fetch it again.")
     return {split: _joined(parts, names, path, split) for split, parts in found.items() if parts}
 
 
@@ -65,7 +60,7 @@ def is_cifar(path: Path) -> bool:
         return any(BATCH.fullmatch(name) and (path / name).is_file() for name in os.listdir(path))
     try:
         with _archive(path) as members:
-            return any(BATCH.fullmatch(_name(member)) and member.isfile() for member in islice(members, 4))
+            return any(BATCH.fullmatch(os.path.basename(m.name)) and m.isfile() for m in islice(members, 4))
     except ValueError:
         return False
 
@@ -75,18 +70,14 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted(path.iterdir()):
             if FILE.fullmatch(file.name) and file.is_file():
-                if file.stat().st_size > BYTES:
-                    raise ValueError(f"{file} has {file.stat().st_size:,} bytes, too many for a batch of CIFAR's.")
-                yield file.name, file.read_bytes()
+                with file.open("rb") as stream:
+                    yield file.name, stream.read(BYTES)
         return
     with _archive(path) as members:
         for member in members:
-            if FILE.fullmatch(_name(member)) and (content := members.extractfile(member)) is not None:
-                yield _name(member), content.read()
-
-
-def _name(member: tarfile.TarInfo) -> str:
-    return PurePosixPath(member.name).name
+            name = os.path.basename(member.name)
+            if FILE.fullmatch(name) and (content := members.extractfile(member)) is not None:
+                yield name, content.read()
 
 
 class _Bounded:
@@ -143,9 +134,7 @@ def _values(data: bytes, file: str) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     values: list[Any] = []
     try:
-        for count, (opcode, value, _) in enumerate(pickletools.genops(data)):
-            if count > OPCODES:
-                raise ValueError(f"it has more than {OPCODES:,} opcodes")
+        for opcode, value, _ in islice(pickletools.genops(data), OPCODES):
             text = value.decode("latin-1") if isinstance(value, bytes) else value
             if text in KEYS:
                 values = found[text] = []

@@ -17,9 +17,9 @@ def fingerprint(source: Source) -> dict[str, Any]:
     """The number of images, the class names, and digests of 10,000 names and labels and 256 images at most, evenly
     spaced: it takes a second at any size."""
     records, contents = hashlib.sha256(), hashlib.sha256()
-    for index in _spread(len(source), RECORDS):
+    for index in spread(len(source), RECORDS):
         records.update(f"{source.name(index)}\0{source.target(index)}\n".encode("utf-8", "surrogateescape"))
-    for index in _spread(len(source), CONTENTS):
+    for index in spread(len(source), CONTENTS):
         try:
             content = source[index][0]
             contents.update(content if isinstance(content, bytes) else np.ascontiguousarray(content).data)
@@ -33,5 +33,6 @@ def fingerprint(source: Source) -> dict[str, Any]:
     }
 
 
-def _spread(length: int, count: int) -> list[int]:
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` of range(length), evenly spaced."""
     return sorted({int(place) for place in np.linspace(0, length - 1, min(length, count))})

@@ -19,25 +19,16 @@ from vitrail.data.images.decode import SUFFIXES
 from vitrail.data.sources.records import Labels, Paths, divide
 from vitrail.data.sources.source import SPLITS, Source, printable
 
-WORDS = tuple(
-    stem + suffix
-    for stem in ("classes", "labels", "class_names", "words", "synset_words", "LOC_synset_mapping")
-    for suffix in (".txt", ".tsv", ".csv")
-)
+STEMS = ("classes", "labels", "class_names", "words", "synset_words", "LOC_synset_mapping")
+WORDS = [stem + suffix for stem in STEMS for suffix in (".txt", ".tsv", ".csv")]
 WORDS_BYTES = 2**24  # read of such a file; WordNet's has 2.6 million
 
 
 def splits(path: Path) -> dict[str, Source]:
-    """The images in the folder `path`: "train", "val", "test" if it has such folders, else "all".
-
-    ValueError if there are no images or a folder cannot be read.
-    """
-    try:
-        folders = split_folders(path) or {"all": path}
-        found = {split: _scan(folder) for split, folder in folders.items()}
-        words = _words(path, {name for files in found.values() for name in files if name})
-    except OSError as error:
-        raise ValueError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from None
+    """The images in the folder `path`: "train", "val", "test" if it has such folders, else "all"."""
+    folders = split_folders(path) or {"all": path}
+    found = {split: _scan(folder) for split, folder in folders.items()}
+    words = _words(path, {name for files in found.values() for name in files if name})
     return {split: _source(folders[split], files, words) for split, files in found.items()}
 
 
@@ -57,10 +48,7 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """The folders train, val and test in `path`, under any of their names; none if these are names of classes.
-
-    ValueError if two of them are the same split, OSError if the folder cannot be read.
-    """
+    """The folders train, val and test in `path`, under any of their names; none if these are names of classes."""
     folders = {name: path / name for name in listing(path)[0]}
     named = [name for name in folders if name.lower() in SPLITS]
     # Beside folders such as "car" and "bus", one "train" that directly holds images is a class.

@@ -34,15 +34,13 @@ PARTS = {"bytes": ("binary", "large_binary"), "path": ("string", "large_string")
 
 
 def splits(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
-    """The splits of a saved DatasetDict, without those of other names; {"all": source} for a single Dataset.
-
-    ValueError, naming the file, if one is missing or damaged, or the columns are not clear.
-    """
+    """The splits of a saved DatasetDict, without those of other names; {"all": source} for a single Dataset."""
     root, rows = Path(os.path.abspath(path)), dict[Path, int]()
     with _reading(path) as datasets:
         for file in sorted([*root.glob("*.*"), *root.glob("*/*.*")]):
             if file.suffix == ".json":
-                _check_json(file)
+                with _reading(file):
+                    json.loads(file.read_bytes())
             # The library leaves others beside a data set.
             elif file.suffix == ".arrow" and not file.name.startswith(("cache-", "tmp")):
                 rows[file] = _checked(file)
@@ -60,15 +58,15 @@ def splits(path: Path, image_column: str | None, label_column: str | None) -> di
 
 
 def parquet(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
-    """The splits of a Parquet file or of a folder of them, else {"all": source}. ValueError as `splits` raises it."""
+    """The splits of a Parquet file or of a folder of them, else {"all": source}."""
     groups = {}
     for split, files in tables(path, (".parquet",)).items():
         with _reading(files[0]) as datasets:
-            features, schema = {}, _schema(_opened(files[0]))
+            features, schema = {}, _opened(files[0])[1]
             for name in schema.names:
                 with suppress(ValueError):  # a type that the library does not know
                     features |= datasets.Features.from_arrow_schema(schema.empty_table().select([name]).schema)
-        columns = [column for column in _columns(files[0], features, image_column, label_column) if column]
+        columns = list(filter(None, _columns(files[0], features, image_column, label_column)))
         laid = [_laid_out(file, columns) for file in files]
         with _reading(path):
             shown = [(file, _checked(place)) for file, place in zip(files, laid, strict=True)]
@@ -95,9 +93,7 @@ def _reading(path: Path) -> Iterator[Any]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(
-            f"{path} is read by `datasets`, which is not installed: pip install 'vitrail[data]'."
-        ) from None
+        raise ValueError(f"{path} needs `datasets`, which is not installed: pip install 'vitrail[data]'.") from None
     datasets.disable_progress_bars()
     try:
         yield datasets
@@ -106,13 +102,6 @@ def _reading(path: Path) -> Iterator[Any]:
         if isinstance(error, ValueError) and str(path) in reason:
             raise ValueError(reason) from error
         raise ValueError(f"{path} cannot be read ({reason[:200].rstrip('.')}); copy or download it again.") from error
-
-
-def _check_json(file: Path) -> None:
-    try:
-        json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} is damaged; save the data set again.") from None
 
 
 def _checked(file: Path) -> int:
@@ -135,19 +124,14 @@ def _checked(file: Path) -> int:
     return rows
 
 
-def _opened(file: Path) -> Any:
+def _opened(file: Path) -> tuple[Any, Any]:
+    """A Parquet file, and the types in it; for a dictionary, those of its values."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file, memory_map=True)
-
-
-def _schema(table: Any) -> Any:
-    """The types in a Parquet file; for a dictionary, those of its values."""
-    import pyarrow as pa
-
-    kinds = [(one.name, one.type) for one in table.schema_arrow]
-    kinds = [(name, kind.value_type if pa.types.is_dictionary(kind) else kind) for name, kind in kinds]
-    return pa.schema(kinds, table.schema_arrow.metadata)
+    table = pq.ParquetFile(file, memory_map=True)
+    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema_arrow]
+    return table, pa.schema(plain, table.schema_arrow.metadata)
 
 
 def _laid_out(file: Path, columns: list[str]) -> Path:
@@ -155,8 +139,7 @@ def _laid_out(file: Path, columns: list[str]) -> Path:
     import pyarrow as pa
 
     def write(target: BinaryIO) -> Iterator[int]:
-        table, done = _opened(file), 0
-        whole = _schema(table)
+        (table, whole), done = _opened(file), 0
         schema = pa.schema([whole.field(column) for column in columns], whole.metadata)
         with pa.ipc.new_stream(target, schema) as writer:
             for batch in table.iter_batches(ROWS, columns=columns, use_threads=False):
@@ -169,9 +152,7 @@ def _laid_out(file: Path, columns: list[str]) -> Path:
         return unpacked(file, f"{' '.join(columns)}.arrow", file.stat().st_size, write)
 
 
-def _columns(
-    file: Path, features: Mapping[str, Any], image: str | None, label: str | None
-) -> tuple[str | None, str | None, str | None]:
+def _columns(file: Path, features: Mapping[str, Any], image: str | None, label: str | None) -> list[str | None]:
     """The columns of the images, the labels and the splits."""
     import datasets
 
@@ -180,8 +161,8 @@ def _columns(
     images += [c for c, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
     labels = [column for column, feature in features.items() if _class_names(feature)]
     try:
-        found = find_column(features, "image", image, images), find_column(features, "label", label, labels)
-        return *found, find_column(features, "split")
+        asked = ("image", image, images), ("label", label, labels), ("split", None, ())
+        return [find_column(features, *what) for what in asked]
     except ValueError as error:
         raise ValueError(f"{file}: {error}.") from None
 
@@ -222,10 +203,8 @@ def _named(value: Any, names: Sequence[str]) -> Any:
 
 
 class Embedded:
-    """The images in the only column of a table of the library's, by the number of their row; Images.
-
-    files: with so many rows in each. It may be pickled: the table's files are then opened again.
-    """
+    """The images in the only column of a table of the library's, by the number of their row; Images. files: with so
+    many rows in each. It may be pickled: the table's files are then opened again."""
 
     def __init__(self, table: Any, files: Sequence[tuple[Path, int]]) -> None:
         self.table, self.files = table, files

@@ -12,7 +12,7 @@ file raises ValueError without taking more memory than it has content.
 import gzip
 import math
 import zlib
-from io import BufferedIOBase
+from io import BufferedReader
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.sources.source import Arrays, Source
+from vitrail.data.stray import stray
 
 # The four files, gzipped (.gz) or not; Kaggle's copies have a dot for the second dash.
 FILES = {
@@ -35,11 +36,7 @@ FASHION = (
 
 
 def splits(path: Path) -> dict[str, Source]:
-    """MNIST's four files in the folder `path`: "train" and "test", or one of them; without its labels file, a split
-    has no labels.
-
-    ValueError names the file that is missing or damaged, and says what to do.
-    """
+    """MNIST's files in the folder `path`: "train" and "test", one of them, or none. A labels file may be missing."""
     # Fashion-MNIST's files have MNIST's names; only the folder's name tells them apart.
     names = FASHION if "fashion" in path.resolve().name.lower() else None
     found: dict[str, Source] = {}
@@ -47,14 +44,9 @@ def splits(path: Path) -> dict[str, Source]:
         images, labels = (_find(path, stem) for stem in stems)
         if images:
             found[split] = open_idx(images, labels, names)
-        elif labels or (split == "test" and not found):
+        elif labels:
             raise ValueError(f"{path} has neither {stems[0]}.gz nor {stems[0]}; put MNIST's four idx files there.")
     return found
-
-
-def is_mnist(path: Path) -> bool:
-    """Whether any of MNIST's four files is in the folder."""
-    return any(_find(path, stem) for stems in FILES.values() for stem in stems)
 
 
 def _find(folder: Path, stem: str) -> Path | None:
@@ -65,25 +57,19 @@ def _find(folder: Path, stem: str) -> Path | None:
 
 def fashion(split: Literal["train", "test"]) -> Arrays:
     """The part of Fashion-MNIST that ships in the package (fashion/README.md says which): 28x28, ten classes."""
-    folder = Path(__file__).parents[1] / "fashion"
-    images, labels = (folder / f"{stem}.gz" for stem in FILES[split])
+    images, labels = (Path(__file__).parents[1] / "fashion" / f"{stem}.gz" for stem in FILES[split])
     return open_idx(images, labels, FASHION)
 
 
 def open_idx(images: Path, labels: Path | None, class_names: tuple[str, ...] | None) -> Arrays:
-    """An images file (N, H, W) and, if given, its labels file (N,).
-
-    Without `class_names`, the classes are "0" to the highest label found.
-    ValueError if a file cannot be read (see read_idx), if the two differ in length, or if a label has no class name.
-    """
+    """An images file (N, H, W) and, if given, its labels file (N,). Without `class_names`, the classes are "0" to the
+    highest label found."""
     pixels = read_idx(images, rank=3)[..., None]
     if labels is None:
         return Arrays(pixels, None, (), images.name)
     targets = read_idx(labels, rank=1).astype(np.int64)
     if len(targets) != len(pixels):
-        raise ValueError(
-            f"{images} has {len(pixels):,} images, but {labels} has {len(targets):,} labels; pass files of one split."
-        )
+        raise ValueError(f"{images} has {len(pixels):,} images, but {labels} {len(targets):,} labels; they must agree.")
     highest = int(targets.max())
     names = class_names or tuple(map(str, range(highest + 1)))
     if highest >= len(names):
@@ -94,43 +80,31 @@ def open_idx(images: Path, labels: Path | None, class_names: tuple[str, ...] | N
 def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
     """The array in an idx file of images (rank 3) or labels (rank 1); gzip is recognised by content, not by name.
 
-    ValueError, which names the file and says what to do, if it is missing, not a regular file, unreadable, in another
-    format, of another type or rank, empty, damaged, cut short, or longer than its header says. Memory and decompression
-    stop at what the file holds or its header promises, whichever is less (plus a small buffer).
+    ValueError, naming the file, for any other content. Memory and decompression stop at what the file holds or its
+    header promises, whichever is less (plus a small buffer).
     """
     try:
-        if not path.is_file():
-            raise ValueError(f"{path} is not a file; check the path.")
         with path.open("rb") as file:
-            if file.peek(2)[:2] != b"\x1f\x8b":
-                return _parse(path, file, rank)
-            with gzip.GzipFile(fileobj=file) as unzipped:
-                return _parse(path, unzipped, rank)
-    except (zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is a damaged or incomplete gzip file ({error}); fetch it again.") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+            return _parse(path, gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file, rank)
+    except (OSError, EOFError, zlib.error) as error:  # the last two are gzip's
+        raise ValueError(f"{path} cannot be read ({error}); check its permissions, or fetch it again.") from error
 
 
-def _parse(path: Path, stream: BufferedIOBase, rank: int) -> NDArray[np.uint8]:
+def _parse(path: Path, stream: BufferedReader | gzip.GzipFile, rank: int) -> NDArray[np.uint8]:
     """The array in `stream`, the content of the file `path`."""
-    magic, header = bytes([0, 0, UINT8, rank]), stream.read(4 + 4 * rank)
-    if header[:4] != magic:
-        kind = {3: "images", 1: "labels"}[rank]
-        raise ValueError(
-            f"{path} is not an idx file of {kind}: it begins with the bytes {header[:4].hex(' ') or 'of an empty file'}"
-            f" instead of {magic.hex(' ')}; pass the {kind} file, or fetch it again."
-        )
-    shape = tuple(np.frombuffer(header[4 : len(header) // 4 * 4], ">u4").tolist())
+    start, stop, magic = stream.peek(512), 4 + 4 * rank, bytes([0, 0, UINT8, rank])
+    if start[:4] != magic:
+        other = f"is not an idx file: it begins with {start[:4].hex(' ')} instead of {magic.hex(' ')}; fetch it again."
+        raise ValueError(f"{path} {stray(start) or other}")
+    header = stream.read(stop)
+    shape = tuple(int.from_bytes(header[place : place + 4]) for place in range(4, stop, 4))
     promised = math.prod(shape)
-    claim = f"its header promises {promised:,} bytes ({' x '.join(map(str, shape))})"
-    if len(shape) < rank or not promised:
-        raise ValueError(f"{path} has no content: {claim}; pass a file with content, or fetch it again.")
     data = bytearray()  # which grows with what is there, not with what the header promises
     # One byte too many is asked for: gzip checks its sum only at the end.
     while len(data) <= promised and (part := stream.read1(min(CHUNK, promised + 1 - len(data)))):
         data += part
-    if len(data) != promised:
-        found = f"only {len(data):,} follow" if len(data) < promised else "more follow"
-        raise ValueError(f"{path} is damaged: {claim}, but {found}; fetch it again.")
+    if len(data) != promised or not promised:
+        found = f"{len(data):,} follow" if len(data) <= promised else "more follow"
+        claim = f"its header promises {promised:,} bytes ({' x '.join(map(str, shape))})"
+        raise ValueError(f"{path} is empty or damaged: {claim}, and {found}; fetch it again.")
     return np.frombuffer(data, np.uint8).reshape(shape)

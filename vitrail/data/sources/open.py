@@ -6,7 +6,8 @@
 
 There are readers for class folders (folder.py), MNIST's idx files (mnist.py), CIFAR's batches (cifar.py), CSV and JSONL
 (table.py), Parquet and Hugging Face data sets saved to disk (huggingface.py), tar and webdataset shards (tar.py), and
-what `vitrail data pack` wrote (packed.py). The files of a place decide which one reads it, not its name.
+what `vitrail data pack` wrote (packed.py). The files of a place decide which one reads it, not its name. Readers raise
+ValueError, naming the file and what to do, for one that is missing, damaged or hostile, and let an OSError through.
 """
 
 import os
@@ -20,7 +21,7 @@ import numpy as np
 
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
-from vitrail.data.sources.source import SPLITS, Renumbered, Source, Split, Targets, counts
+from vitrail.data.sources.source import SPLITS, Renumbered, Source, Split, counts
 from vitrail.data.sources.split import balanced, stratified
 from vitrail.data.stream import Unreadable
 from vitrail.progress import few
@@ -30,14 +31,6 @@ SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}  # by `save_to_
 SPLIT_TABLE = re.compile(rf"({'|'.join(SPLITS)})\b.*\.(csv|tsv|jsonl)")
 TABLES = (*table.SUFFIXES, ".parquet")
 Needs = Literal["none", "classes", "number", "boxes", "masks"]
-WORDS: dict[Targets, str] = {
-    "none": "no labels",
-    "class": "one label each",
-    "classes": "several labels each",
-    "number": "a number each",
-    "boxes": "boxes",
-    "masks": "masks",
-}
 
 
 @dataclass(frozen=True)
@@ -99,10 +92,7 @@ def open_splits(data: Data, needs: Needs = "classes") -> Splits:
 
 
 def open_source(data: Data, split: Split, needs: Needs = "classes") -> Source:
-    """The images of one split; "test" is the same as "val" if the place has no labelled test images.
-
-    Raises ValueError as open_splits does.
-    """
+    """The images of one split; "test" is the same as "val" if the place has no labelled test images."""
     found = find_splits(data)
     splits = _divided(data, found, needs)
     if split == "test" and "test" in found and _has(found["test"], needs):
@@ -153,8 +143,8 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
     divided = folder.split_folders(path)
     names, below = _names(path), [name for place in divided.values() for name in _names(place)]
     hub = _names(path / "data") if (path / "data").is_dir() else []  # where the Hugging Face Hub has them
-    if mnist.is_mnist(path):
-        return mnist.splits(path)
+    if found := mnist.splits(path):
+        return found
     if packed.FILE in names:
         return packed.splits(path)
     if cifar.is_cifar(path):
@@ -187,10 +177,8 @@ def _divided(data: Data, splits: dict[str, Source], needs: Needs) -> Splits:
     if needs == "classes" and whole.targets == "class":
         present = np.flatnonzero(counts(whole))
         if len(present) == 1:
-            raise ValueError(
-                f"{data.path} has one class only ({whole.class_names[present[0]]}); a classifier needs two or more:"
-                " put each class's images into a folder of its own."
-            )
+            name = whole.class_names[present[0]]
+            raise ValueError(f"{data.path} has one class only ({name}); put each class's images into its own folder.")
     train, val, how = _validation(data, splits, whole, needs)
     val = _agreed(val, how, train, data.path, needs)
     even = ", each class equally often" if data.balance else ""
@@ -228,12 +216,10 @@ def _check(source: Source, where: str, needs: Needs) -> None:
     if needs == "none":
         return
     if source.targets != needs and (needs != "classes" or source.targets == "number"):
-        raise ValueError(f"{where}: the task needs {needs}, but the images have {WORDS[source.targets]}.")
+        raise ValueError(f"{where}: the task needs {needs}, but the targets are {source.targets!r}.")
     if unknown := [index for index in range(len(source)) if source.target(index) is None]:
-        raise ValueError(
-            f"{where}: {len(unknown):,} of the {len(source):,} images have no label, such as {source.name(unknown[0])};"
-            " put each class's images into a folder of its own, or name a table's column of labels as label_column."
-        )
+        some = f"{len(unknown):,} of the {len(source):,} images have no label, such as {source.name(unknown[0])}"
+        raise ValueError(f"{where}: {some}; put each class into a folder of its own, or name a table's label_column.")
 
 
 def _agreed(source: Source, where: str, train: Source, place: str, needs: Needs) -> Source:
@@ -242,12 +228,10 @@ def _agreed(source: Source, where: str, train: Source, place: str, needs: Needs)
     if needs == "none":
         return source
     if source.targets != train.targets:
-        ours, theirs = WORDS[source.targets], WORDS[train.targets]
-        raise ValueError(f"{where}: images have {ours}, and those of {place} have {theirs}; give both the same.")
+        kinds = f"the targets are {source.targets!r}, and those of {place} {train.targets!r}"
+        raise ValueError(f"{where}: {kinds}; give both the same.")
     theirs, ours = set(source.class_names), set(train.class_names)
-    if theirs - ours:
+    if new := sorted(theirs - ours):
         instead = f", which has {few(sorted(ours - theirs))} instead" if ours - theirs else ""
-        raise ValueError(
-            f"{where}: the classes {few(sorted(theirs - ours))} are not in {place}{instead}; give both the same."
-        )
+        raise ValueError(f"{where}: the classes {few(new)} are not in {place}{instead}; give both the same.")
     return source if source.class_names == train.class_names else Renumbered(source, train.class_names)

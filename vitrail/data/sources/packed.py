@@ -30,7 +30,7 @@ Kind = Literal["raw", "jpeg"]
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """One split of a packed data set; its files are opened when they are first read, and again in every process."""
+    """One split of a packed data set; its files are mapped when it is made, and again in every process."""
 
     folder: Path
     split: str
@@ -78,16 +78,14 @@ class Packed:
         row, end = self._index[index : index + 2].tolist()
         return row, end
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises ValueError, naming the file, if one is missing or not as long as the others say."""
         if len(self._index) != self.count + 1:
             raise ValueError(f"{self._path('index')} is not of {self.count:,} images; copy it or pack them again.")
         for (what, entries), end in zip(self._files.items(), self._index[-1], strict=False):
             if len(entries) != end:
-                raise ValueError(
-                    f"{self._path(what)} is cut short or damaged: it has {len(entries):,} entries, not {end:,}; copy it"
-                    " again, or pack the images again."
-                )
+                what = f"{self._path(what)} is damaged: it has {len(entries):,} entries, not {end:,}"
+                raise ValueError(f"{what}; copy it again, or pack the images again.")
 
     @cached_property
     def _index(self) -> NDArray[np.int64]:
@@ -104,26 +102,21 @@ class Packed:
     def _mapped(self, what: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         """A whole file; as a plain array, because NumPy's class of mapped ones is slow to slice."""
         path = self._path(what)
-        try:
-            count = path.stat().st_size // dtype.itemsize
-            # An empty file cannot be mapped.
-            return np.asarray(np.memmap(path, dtype, "r", shape=count)) if count else np.empty(0, dtype)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror or error}); pack the images again.") from None
+        count = path.stat().st_size // dtype.itemsize
+        # An empty file cannot be mapped.
+        return np.asarray(np.memmap(path, dtype, "r", shape=count)) if count else np.empty(0, dtype)
 
 
 def splits(folder: Path) -> dict[str, Source]:
-    """The splits of a packed data set. ValueError if it is damaged, cut short or of another version."""
+    """The splits of a packed data set."""
     file = folder / FILE
     try:
         found = json.loads(file.read_text())
         if found["version"] != VERSION:
             raise ValueError(f"{file} is of version {found['version']}, but {VERSION} is read; pack the images again.")
-        sources: dict[str, Source] = {}
-        for split, one in found["splits"].items():
-            source = Packed(folder, split, found["kind"], one["images"], tuple(one["classes"]), one["targets"])
-            source.check()
-            sources[split] = source
+        return {
+            split: Packed(folder, split, found["kind"], one["images"], tuple(one["classes"]), one["targets"])
+            for split, one in found["splits"].items()
+        }
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"{file} does not describe a packed data set; pack the images again.") from None
-    return sources

@@ -25,7 +25,7 @@ from vitrail.data.sources.source import SPLITS, Example, Source, Target, Targets
 from vitrail.progress import few
 
 NUMBER = re.compile(r"-?[0-9]{1,18}")
-MARKS = {"train": 0, "val": 1, "test": 2}
+MARKS = {"train": 0, "val": 1, "test": 2}  # -1 is none of them
 # What columns are called, in lower case and with "_" for all but letters and digits.
 COLUMNS = {
     "image": ("image", "images", "file", "path", "filename", "file_name", "filepath", "file_path", "img", "img_path",
@@ -43,19 +43,17 @@ Rows = range | NDArray[np.int64]
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by the number of their row."""
+    """Encoded images by the number of their row. ValueError, naming one, if it cannot be read."""
 
     def __len__(self) -> int: ...
 
-    def read(self, row: int) -> bytes:
-        """The encoded image. ValueError, naming it, if it cannot be read."""
-        ...
+    def read(self, row: int) -> bytes: ...
 
     def name(self, row: int) -> str: ...
 
 
 class Texts:
-    """A list of strings that is only appended to, as one array of bytes: a string takes its UTF-8 and 8 bytes."""
+    """A list of strings as one array of bytes: each takes its UTF-8 and 8 bytes."""
 
     def __init__(self, content: bytes = b"", ends: Iterable[int] = ()) -> None:
         self.content, self.ends = bytearray(content), array("q", ends)
@@ -95,10 +93,8 @@ class Paths:
 
 
 class Labels:
-    """Labels and splits as they are read: for each record the number of its label among the different ones.
-
-    separators: what stands between several labels in one text. classes: all class names, if they are known.
-    """
+    """Labels and splits as they are read: for each record the number of its label among the different ones. separators:
+    what stands between several labels in one text. classes: all class names, if they are known."""
 
     def __init__(self, separators: str = "", classes: tuple[str, ...] = ()) -> None:
         self.separators, self.classes = separators, classes
@@ -106,21 +102,15 @@ class Labels:
         self.codes, self.marks = array("i"), array("b")
 
     def add(self, value: Any, split: Any = None) -> None:
-        """Appends a text, a whole number, a list of them or None, and a split under any of its names or None.
-
-        ValueError for anything else.
-        """
-        key, mark = label(value), -1
-        if split is not None:
-            name = SPLITS.get(str(split).strip().lower())
-            if name is None:
-                raise ValueError(f"the split is {str(split)[:60]!r}, which is none of train, val and test")
-            mark = MARKS[name]
+        """Appends what `label` takes, and a split under any of its names or None. ValueError for anything else."""
+        key, name = label(value), None if split is None else SPLITS.get(str(split).strip().lower(), "")
+        if name == "":
+            raise ValueError(f"the split is {str(split)[:60]!r}, which is none of train, val and test")
         self.codes.append(self.keys.setdefault(key, len(self.keys)))
-        self.marks.append(mark)
+        self.marks.append(MARKS.get(name, -1) if name else -1)
 
     def extend(self, keys: Iterable[Label], codes: NDArray[np.int32], marks: NDArray[np.int8]) -> None:
-        """Appends records (N,) by the numbers of their labels in `keys`, and of their splits in MARKS or -1."""
+        """Appends records (N,) by the numbers of their labels in `keys`, and their splits' MARKS."""
         own = np.array([self.keys.setdefault(key, len(self.keys)) for key in keys], np.int32)
         self.codes.frombytes(own[codes].tobytes())
         self.marks.frombytes(marks.tobytes())
@@ -142,10 +132,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """The records `rows` (N,) of some images; a Source.
-
-    codes: (N,), the place of each record's target in `known`, which has each once.
-    """
+    """The records `rows` (N,) of some images; a Source. codes: (N,), the place of each one's target in `known`."""
 
     images: Images
     rows: Rows
@@ -256,10 +243,7 @@ def _shown(columns: Iterable[str]) -> str:
 
 
 def tables(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """The tables of each split in a folder, or in the folders below it if it has none itself; "all": the file itself.
-
-    ValueError if there are none, or of two kinds.
-    """
+    """The tables of each split in a folder, or in the folders below if it has none itself; "all": the file itself."""
     if path.is_file():
         return {"all": [path]}
     found: list[Path] = []

@@ -64,21 +64,20 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """`len(source)` examples, numbered from 0; IndexError outside."""
+    """`len(source)` examples, numbered from 0; IndexError outside; ValueError, naming the file, if one cannot be read.
+
+    targets: what the targets are; "none" if all are None. Single ones may be None with any other kind, too.
+    """
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
-    def targets(self) -> Targets:
-        """What the targets are; "none" if all are None. Single ones may be None with any other kind, too."""
-        ...
+    def targets(self) -> Targets: ...
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example:
-        """ValueError, naming the file, if it cannot be read."""
-        ...
+    def __getitem__(self, index: int) -> Example: ...
 
     def target(self, index: int) -> Target: ...
 
@@ -87,10 +86,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Images of one size and their labels in memory, made read-only.
+    """Images of one size, uint8 (N, H, W, C), and their labels in memory, made read-only.
 
-    images: uint8 (N, H, W, C). labels: int64 (N,), -1 where one is unknown; None if all are. file: the beginning of the
-    images' names.
+    labels: int64 (N,), -1 where one is unknown; None if all are. file: the beginning of the images' names.
     """
 
     images: NDArray[np.uint8]
@@ -100,9 +98,9 @@ class Arrays:
 
     def __post_init__(self) -> None:
         # A transform that writes into its input must not change the data set: see also __getitem__.
-        self.images.flags.writeable = False
-        if self.labels is not None:
-            self.labels.flags.writeable = False
+        for array in (self.images, self.labels):
+            if array is not None:
+                array.flags.writeable = False
 
     @property
     def targets(self) -> Targets:
@@ -197,10 +195,7 @@ class Renumbered:
 
 
 def pixels(content: Content, channels: int, name: str) -> NDArray[np.uint8]:
-    """An example's image as uint8 (H, W, channels): decoded, or converted from grey to RGB or back.
-
-    ValueError, naming the image, if it is damaged or not an image.
-    """
+    """An example's image as uint8 (H, W, channels), grey as RGB or back. ValueError, naming it, if it is damaged."""
     return opened(content, name).decode(channels=channels)
 
 

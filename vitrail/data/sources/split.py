@@ -22,7 +22,7 @@ def stratified(source: Source, fraction: float, seed: int) -> tuple[Subset, Subs
 
     Every class gives the same fraction, rounded by largest remainders so that the whole is right, but at least one
     image of each class with two or more stays on either side. An image with several labels counts for the rarest of
-    them; those without form a class of their own. ValueError if no class has two images.
+    them; those without are a class. ValueError if no class has two images.
     """
     labels = _strata(source)
     sizes = np.bincount(labels + 1)  # first those without a label
@@ -32,21 +32,15 @@ def stratified(source: Source, fraction: float, seed: int) -> tuple[Subset, Subs
         if quotas[stratum]:
             chosen[members[permute(np.arange(quotas[stratum]), len(members), seed ^ SPLIT_SALT, stratum)]] = True
     if not chosen.any():
-        raise ValueError(
-            f"no image can be kept for validation: none of the {len(source.class_names)} classes has two; add images,"
-            " or name another place for validation."
-        )
+        raise ValueError(f"none of the {len(source.class_names)} classes has two images, one for validation; add some.")
     return Subset(source, np.flatnonzero(~chosen)), Subset(source, np.flatnonzero(chosen))
 
 
 def _strata(source: Source) -> NDArray[np.int64]:
     """The class that each image counts for, (N,), -1 if there is none."""
     frequency = counts(source)
-
-    def stratum(index: int) -> int:
-        return min(classes_of(source.target(index)), key=lambda number: (frequency[number], number), default=-1)
-
-    return np.fromiter(map(stratum, range(len(source))), np.int64, len(source))
+    labels = (classes_of(source.target(index)) for index in range(len(source)))
+    return np.fromiter((min(some, key=lambda n: (frequency[n], n), default=-1) for some in labels), np.int64)
 
 
 def _quotas(sizes: list[int], fraction: Fraction) -> list[int]:
@@ -61,13 +55,9 @@ def _quotas(sizes: list[int], fraction: Fraction) -> list[int]:
 
 def balanced(source: Source) -> Subset:
     """Every class as often as the largest: image i is of class i % K, whose images follow in turn, again and again.
-
-    K is the number of classes that have images. ValueError unless images have one label each.
-    """
+    K: the classes that have images. ValueError unless images have one label each."""
     if source.targets != "class":
-        raise ValueError(
-            f"balance needs one label per image, but the targets are {source.targets!r}; train without it."
-        )
+        raise ValueError(f"balance needs one label each, but the targets are {source.targets!r}; train without it.")
     labels = _strata(source)
     order = np.argsort(labels, kind="stable")
     numbers, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)

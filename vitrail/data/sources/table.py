@@ -26,10 +26,7 @@ Numbered = Iterator[tuple[int, dict[str, Any] | None]]  # (line, row, or None if
 
 
 def splits(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
-    """The splits of a table or of a folder of them, else {"all": source}; without a column of labels, no image has one.
-
-    ValueError, naming file and line, if a row is damaged, the columns are not clear, or nothing is there.
-    """
+    """The splits of a table or of a folder of them, else {"all": source}. ValueError names the file and the line."""
     base = path if path.is_dir() else path.parent
     groups = {split: _group(files, base, image_column, label_column) for split, files in tables(path, SUFFIXES).items()}
     return divide(path, groups)
@@ -55,8 +52,6 @@ def _group(files: Sequence[Path], base: Path, image: str | None, label: str | No
                     raise ValueError(f"the image is {str(path)[:60]!r}, which is not a path")
                 labels.add(value, split)
                 paths.texts.append(os.path.join(below, path.strip()))
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error.strerror}); check its permissions.") from None
         except UnicodeDecodeError:
             raise ValueError(f"{file} is not UTF-8, somewhere after line {line}; save it as UTF-8.") from None
         except csv.Error as error:

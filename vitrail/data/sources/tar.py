@@ -17,7 +17,9 @@ import json
 import os
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -33,21 +35,18 @@ from vitrail.progress import track
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
-INDEX = "2.index"  # another version has another name
-OPEN = 256  # tars that stay open; others are opened for each image: a process may often have only 1,024 files
+INDEX = "3.index"  # another version has another name
+OPEN = 256  # tars that stay open: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
 
 
 def splits(path: Path) -> dict[str, Source]:
-    """The splits of a tar or of a folder of tars: by their names, their folders, or the folders in them.
-
-    ValueError, naming the tar, if one is damaged or cut short, or has a name that leads out of its folder.
-    """
+    """The splits of a tar or of a folder of tars: by their names, their folders, or the folders in them."""
     tars = _tars(path)
     plain = [_plain(tar) for tar in tars]
     pairs = track(zip(plain, tars, strict=True), len(tars), "indexing tars:")
     indexes = [kept_arrays(file, INDEX, lambda file=file, tar=tar: _scan(file, tar)) for file, tar in pairs]
-    found = [(index["folders"][0], json.loads(index["keys"].tobytes())) for index in indexes]
+    found = [json.loads(index["labels"].tobytes()) for index in indexes]
     # Labels that are folders, without the folder that all of these lie in.
     parents = {os.path.dirname(key) for folders, keys in found if folders for key in keys}
     common = len(os.path.commonpath(parents)) if parents else 0
@@ -64,9 +63,8 @@ def splits(path: Path) -> dict[str, Source]:
 def _tars(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = [file for file in (*path.glob("*"), *path.glob("*/*")) if file.name.lower().endswith(SUFFIXES)]
-    found = sorted(file for file in files if file.name[0] != "." and file.is_file())
-    if not found:
+    files = sorted(file for file in (*path.glob("*"), *path.glob("*/*")) if file.name.lower().endswith(SUFFIXES))
+    if not (found := [file for file in files if file.name[0] != "." and file.is_file()]):
         raise ValueError(f"{path} is neither a tar file nor a folder of tar files ({', '.join(SUFFIXES)}).")
     return found
 
@@ -88,8 +86,8 @@ def _plain(tar: Path) -> Path:
 def _scan(file: Path, tar: Path) -> Arrays:
     """The places of the images in a plain tar, and their labels; `tar` is its name in messages.
 
-    names uint8, ends int64 (N,): Texts. offsets, sizes int64 (N,). codes int32 (N,): the labels' places in keys, uint8,
-    a list in JSON. folders uint8 (1,): whether these are folders. splits int8 (N,): as the folders say.
+    names uint8, ends int64 (N,): Texts. places int64 (N, 2): offsets and sizes. labels uint8: whether they are folders,
+    and the different ones, in JSON. codes int32 (N,): which is each image's. splits int8 (N,): as the folders say.
     """
     images: list[tuple[str, int, int]] = []
     labels: dict[str, tuple[int, Label]] = {}
@@ -118,11 +116,9 @@ def _scan(file: Path, tar: Path) -> Arrays:
     return {
         "names": np.frombuffer(bytes(texts.content), np.uint8),
         "ends": np.array(texts.ends, np.int64),
-        "offsets": np.array([offset for _, offset, _ in images], np.int64),
-        "sizes": np.array([size for _, _, size in images], np.int64),
+        "places": np.array([place for _, *place in images], np.int64).reshape(-1, 2),
+        "labels": np.frombuffer(json.dumps([not beside, list(keys)]).encode(), np.uint8),
         "codes": np.array(codes, np.int32),
-        "keys": np.frombuffer(json.dumps(list(keys)).encode(), np.uint8),
-        "folders": np.array([not beside], np.uint8),
         "splits": np.array(marks, np.int8),
     }
 
@@ -154,10 +150,8 @@ def _members(stream: BinaryIO, tar: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _damaged(tar: Path, place: int, whole: int, reason: str = "no whole file") -> ValueError:
-    return ValueError(
-        f"{tar} is cut short or damaged at byte {place:,} ({reason}), after {whole:,} whole files; copy or download it"
-        " again."
-    )
+    where = f"{tar} is cut short or damaged at byte {place:,} ({reason}), after {whole:,} whole files"
+    return ValueError(f"{where}; copy or download it again.")
 
 
 def _stem(name: str) -> tuple[str, str]:
@@ -179,15 +173,20 @@ def _label(content: bytes, kind: str) -> Label:
 
 
 def _placed(folders: Sequence[str], divided: bool) -> tuple[int, Label]:
-    """(number of the split or -1, class) by the folders that an image lies in.
-
-    divided: whether the last of them may be a split; else it is a class of any name.
-    """
+    """(number of the split or -1, class) by the folders that an image lies in. divided: the last of them may be a
+    split; else it is a class of any name."""
     within = folders if divided else folders[:-1]
     place = next((place for place, folder in enumerate(within) if folder.lower() in SPLITS), None)
     if place is None:
         return -1, label("/".join(folders))
     return MARKS[SPLITS[within[place].lower()]], label("/".join(folders[place + 1 :]))
+
+
+class _Open(FileIO):
+    """An open file, closed when nobody has it any more."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Members:
@@ -199,20 +198,20 @@ class Members:
 
     def __init__(self, tars: Sequence[Path], files: Sequence[Path], indexes: Sequence[Arrays]) -> None:
         self.tars, self.files = tars, files
-        self.places = [np.stack([index["offsets"], index["sizes"]], 1) for index in indexes]
+        self.places = [index["places"] for index in indexes]
         self.texts = [Texts(index["names"].tobytes(), index["ends"].tolist()) for index in indexes]
         self.starts = np.cumsum([0, *map(len, self.places)]).tolist()
-        self._open: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {name: value for name, value in self.__dict__.items() if name[0] != "_"}
 
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+    @cached_property
+    def _opened(self) -> Callable[[Path], FileIO]:
+        """A tar, which stays open while it is among those read last, or is being read."""
+        return lru_cache(OPEN)(_Open)
 
     def name(self, row: int) -> str:
         number = bisect_right(self.starts, row) - 1
@@ -224,22 +223,10 @@ class Members:
         if size > BYTES:
             raise ValueError(f"{self.name(row)} has {size:,} bytes, more than the {BYTES:,} that an image may have.")
         try:
-            content = self._read(number, size, offset)
+            file = self._opened(self.files[number])  # until it is read, although others may push it out of the cache
+            content = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise ValueError(f"{self.files[number]} cannot be read ({error.strerror}); check the disk.") from None
         if len(content) < size:
             raise ValueError(f"{self.files[number]} was cut short while it was used: {self.name(row)} is not whole.")
         return content
-
-    def _read(self, number: int, size: int, offset: int) -> bytes:
-        descriptor = self._open.get(number)
-        single = descriptor is None
-        if descriptor is None:
-            descriptor = os.open(self.files[number], os.O_RDONLY)
-            # Another thread may have opened it meanwhile.
-            single = len(self._open) >= OPEN or self._open.setdefault(number, descriptor) != descriptor
-        try:
-            return os.pread(descriptor, size, offset)
-        finally:
-            if single:
-                os.close(descriptor)

@@ -73,19 +73,17 @@ def _vit(config: vit.Config, image_size: tuple[int, int]) -> int:
 
 
 def _resnet(config: resnet.Config, image_size: tuple[int, int]) -> int:
-    def half(size: tuple[int, int]) -> tuple[int, int]:
-        return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
+    def area(stride: int) -> int:
+        return math.prod(math.ceil(side / stride) for side in image_size)
 
-    size, inputs = half(image_size), 64 * config.width_factor
-    total = size[0] * size[1] * 49 * config.channels * inputs
-    size = half(size)
+    inputs = 64 * config.width_factor
+    total = area(2) * 49 * config.channels * inputs
     for s, depth in enumerate(config.blocks):
-        outputs = 256 * config.width_factor * 2**s
+        outputs, cells = 256 * config.width_factor * 2**s, area(4 * 2**s)
         middle = outputs // 4
         for block in range(depth):
-            before, size = size, half(size) if s > 0 and block == 0 else size
-            area = size[0] * size[1]
-            total += before[0] * before[1] * inputs * middle + area * middle * (9 * middle + outputs)
-            total += area * inputs * outputs if block == 0 else 0
+            before = area(2 * 2**s) if s > 0 and block == 0 else cells
+            total += before * inputs * middle + cells * middle * (9 * middle + outputs)
+            total += cells * inputs * outputs if block == 0 else 0
             inputs = outputs
     return total + inputs * config.classes

@@ -12,24 +12,20 @@ modules are built nor the device or the number of processes changes it.
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 
 import torch
 from torch import Generator, Tensor, nn
 
-Fill = Callable[[Tensor, Generator | None], object]
+Fill = Callable[..., object]  # of a tensor, generator=...
 
 CUT = 0.87962566103423978  # standard deviation of a unit normal that is cut at +-2, as in jax.nn.initializers
 
 
 def constant(value: float) -> Fill:
     """Every element `value`."""
-    return lambda weight, _: nn.init.constant_(weight, value)
-
-
-def normal(std: float) -> Fill:
-    """N(0, std^2)."""
-    return lambda weight, generator: nn.init.normal_(weight, std=std, generator=generator)
+    return lambda weight, generator: nn.init.constant_(weight, value)
 
 
 def lecun_normal(weight: Tensor, generator: Generator | None) -> None:
@@ -53,7 +49,7 @@ def table(layer_scale: float | None, gated: bool) -> list[tuple[str, Fill]]:
     zero, one = constant(0.0), constant(1.0)
     return [
         (r"^cls_token$", zero),
-        (r"^(pos_embed|reg_token)$", normal(0.02)),
+        (r"^(pos_embed|reg_token)$", partial(nn.init.normal_, std=0.02)),
         (r"\bls[12]\.gamma$", constant(layer_scale or 0.0)),
         # The last scale of a bottleneck: it starts as the identity.
         (r"\bnorm3\.weight$", zero),
@@ -63,10 +59,8 @@ def table(layer_scale: float | None, gated: bool) -> list[tuple[str, Fill]]:
         (r"\battn\.qkv\.weight$", xavier_uniform(3)),
         (r"^attn_pool\.kv\.weight$", xavier_uniform(2)),
         (r"\bmlp\.fc1\.weight$", xavier_uniform(2 if gated else 1)),
-        (r"\b(attn\.proj|attn_pool\.(q|proj)|mlp\.fc2)\.weight$", xavier_uniform()),
-        # (1, 1, D): one input, D outputs.
-        (r"^attn_pool\.latent$", lambda w, g: nn.init.xavier_uniform_(w.view(-1, 1), generator=g)),
-        (r"\bmlp\.fc[12]\.bias$", normal(1e-6)),
+        (r"^attn_pool\.latent$|\b(attn\.proj|attn_pool\.(q|proj)|mlp\.fc2)\.weight$", xavier_uniform()),
+        (r"\bmlp\.fc[12]\.bias$", partial(nn.init.normal_, std=1e-6)),
         (r"\b(patch_embed\.proj|conv\d?|pre_logits\.fc)\.weight$", lecun_normal),
         (r"\b(qkv|q|kv|proj|fc)\.bias$", zero),
     ]
@@ -86,12 +80,9 @@ def initialise(
         fill = next((fill for pattern, fill in rules if re.search(pattern, name)), None)
         assert fill is not None, f"no initial value is written for {name}"
         if only is None or name in only:
-            value = torch.empty(parameter.shape)
-            fill(value, None if seed is None else generator(seed, name))
+            value, generator = torch.empty(parameter.shape), None
+            if seed is not None:
+                key = blake2b(name.encode(), digest_size=8, key=(seed % 2**64).to_bytes(8)).digest()
+                generator = Generator().manual_seed(int.from_bytes(key))
+            fill(value, generator=generator)
             parameter.copy_(value)
-
-
-def generator(seed: int, name: str) -> Generator:
-    """The random numbers of a name."""
-    key = blake2b(name.encode(), digest_size=8, key=(seed % 2**64).to_bytes(8)).digest()
-    return Generator().manual_seed(int.from_bytes(key))

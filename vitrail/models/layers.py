@@ -47,22 +47,22 @@ class LayerScale(nn.Module):
 class Dropout(nn.Module):
     """In training, sets elements to 0 with this rate and scales the others up (Srivastava et al., 2014).
 
-    keys: of the images, while `drawing`; without them torch's generator draws.
+    drawn: a key for each image, while `drawing`; without it torch's generator draws.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.keys: Int32[Tensor, B] | None = None
+        self.drawn: Int32[Tensor, B] | None = None
 
     def forward(self, x: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
         if not self.training or self.rate == 0:
             return x
-        if self.keys is None:
+        if self.drawn is None:
             return F.dropout(x, self.rate)
         count = x[0].numel()
         places = _mixed(torch.arange(count, dtype=torch.int32, device=x.device))
-        bits = (self.keys[:, None] + places) * FIRST
+        bits = (self.drawn[:, None] + places) * FIRST
         bits = (bits ^ _shifted(bits, 15)) * SECOND
         kept = bits.view(x.shape) < int((1 - self.rate) * 2**32) - 2**31
         return torch.where(kept, x * (1 / (1 - self.rate)), 0.0)
@@ -71,20 +71,20 @@ class Dropout(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., 2016): in training, drops an image's residual branch with this rate.
 
-    scale: of each image's branch, 0 or 1 / (1 - rate), while `drawing`; without it torch's generator draws. It is drawn
-    outside, because torch.compile would make a graph for each block's own rate, and give up after eight.
+    drawn: the scale of each image's branch, 0 or 1 / (1 - rate), while `drawing`; without it torch's generator draws.
+    It is drawn outside: torch.compile would make a graph for each block's own rate, and give up after eight.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.scale: Float[Tensor, B] | None = None
+        self.drawn: Float[Tensor, B] | None = None
 
     def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         if not self.training:
             return z
-        if self.scale is not None:
-            return z * self.scale[:, None, None].to(z.dtype)
+        if self.drawn is not None:
+            return z * self.drawn[:, None, None].to(z.dtype)
         if self.rate == 0:
             return z
         return z * z.new_empty(z.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
@@ -104,17 +104,14 @@ def drawing(module: nn.Module, keys: Int64[Tensor, "B"]) -> Iterator[None]:
             salt = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), signed=True)
             drawn = _mixed(_mixed(words) ^ salt)
             if isinstance(layer, Dropout):
-                layer.keys = drawn
+                layer.drawn = drawn
             else:  # the bits as a number in [0, 1)
                 kept = drawn.double() * 2**-32 + 0.5 < 1 - layer.rate
-                layer.scale = kept.double() / (1 - layer.rate)
+                layer.drawn = kept.double() / (1 - layer.rate)
         yield
     finally:
         for _, layer in layers:
-            if isinstance(layer, Dropout):
-                layer.keys = None
-            else:
-                layer.scale = None
+            layer.drawn = None
 
 
 def _mixed(words: Int32[Tensor, "..."]) -> Int32[Tensor, "..."]:

@@ -36,9 +36,8 @@ def resample(
     image = table if table.dtype == torch.float64 else table.float()
     image = image.reshape(1, *old, -1).permute(0, 3, 1, 2)
     # The size and never a scale factor: a factor rounds, and shifts the grid by a fraction of a cell.
-    image = F.interpolate(
-        image, size=new, mode=mode, align_corners=detail == "corners", antialias=detail == "antialias"
-    )
+    corners, antialias = detail == "corners", detail == "antialias"
+    image = F.interpolate(image, size=new, mode=mode, align_corners=corners, antialias=antialias)
     return image.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1).to(table.dtype)
 
 

@@ -11,6 +11,7 @@ Parameter names are timm's ResNetV2 (with `preact=False`), so that its hybrids l
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,13 +40,11 @@ class Config:
     image_size: tuple[int, int] = (224, 224)
 
     def __post_init__(self) -> None:
-        for field in ("width_factor", "channels"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be 1 or more.")
+        for field, least in {"width_factor": 1, "channels": 1, "classes": 0}.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be {least} or more.")
         if any(n < 1 for n in self.blocks):
             raise ValueError(f"blocks is {self.blocks}; every stage needs 1 or more.")
-        if self.classes < 0:
-            raise ValueError(f"classes is {self.classes}; it must be 0 (no head) or more.")
 
     def build(self, device: torch.device | str | None = None) -> "ResNet":
         """The model, with its initial values (none on the meta device)."""
@@ -102,26 +101,16 @@ class GroupNormReLU(nn.GroupNorm):
         return F.relu(y) if self.relu else y
 
 
-class Downsample(nn.Module):
-    """The shortcut's projection, where a bottleneck changes the size or the number of channels."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, device: torch.device | None) -> None:
-        super().__init__()
-        self.conv = StdConv2d(inputs, outputs, 1, stride, device)
-        self.norm = GroupNormReLU(outputs, relu=False, device=device)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        return self.norm(self.conv(x))
-
-
 class Bottleneck(nn.Module):
     """y = relu(shortcut(x) + gn3(conv1x1(relu(gn2(conv3x3(relu(gn1(conv1x1(x))))))))), the stride on the 3x3."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, device: torch.device | None) -> None:
         super().__init__()
         middle = outputs // 4
-        project = stride != 1 or inputs != outputs
-        self.downsample = Downsample(inputs, outputs, stride, device) if project else nn.Identity()
+        self.downsample = nn.Identity()
+        if stride != 1 or inputs != outputs:  # the shortcut's projection
+            norm = GroupNormReLU(outputs, relu=False, device=device)
+            self.downsample = nn.Sequential(OrderedDict(conv=StdConv2d(inputs, outputs, 1, stride, device), norm=norm))
         self.conv1 = StdConv2d(inputs, middle, 1, 1, device)
         self.norm1 = GroupNormReLU(middle, device=device)
         self.conv2 = StdConv2d(middle, middle, 3, stride, device)
@@ -149,18 +138,6 @@ class Root(nn.Module):
         return F.max_pool2d(same_padding(x, 3, 2, value=-math.inf), 3, 2)
 
 
-class Stage(nn.Module):
-    """`depth` bottlenecks at one resolution; the first changes the size."""
-
-    def __init__(self, inputs: int, outputs: int, depth: int, stride: int, device: torch.device | None) -> None:
-        super().__init__()
-        shapes = [(inputs, stride)] + [(outputs, 1)] * (depth - 1)
-        self.blocks = nn.Sequential(*(Bottleneck(i, outputs, s, device) for i, s in shapes))
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        return self.blocks(x)
-
-
 class ResNet(nn.Module):
     """Images -> feature map -> logits. With `device="meta"` nothing is allocated; `init_weights` comes later."""
 
@@ -172,7 +149,9 @@ class ResNet(nn.Module):
         stages = []
         for s, depth in enumerate(config.blocks):
             outputs = 256 * config.width_factor * 2**s
-            stages.append(Stage(inputs, outputs, depth, 1 if s == 0 else 2, device))
+            shapes = [(inputs, 1 if s == 0 else 2)] + [(outputs, 1)] * (depth - 1)
+            blocks = nn.Sequential(*(Bottleneck(i, outputs, stride, device) for i, stride in shapes))
+            stages.append(nn.Sequential(OrderedDict(blocks=blocks)))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(inputs, config.classes, device=device) if config.classes else nn.Identity()

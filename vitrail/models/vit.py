@@ -100,10 +100,8 @@ class Config:
             if getattr(self, field) not in get_args(kind):
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(kind))}.")
         if self.width % self.heads:
-            raise ValueError(
-                f"{self.heads} heads do not divide the width {self.width}; choose a divisor, "
-                f"such as {max(h for h in range(1, self.heads + 1) if self.width % h == 0)}."
-            )
+            fewer = max(h for h in range(1, self.heads + 1) if self.width % h == 0)
+            raise ValueError(f"{self.heads} heads do not divide the width {self.width}; {fewer} would.")
         if self.pool == "token" and not self.class_token:
             raise ValueError("pool='token' reads the [class] token, but class_token is False; use 'avg' or 'map'.")
         if self.positions.startswith("sincos") and self.width % 4:
@@ -124,6 +122,11 @@ class Config:
         """Tokens before the patches: [class] and registers."""
         return int(self.class_token) + self.registers
 
+    @property
+    def prefix_rows(self) -> int:
+        """Rows of the table of learned positions before those of the patches: 1 where [class] has one."""
+        return int(self.class_token and self.class_position)
+
     def build(self, device: torch.device | str | None = None) -> "ViT":
         """The model, with its initial values (none on the meta device)."""
         return ViT(self, None if device is None else torch.device(device))
@@ -131,16 +134,15 @@ class Config:
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches for an image of (height, width). ValueError where `remainder` refuses it."""
         (height, width), (sh, sw) = image_size, self.stride
-        if height % sh or width % sw:
+        if self.remainder == "refuse" and (height % sh or width % sw):
             fits = f"{max(1, round(height / sh)) * sh} x {max(1, round(width / sw)) * sw}"
-            if self.remainder == "refuse":
-                raise ValueError(
-                    f"an image of {height} x {width} is not divisible by the patch {sh} x {sw}; "
-                    f"resize it to {fits}, or choose remainder='pad'."
-                )
-            if self.remainder == "crop" and (height < sh or width < sw):
-                raise ValueError(f"an image of {height} x {width} is smaller than one patch of {sh} x {sw}.")
+            raise ValueError(
+                f"an image of {height} x {width} is not divisible by the patch {sh} x {sw}; "
+                f"resize it to {fits}, or choose remainder='pad'."
+            )
         if self.remainder == "crop":
+            if height < sh or width < sw:
+                raise ValueError(f"an image of {height} x {width} is smaller than one patch of {sh} x {sw}.")
             return height // sh, width // sw
         return math.ceil(height / sh), math.ceil(width / sw)
 
@@ -178,10 +180,9 @@ class Attention(nn.Module):
         super().__init__()
         D, self.heads = config.width, config.heads
         self.qkv = nn.Linear(D, 3 * D, bias=config.qkv_bias, device=device)
-        self.q_norm, self.k_norm = (
-            nn.LayerNorm(D // self.heads, config.norm_eps, device=device) if config.qk_norm else nn.Identity()
-            for _ in "qk"
-        )
+        normed, size = config.qk_norm, D // self.heads
+        self.q_norm = nn.LayerNorm(size, config.norm_eps, device=device) if normed else nn.Identity()
+        self.k_norm = nn.LayerNorm(size, config.norm_eps, device=device) if normed else nn.Identity()
         self.attn_drop = Dropout(config.attention_dropout)
         self.proj = nn.Linear(D, D, device=device)
         self.drop = Dropout(config.dropout)
@@ -263,12 +264,8 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(config, device)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D, device=device)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, D, device=device)) if config.registers else None
-        if config.positions == "learned":
-            rows, columns = config.grid(config.image_size)
-            length = rows * columns + (config.class_token and config.class_position)
-            self.pos_embed = nn.Parameter(torch.empty(1, length, D, device=device))
-        else:
-            self.pos_embed = None
+        length, learned = config.prefix_rows + math.prod(config.grid(config.image_size)), config.positions == "learned"
+        self.pos_embed = nn.Parameter(torch.empty(1, length, D, device=device)) if learned else None
         self.pos_drop = Dropout(config.dropout)
 
         def norm(present: bool) -> nn.Module:
@@ -288,8 +285,7 @@ class ViT(nn.Module):
             self.init_weights()
 
     def init_weights(self, seed: int | None = None, only: set[str] | None = None) -> None:
-        """Give every parameter, or those named in `only`, its initial value, a function of (seed, name); without a
-        seed torch's generator draws (models/init.py)."""
+        """Give every parameter, or those named in `only`, its initial value (models/init.py)."""
         initialise(self, self.config.layer_scale, self.config.activation == "swiglu", seed, only)
 
     def position_table(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"] | None:
@@ -301,27 +297,23 @@ class ViT(nn.Module):
         config, learned = self.config, self.pos_embed
         if config.positions == "none":
             return None
-        length = config.prefix + grid[0] * grid[1]
-        if learned is not None and grid == config.grid(config.image_size) and learned.shape[1] == length:
+        own = config.grid(config.image_size)
+        if learned is not None and grid == own and config.prefix == config.prefix_rows:
             return learned
         if learned is None:
             like = self.patch_embed.proj.weight
-            first = like.new_empty(0, config.width)
             patches = sincos(grid, config.width, config.positions == "sincos_mae", like.device).to(like.dtype)
-        else:
-            rows = int(config.class_token and config.class_position)
-            first, patches = learned[0, :rows], learned[0, rows:]
-            patches = resample(patches, config.grid(config.image_size), grid, config.resample)
-        none = first.new_zeros(config.prefix - first.shape[0], config.width)
-        return torch.cat([first, none, patches])[None]
+            return F.pad(patches, (0, 0, config.prefix, 0))[None]
+        first, patches = learned[0].tensor_split([config.prefix_rows])
+        patches = resample(patches, own, grid, config.resample)
+        return torch.cat([F.pad(first, (0, 0, 0, config.prefix - config.prefix_rows)), patches])[None]
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """z_0 of eq. 1: [class], registers, then the patches row by row, with their positions."""
         x = self.patch_embed(images)
-        grid = (x.shape[-2], x.shape[-1])
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         z = torch.cat([*prefix, x.flatten(2).transpose(1, 2)], dim=1)
-        positions = self.position_table(grid)
+        positions = self.position_table((x.shape[-2], x.shape[-1]))
         z = z if positions is None else z + positions
         return self.norm_pre(self.pos_drop(z))
 

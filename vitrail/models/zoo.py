@@ -34,10 +34,10 @@ SIZES = {
     "gigantic": (1664, 48, 16, 8192),
 }
 LETTERS = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
-STEMS = {"R": (), "R26": (2, 2, 2, 2), "R50": (3, 4, 6, 3)}
+BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+R, R26, R50 = (resnet.Config(blocks, classes=0) for blocks in ((), BLOCKS[26], BLOCKS[50]))
 # R50+ViT-B/16: stage 4 is removed and its blocks are put in stage 3, so that the stride stays 16 (section 4.1).
-R50_S16 = (3, 4, 9)
-RESNETS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+R50_S16 = resnet.Config((3, 4, 9), classes=0)
 
 
 def sized(size: str, patch: int, image: int = 224, **more: Any) -> vit.Config:
@@ -47,120 +47,85 @@ def sized(size: str, patch: int, image: int = 224, **more: Any) -> vit.Config:
     return vit.Config(**{"image_size": (image, image), "patch_size": (patch, patch), **shape, **more})
 
 
-def hybrid(size: str, blocks: tuple[int, ...], patch: int = 1, image: int = 224) -> vit.Config:
-    """A ViT that reads the feature map of a ResNet."""
-    return sized(size, patch, image, stem=resnet.Config(blocks=blocks, classes=0))
+def family(name: str, rows: str, **more: Any) -> dict[str, Config]:
+    """ViTs that have the fields `more` in common. rows: "size/patch image image ...", with commas between."""
+    found: dict[str, Config] = {}
+    for row in rows.split(", "):
+        shape, *images = row.split()
+        size, patch = shape.split("/")
+        for image in images:
+            found[name.format(size=size, patch=patch, image=image)] = sized(size, int(patch), int(image), **more)
+    return found
 
 
 def _paper() -> dict[str, Config]:
     zoo: dict[str, Config] = {}
-    patches = {"Ti": (8, 16, 32), "S": (8, 14, 16, 32), "B": (8, 14, 16, 32), "L": (8, 14, 16, 32)}
+    patches = {"Ti": (8, 16, 32), **dict.fromkeys("SBL", (8, 14, 16, 32)), **dict.fromkeys("HgG", (14, 16))}
     for letter, size in LETTERS.items():
-        for patch in patches.get(letter, (14, 16)):
+        for patch in patches[letter]:
             zoo[f"ViT-{letter}/{patch}"] = sized(size, patch)
-    zoo["R+ViT-Ti/16"] = hybrid("tiny", (), 8)
-    zoo["R26+ViT-S/32"] = hybrid("small", STEMS["R26"])
+    zoo["R+ViT-Ti/16"] = sized("tiny", 8, stem=R)
+    zoo["R26+ViT-S/32"] = sized("small", 1, stem=R26)
     for letter in "BL":
-        zoo[f"R50+ViT-{letter}/16"] = hybrid(LETTERS[letter], R50_S16)
-        zoo[f"R50+ViT-{letter}/32"] = hybrid(LETTERS[letter], STEMS["R50"])
+        zoo[f"R50+ViT-{letter}/16"] = sized(LETTERS[letter], 1, stem=R50_S16)
+        zoo[f"R50+ViT-{letter}/32"] = sized(LETTERS[letter], 1, stem=R50)
     for depth, factor in ((26, 1), (50, 1), (50, 2), (101, 1), (152, 1), (152, 2), (200, 3)):
-        zoo[f"BiT-R{depth}x{factor}"] = resnet.Config(blocks=RESNETS[depth], width_factor=factor)
+        zoo[f"BiT-R{depth}x{factor}"] = resnet.Config(BLOCKS[depth], factor)
     return zoo
 
 
 def _supervised() -> dict[str, Config]:
-    zoo: dict[str, Config] = {}
-    sizes = {
-        "tiny": {16: (224, 384)},
-        "small": {8: (224,), 16: (224, 384), 32: (224, 384)},
-        "base": {8: (224,), 16: (224, 384), 32: (224, 384)},
-        "large": {14: (224,), 16: (224, 384), 32: (224, 384)},
-        "huge": {14: (224,)},
-        "giant": {14: (224,)},
-        "gigantic": {14: (224,)},
-    }
-    for size, patches in sizes.items():
-        for patch, images in patches.items():
-            for image in images:
-                zoo[f"vit_{size}_patch{patch}_{image}"] = sized(size, patch, image)
-    for image in (224, 384):
-        zoo[f"vit_tiny_r_s16_p8_{image}"] = hybrid("tiny", (), 8, image)
-        zoo[f"vit_small_r26_s32_{image}"] = hybrid("small", STEMS["R26"], 1, image)
-        zoo[f"vit_base_r50_s16_{image}"] = hybrid("base", R50_S16, 1, image)
-        zoo[f"vit_large_r50_s32_{image}"] = hybrid("large", STEMS["R50"], 1, image)
-    zoo["vit_base_patch16_224_miil"] = sized("base", 16, qkv_bias=False)
-    mean: dict[str, Any] = {"class_token": False, "pool": "avg"}
-    for image in (240, 256, 384):
-        name = f"vit_medium_patch16_gap_{image}"
-        zoo[name] = sized("medium", 16, image, qkv_bias=False, layer_scale=1e-6, **mean)
-    zoo["vit_base_patch16_gap_224"] = sized("base", 16, heads=16, **mean)
-    zoo["vit_huge_patch14_gap_224"] = sized("huge", 14, **mean)
-    zoo["vit_huge_patch16_gap_448"] = sized("huge", 16, 448, **mean)
-    zoo["vit_giant_patch16_gap_224"] = sized("giant", 16, **mean)
-    for size in ("tiny", "small", "base"):
-        zoo[f"deit_{size}_patch16_224"] = sized(size, 16)
-    zoo["deit_base_patch16_384"] = sized("base", 16, 384)
+    name, mean = "vit_{size}_patch{patch}_{image}", {"class_token": False, "pool": "avg"}
     third: dict[str, Any] = {"class_position": False, "layer_scale": 1e-6}
-    for size, images in {"small": (224, 384), "medium": (224,), "base": (224, 384), "large": (224, 384)}.items():
-        for image in images:
-            zoo[f"deit3_{size}_patch16_{image}"] = sized(size, 16, image, **third)
-    zoo["deit3_huge_patch14_224"] = sized("huge", 14, **third)
-    return zoo
+    return (
+        family(name, "tiny/16 224 384, small/8 224, small/16 224 384, small/32 224 384")
+        | family(name, "base/8 224, base/16 224 384, base/32 224 384")
+        | family(name, "large/14 224, large/16 224 384, large/32 224 384, huge/14 224, giant/14 224, gigantic/14 224")
+        | family("vit_tiny_r_s16_p8_{image}", "tiny/8 224 384", stem=R)
+        | family("vit_small_r26_s32_{image}", "small/1 224 384", stem=R26)
+        | family("vit_base_r50_s16_{image}", "base/1 224 384", stem=R50_S16)
+        | family("vit_large_r50_s32_{image}", "large/1 224 384", stem=R50)
+        | family("vit_base_patch16_224_miil", "base/16 224", qkv_bias=False)
+        | family("vit_medium_patch16_gap_{image}", "medium/16 240 256 384", qkv_bias=False, layer_scale=1e-6, **mean)
+        | family("vit_base_patch16_gap_224", "base/16 224", heads=16, **mean)
+        | family("vit_{size}_patch{patch}_gap_{image}", "huge/14 224, huge/16 448, giant/16 224", **mean)
+        | family("deit_{size}_patch16_{image}", "tiny/16 224, small/16 224, base/16 224 384")
+        | family("deit3_{size}_patch{patch}_{image}", "small/16 224 384, medium/16 224, base/16 224 384", **third)
+        | family("deit3_{size}_patch{patch}_{image}", "large/16 224 384, huge/14 224", **third)
+    )
 
 
 def _self_supervised() -> dict[str, Config]:
-    zoo: dict[str, Config] = {}
-    for letter in "SB":
-        for patch in (8, 16):
-            zoo[f"DINO-{letter}/{patch}"] = sized(LETTERS[letter], patch, classes=0)
-    for name in ("B/16", "L/16", "H/14"):
-        letter, patch = name.split("/")
-        zoo[f"MAE-{name}"] = sized(LETTERS[letter], int(patch), classes=0, positions="sincos_mae")
-    registers: dict[str, Any] = {"registers": 4, "class_position": False}
-    for size in ("small", "base", "large", "giant"):
-        shape: dict[str, Any] = {"classes": 0, "layer_scale": 1e-5}
-        if size == "giant":  # DINOv2's own g: wider, with a gated MLP
-            shape |= {"width": 1536, "heads": 24, "mlp_dim": 4096, "activation": "swiglu"}
-        zoo[f"vit_{size}_patch14_dinov2"] = sized(size, 14, 518, **shape)
-        zoo[f"vit_{size}_patch14_reg4_dinov2"] = sized(size, 14, 518, **shape, **registers)
+    zoo = family("DINO-S/{patch}", "small/8 224, small/16 224", classes=0)
+    zoo |= family("DINO-B/{patch}", "base/8 224, base/16 224", classes=0)
+    for letter, patch in (("B", 16), ("L", 16), ("H", 14)):
+        zoo[f"MAE-{letter}/{patch}"] = sized(LETTERS[letter], patch, classes=0, positions="sincos_mae")
+    # DINOv2's own g: wider, with a gated MLP.
+    giant: dict[str, Any] = {"width": 1536, "heads": 24, "mlp_dim": 4096, "activation": "swiglu"}
+    for kind, more in (("", {}), ("_reg4", {"registers": 4, "class_position": False})):
+        name, dino = f"vit_{{size}}_patch14{kind}_dinov2", {"classes": 0, "layer_scale": 1e-5, **more}
+        zoo |= family(name, "small/14 518, base/14 518, large/14 518", **dino)
+        zoo |= family(name, "giant/14 518", **dino, **giant)
     return zoo
 
 
 def _towers() -> dict[str, Config]:
-    zoo: dict[str, Config] = {}
     # SigLIP was trained with the tanh form of GELU; timm has it under some of its names, the exact form under others.
-    siglip: tuple[tuple[str, int, vit.Activation, tuple[int, ...]], ...] = (
-        ("base", 16, "gelu", (224, 256, 384, 512)),
-        ("base", 32, "gelu_tanh", (256,)),
-        ("large", 16, "gelu", (256, 384)),
-        ("large", 16, "gelu_tanh", (512,)),
-        ("so400m", 14, "gelu", (224, 378, 384)),
-        ("so400m", 16, "gelu_tanh", (256, 384, 512)),
-        ("giantopt", 16, "gelu_tanh", (256, 384)),
+    siglip: dict[str, Any] = {"classes": 0, "class_token": False, "pool": "map"}
+    tanh: dict[str, Any] = {"activation": "gelu_tanh", **siglip}
+    clip: dict[str, Any] = {"classes": 0, "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}
+    quick: dict[str, Any] = {"activation": "quick_gelu", **clip}
+    kinds = ("siglip", "clip", "clip_quickgelu")
+    name, plain, quickgelu = (f"vit_{{size}}_patch{{patch}}_{kind}_{{image}}" for kind in kinds)
+    return (
+        family(name, "base/16 224 256 384 512, large/16 256 384, so400m/14 224 378", **siglip)
+        # 384 / 14 leaves 6 pixels over, and SigLIP was trained without them.
+        | family(name, "so400m/14 384", remainder="crop", **siglip)
+        | family(name, "base/32 256, large/16 512, so400m/16 256 384 512, giantopt/16 256 384", **tanh)
+        | family(plain, "base/16 224 384, base/32 224 256 384 448, large/14 224 336, huge/14 224 336 378", **clip)
+        | family(plain, "giant/14 224, gigantic/14 224 378", **clip)
+        | family(quickgelu, "base/16 224, base/32 224, large/14 224 336, huge/14 224 378, gigantic/14 224", **quick)
     )
-    for size, patch, gelu, images in siglip:
-        for image in images:
-            # 384 / 14 leaves 6 pixels over, and SigLIP was trained without them.
-            remainder: vit.Remainder = "crop" if image % patch else "pad"
-            shape: dict[str, Any] = {"classes": 0, "class_token": False, "pool": "map", "remainder": remainder}
-            zoo[f"vit_{size}_patch{patch}_siglip_{image}"] = sized(size, patch, image, activation=gelu, **shape)
-    clip: dict[str, dict[int, tuple[int, ...]]] = {
-        "base": {16: (224, 384), 32: (224, 256, 384, 448)},
-        "large": {14: (224, 336)},
-        "huge": {14: (224, 336, 378)},
-        "giant": {14: (224,)},
-        "gigantic": {14: (224, 378)},
-    }
-    tower: dict[str, Any] = {"classes": 0, "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}
-    for size, patches in clip.items():
-        for patch, images in patches.items():
-            for image in images:
-                zoo[f"vit_{size}_patch{patch}_clip_{image}"] = sized(size, patch, image, **tower)
-    quick = (("base", 32, 224), ("base", 16, 224), ("large", 14, 224), ("large", 14, 336), ("huge", 14, 224))
-    for size, patch, image in (*quick, ("huge", 14, 378), ("gigantic", 14, 224)):
-        name = f"vit_{size}_patch{patch}_clip_quickgelu_{image}"
-        zoo[name] = sized(size, patch, image, activation="quick_gelu", **tower)
-    return zoo
 
 
 @cache

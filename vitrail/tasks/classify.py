@@ -23,7 +23,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.loader import Sample, stacked
 from vitrail.data.sources.open import Needs
 from vitrail.data.sources.source import Source, Targets, classes_of, counts
-from vitrail.models.zoo import Model
+from vitrail.models import Model
 from vitrail.tasks.task import Metrics, Task, TaskConfig
 
 if TYPE_CHECKING:

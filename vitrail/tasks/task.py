@@ -19,7 +19,7 @@ from vitrail.data.images.preprocessing import Preprocessing, normalise
 from vitrail.data.loader import Sample, stacked
 from vitrail.data.sources.open import Needs
 from vitrail.data.sources.source import Source, Targets
-from vitrail.models.zoo import Model
+from vitrail.models import Model
 
 if TYPE_CHECKING:
     from vitrail.run import Run

@@ -3,7 +3,7 @@
 A new format is a class with these methods, in a file of its own, and a line in FORMATS (weights/__init__.py).
 
     with closing(Place(Path("ViT-B_16.npz"))) as place:
-        place.arrays["embedding/kernel"]        # of an .npz, otherwise empty
+        place.arrays["embedding/kernel"]        # of an .npz, otherwise None
         place.tensors["cls_token"]              # of safetensors or PyTorch's own files, otherwise empty
         place.settings.get("architecture")      # config.json, {} beside a bare file
 """
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.stray import stray
 from vitrail.models import Config, vit
 from vitrail.weights.mapping import Entry, gather
-from vitrail.weights.npz import Arrays, Npz, is_npz
-from vitrail.weights.shapes import Shapes
+from vitrail.weights.npz import Npz, is_npz
 from vitrail.weights.tensors import open_tensors
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -41,16 +41,15 @@ class Place:
             raise ValueError(f"{path} does not exist; name a file with weights, or a model folder.")
         self.path = path / "model" if (path / "model" / "config.json").is_file() else path  # of a run folder
         self.settings = self.json("config.json")
-        self.arrays: Arrays = {}
+        self.arrays: Npz | None = None
         if self.path.is_dir() and not (self.path / "config.json").exists():
             raise ValueError(f"{path} is not a model folder: it has no config.json.")
         if self.path.is_file() and is_npz(self.path):
-            _check(self.path)
-            self.arrays = Npz(self.path)
+            self.arrays = Npz(_whole(self.path))
 
     def close(self) -> None:
         """Close the file."""
-        if isinstance(self.arrays, Npz):
+        if self.arrays is not None:
             self.arrays.close()
 
     def json(self, name: str) -> dict[str, Any]:
@@ -67,19 +66,12 @@ class Place:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """name -> tensor."""
-        if isinstance(self.arrays, Npz):
+        if self.arrays is not None:
             return {}
-        files = [self.path / name for name in FILES if (self.path / name).is_file()]
-        if self.path.is_dir() and not files:
-            raise ValueError(f"{self.path} has neither model.safetensors nor pytorch_model.bin.")
-        path = files[0] if files else self.path
-        _check(path)
-        return open_tensors(path)
-
-    @cached_property
-    def shapes(self) -> Shapes:
-        """name -> shape, of the tensors."""
-        return Shapes.of(self.tensors)
+        path = next((self.path / name for name in FILES if (self.path / name).is_file()), self.path)
+        if path.is_dir():
+            raise ValueError(f"{path} has neither model.safetensors nor pytorch_model.bin.")
+        return open_tensors(_whole(path))
 
 
 @dataclass(frozen=True)
@@ -173,13 +165,9 @@ def as_it_was(weights: Weights, name: str, tensors: Mapping[str, Tensor]) -> dic
     return {**{n: t.to(types[n]) for n, t in tensors.items()}, **weights.extra, **weights.original.kept}
 
 
-def _check(path: Path) -> None:
-    """ValueError for a file whose first bytes show that it cannot hold weights."""
+def _whole(path: Path) -> Path:
+    """The path. ValueError for a file whose first bytes show that it cannot hold weights."""
     with path.open("rb") as file:
-        start = file.read(512)
-    if not start:
-        raise ValueError(f"{path} is empty; fetch it again.")
-    if start.lstrip()[:1] == b"<":
-        raise ValueError(f"{path} is a web page, perhaps of a download that failed; fetch the file itself.")
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file itself (git lfs pull fetches it).")
+        if seen := stray(file.read(512)):
+            raise ValueError(f"{path} {seen}")
+    return path

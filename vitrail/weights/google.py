@@ -14,8 +14,8 @@ format: tanh GELU, eps 1e-6, positions resampled bilinearly with aligned corners
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,81 +27,67 @@ from torch import Tensor
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.weights.format import Place, Weights
-from vitrail.weights.google_names import entries
+from vitrail.weights.google_names import NEWER, OLDER, entries
 from vitrail.weights.mapping import gather, scatter
-from vitrail.weights.npz import Arrays, Form, forms_of
+from vitrail.weights.npz import Form, Npz
 from vitrail.weights.shapes import Shapes, placed
 
 PREFIXES = ("", "opt/target/", "params/img/", "params/", "img/")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The layout of a file, which is needed to write it back as it was.
-
-    prefix: before every name. newer: the second dialect. stacked: all blocks in one array. forms: shape and dtype of
-    each array, where they are not the usual ones ((1, 1, 1, C) for a group norm; "V2" for bfloat16).
-    """
-
-    prefix: str = ""
-    newer: bool = False
-    stacked: bool = False
-    forms: Mapping[str, Form] = field(default_factory=dict)
+BLOCK = "Transformer/encoderblock_0/"
+PROBE = f"{BLOCK}{NEWER[1]}/query/kernel"  # of the newer dialect alone
 
 
 class Google:
-    """The format. Google's models, all of them, read pixels in [-1, 1]."""
+    """The format. Google's models, all of them, read pixels in [-1, 1]. original: the forms of the file's arrays."""
 
     name = "google"
 
     def recognise(self, place: Place) -> bool:
-        return prefix_of(place.arrays) is not None
+        return place.arrays is not None and prefix_of(place.arrays.forms) is not None
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        arrays, forms = place.arrays, forms_of(place.arrays)
-        prefix = prefix_of(forms) or ""
-        view = strip(forms, prefix)
-        shapes = Shapes({inside: forms[n][0] if i is None else forms[n][0][1:] for inside, (n, i) in view.items()})
-        config = infer(shapes, image_size)
-        newer = any("MultiHeadDotProductAttention_0" in n for n in view if n.startswith("Transformer/"))
+        arrays = place.arrays
+        assert arrays is not None
+        view = strip(arrays.forms)
+        # In a stack, the first dimension is that of the blocks.
+        shapes = {n: arrays.forms[name][0][0 if index is None else 1 :] for n, (name, index) in view.items()}
+        config = infer(Shapes(shapes), image_size)
 
         def get(name: str) -> Tensor | None:
             return _tensor(arrays, *view[name]) if name in view else None
 
-        tensors, origin = gather(entries(config, newer), get, config)
-        stacked = any(index is not None for _, index in view.values())
-        gray = (0.5,) * config.channels
-        how, layout = Preprocessing(config.image_size, gray, gray), Layout(prefix, newer, stacked, forms)
-        return Weights(self.name, config, tensors, origin, how, original=layout)
+        tensors, origin = gather(entries(config, PROBE in view), get, config)
+        how = Preprocessing(config.image_size, mean=(0.5,) * config.channels, std=(0.5,) * config.channels)
+        return Weights(self.name, config, tensors, origin, how, original=arrays.forms)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
-        config, layout = weights.vit(self.name), weights.original
-        if not isinstance(layout, Layout):  # the dialect that can hold it
-            first_row = config.class_token == config.class_position
-            layout = Layout(newer=not first_row or config.positions != "learned" or config.pool == "map")
-        found = {name: t.numpy() for name, t in scatter(entries(config, layout.newer), weights.tensors).items()}
-        found = _stack(found, config.depth) if layout.stacked else found
-        forms, named = layout.forms, {layout.prefix + name: array for name, array in found.items()}
+        config, forms, prefix = weights.vit(self.name), dict[str, Form](), ""
+        # The dialect that can hold it.
+        newer = config.class_token != config.class_position or config.positions != "learned" or config.pool == "map"
+        if weights.format == self.name:
+            forms = weights.original
+            prefix, newer = prefix_of(forms) or "", PROBE in strip(forms)
+        found = {name: t.numpy() for name, t in scatter(entries(config, newer), weights.tensors).items()}
+        if any(index is not None for _, index in strip(forms).values()):
+            found = _stack(found, config.depth)
+        named = {prefix + name: array for name, array in found.items()}
         arrays: dict[str, Any] = {name: _formed(array, forms.get(name)) for name, array in named.items()}
         with target.open("wb") as file:  # numpy would append .npz to a path
             np.savez(file, **arrays)
         return []
 
 
-def prefix_of(names: Iterable[str]) -> str | None:
+def prefix_of(forms: Mapping[str, Form]) -> str | None:
     """The prefix of Google's names, or None where these are not Google's."""
-    for name in names:
-        if name.endswith("embedding/kernel") and name.removesuffix("embedding/kernel") in PREFIXES:
-            return name.removesuffix("embedding/kernel")
-    return None
+    return next((prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in forms), None)
 
 
-def strip(forms: Mapping[str, Form], prefix: str) -> dict[str, tuple[str, int | None]]:
+def strip(forms: Mapping[str, Form]) -> dict[str, tuple[str, int | None]]:
     """Name without prefix -> (name in the file, index into a stack of blocks or None).
 
     Names without the prefix are left out: a text tower, the optimiser's state.
     """
-    view: dict[str, tuple[str, int | None]] = {}
+    prefix, view = prefix_of(forms) or "", dict[str, tuple[str, int | None]]()
     for name, (shape, _) in forms.items():
         if not name.startswith(prefix):
             continue
@@ -118,11 +104,7 @@ def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
 
     image_size: (height, width), used where the positions make no square grid.
     """
-    block = "Transformer/encoderblock_0/"
-    attention = next((n.removeprefix(block).split("/")[0] for n in shapes if re.match(rf"{block}MultiHead", n)), None)
-    if attention is None:
-        raise ValueError(f"there is no {block}MultiHeadDotProductAttention_*: this is not a Vision Transformer.")
-    hidden = "MlpBlock_0" if attention.endswith("_0") else "MlpBlock_3"
+    _, attention, _, hidden = NEWER if PROBE in shapes else OLDER
     rows, columns, channels, width = shapes.sizes("embedding/kernel", 4)
     stem = None
     if "conv_root/kernel" in shapes:
@@ -135,8 +117,8 @@ def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
         channels=channels,
         width=width,
         depth=shapes.depth(r"Transformer/encoderblock_(\d+)/"),
-        heads=shapes.sizes(f"{block}{attention}/query/kernel", 3)[1],
-        mlp_dim=shapes.sizes(f"{block}{hidden}/Dense_0/kernel", 2)[1],
+        heads=shapes.sizes(f"{BLOCK}{attention}/query/kernel", 3)[1],
+        mlp_dim=shapes.sizes(f"{BLOCK}{hidden}/Dense_0/kernel", 2)[1],
         classes=shapes.size("head/kernel", 1),
         representation=shapes.size("pre_logits/kernel", 1) or None,
         pool="map" if "MAPHead_0/probe" in shapes else "token" if token else "avg",
@@ -150,10 +132,10 @@ def infer(shapes: Shapes, image_size: tuple[int, int] | None) -> vit.Config:
     )
     if table is None:  # sin-cos: any size will do, and the authors trained such models at this one
         return replace(config, image_size=image_size or (224, 224))
-    return placed([config], shapes.sizes(table, 3)[1], image_size)
+    return placed([(config, shapes.sizes(table, 3)[1] - config.prefix_rows)], image_size)
 
 
-def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
+def _tensor(arrays: Npz, name: str, index: int | None) -> Tensor:
     """An array, or one block of a stack, as float32; two raw bytes are bfloat16."""
     array = arrays[name] if index is None else arrays[name][index]
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
@@ -165,14 +147,11 @@ def _tensor(arrays: Arrays, name: str, index: int | None) -> Tensor:
 
 
 def _stack(arrays: dict[str, NDArray[np.generic]], depth: int) -> dict[str, NDArray[np.generic]]:
-    stacked = {}
-    for name, array in arrays.items():
-        if not name.startswith("Transformer/encoderblock_"):
-            stacked[name] = array
-        elif name.startswith("Transformer/encoderblock_0/"):
-            inside = name.removeprefix("Transformer/encoderblock_0/")
-            blocks = [arrays[f"Transformer/encoderblock_{i}/{inside}"] for i in range(depth)]
-            stacked[f"Transformer/encoderblock/{inside}"] = np.stack(blocks)
+    """The same, all blocks in one array."""
+    stacked = {name: array for name, array in arrays.items() if not name.startswith("Transformer/encoderblock_")}
+    for inside in (name.removeprefix(BLOCK) for name in arrays if name.startswith(BLOCK)):
+        blocks = [arrays[f"Transformer/encoderblock_{i}/{inside}"] for i in range(depth)]
+        stacked[f"Transformer/encoderblock/{inside}"] = np.stack(blocks)
     return stacked
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 PREFIXES = ("hf-hub:", "hf_hub:")  # timm knows both
 # What any of the layouts needs; nothing that could be run is fetched.
-WANTED = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin"]
-WANTED += ["*.npz"]
+WANTED = ["*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "*.npz"]
 
 
 def resolve(name: Path | str) -> Path:
@@ -47,10 +46,8 @@ def push_to_hub(folder: Path | str, repository: str, private: bool = False) -> s
 @contextmanager
 def _refused(message: str) -> Iterator[None]:
     """ValueError with this message where the Hub, or the way to it, fails."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, ValueError) as error:  # all of the Hub's own are one or the other
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"{message} ({first}).") from error

@@ -23,12 +23,7 @@ FIELDS = {"num_channels": "channels", "hidden_size": "width", "num_hidden_layers
 FIELDS |= {"num_attention_heads": "heads", "layer_norm_eps": "norm_eps", "qkv_bias": "qkv_bias"}
 KINDS = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
 NAMES = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
-ACTIVATIONS: dict[str, vit.Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-}
+ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
 # Fields that transformers leaves open: how positions are resampled and images cut, and what only training needs.
 FREE = {"resample", "remainder", "dropout", "attention_dropout", "drop_path"}
 
@@ -43,7 +38,7 @@ class HuggingFace:
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
         settings, kind = place.settings, place.settings["model_type"]
-        config = infer(settings, place.shapes)
+        config = infer(settings, Shapes.of(place.tensors))
         names = entries(config, kind, prefix(kind, place.tensors))
         how = preprocessing(config, kind, place.json("preprocessor_config.json"))
         return from_state_dict(self.name, place, config, names, how, class_names(settings))
@@ -77,9 +72,9 @@ def infer(settings: Mapping[str, Any], shapes: Shapes) -> vit.Config:
         if settings["hidden_act"] not in ACTIVATIONS:
             raise ValueError(f"the activation {settings['hidden_act']!r} is not known.")
         mlp_dim = int(width * settings["mlp_ratio"]) if dino else settings["intermediate_size"]
-        found = {ours: settings[theirs] for theirs, ours in FIELDS.items()} | {
-            "image_size": _pair(settings["image_size"]),
-            "patch_size": _pair(settings["patch_size"]),
+        sizes = {name: settings[name] for name in ("image_size", "patch_size")}
+        found = {name: [size, size] if isinstance(size, int) else size for name, size in sizes.items()}
+        found |= {ours: settings[theirs] for theirs, ours in FIELDS.items()} | {
             "mlp_dim": gated or mlp_dim,
             "activation": "swiglu" if gated else ACTIVATIONS[settings["hidden_act"]],
             # DINOv2's classifier reads [class] beside the mean of the patches, which is not a pooling of ours.
@@ -95,10 +90,6 @@ def infer(settings: Mapping[str, Any], shapes: Shapes) -> vit.Config:
         raise ValueError(f"config.json lacks {error}.") from None
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def prefix(kind: str, names: Container[str]) -> str:
     """What stands before the encoder's names: nothing where the file holds the bare model."""
     root = "vit." if kind == "vit_mae" else f"{kind}."
@@ -108,13 +99,12 @@ def prefix(kind: str, names: Container[str]) -> str:
 def entries(config: vit.Config, kind: str, root: str) -> Iterator[Entry]:
     """Every tensor, with Hugging Face's name for it."""
     yield same(f"{root}embeddings.cls_token", "cls_token")
-    if kind == "deit":
-        # Its table has a row for the distillation token, too.
+    if kind == "deit":  # its table has a row for the distillation token, too
         yield from added(f"{root}embeddings.distillation_token", f"{root}embeddings.position_embeddings", 1)
     else:
         yield same(f"{root}embeddings.position_embeddings", "pos_embed")
-    if config.registers and kind != "deit":
-        yield same(f"{root}embeddings.register_tokens", "reg_token")
+        if config.registers:
+            yield same(f"{root}embeddings.register_tokens", "reg_token")
     names = {f"{root}embeddings.patch_embeddings.projection": "patch_embed.proj", f"{root}layernorm": "norm"}
     if config.representation:
         names[f"{root}pooler.dense"] = "pre_logits.fc"
@@ -148,22 +138,19 @@ def class_names(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def preprocessing(config: vit.Config, kind: str, found: Mapping[str, Any]) -> Preprocessing:
     """That of preprocessor_config.json; without one, the defaults of the family's image processor."""
-    gray = ((0.5,) * config.channels, (0.5,) * config.channels)
-    mean, std = gray if kind == "vit" or config.channels != 3 else (IMAGENET_MEAN, IMAGENET_STD)
+    gray, dino = (0.5,) * config.channels, kind.startswith("dinov2")
+    mean, std = (gray, gray) if kind == "vit" or config.channels != 3 else (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = tuple(found.get("image_mean", mean)), tuple(found.get("image_std", std))
+    interpolation = "bicubic" if found.get("resample", 3 if dino else 2) == 3 else "bilinear"
     # ViT's processor squashes the image; DINOv2's resizes the shorter side and cuts the centre out.
-    dino = kind.startswith("dinov2")
     height, width = config.image_size
     size = found.get("size", {"shortest_edge": round(height * 256 / 224)} if dino else {})
-    interpolation = "bicubic" if found.get("resample", 3 if dino else 2) == 3 else "bilinear"
-    if isinstance(size, dict) and "shortest_edge" in size and found.get("do_center_crop", dino):
-        crop = found.get("crop_size", {})
-        target = (crop.get("height", height), crop.get("width", width))
-        fraction = crop_fraction(target[0], size["shortest_edge"])
-        return Preprocessing(target, mean, std, "crop", fraction, interpolation)
-    sides = {"height": size, "width": size} if isinstance(size, int) else size
+    edge = size.get("shortest_edge") if isinstance(size, dict) and found.get("do_center_crop", dino) else None
+    sides = size if edge is None else found.get("crop_size", {})
+    sides = {"height": sides, "width": sides} if isinstance(sides, int) else sides
     target = (sides.get("height", height), sides.get("width", width))
-    return Preprocessing(target, mean, std, "squash", 1.0, interpolation)
+    resize, fraction = ("squash", 1.0) if edge is None else ("crop", crop_fraction(target[0], edge))
+    return Preprocessing(target, mean, std, resize, fraction, interpolation)
 
 
 def crop_fraction(side: int, edge: int) -> float:
@@ -203,12 +190,10 @@ def _ratio(config: vit.Config) -> int:
 def describe(config: vit.Config, names: tuple[str, ...] | None) -> dict[str, Any]:
     """config.json of a model, or of the nearest one. ValueError where it cannot have the classifier or the MLP."""
     if config.classes and (config.layer_scale is not None or config.representation):
-        raise ValueError(
-            "transformers has no classifier beside LayerScale or a pre-logits layer; choose another format."
-        )
+        raise ValueError("transformers has no classifier beside LayerScale or a pre-logits layer; choose another.")
     height, width = config.image_size
     kind = "vit" if config.layer_scale is None else "dinov2_with_registers" if config.registers else "dinov2"
-    back = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "gelu_pytorch_tanh"}
+    back = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     settings: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()} | {
         "model_type": kind,
         "architectures": ["ViTForImageClassification" if config.classes else NAMES[kind]],

@@ -20,6 +20,7 @@ from torch import Tensor
 from vitrail.models import Config, Model, vit
 from vitrail.models.positions import resample
 from vitrail.models.zoo import override
+from vitrail.progress import few
 from vitrail.weights import FORMATS, hub
 from vitrail.weights.format import Place, Weights
 
@@ -76,8 +77,8 @@ def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int
             for form in FORMATS:
                 if form.recognise(place):
                     return form.read(place, size, heads)
-            some = ", ".join(list(place.arrays or place.tensors)[:3])
-            raise ValueError(f"{path} is of an architecture that is not known; its first tensors are {some}.")
+            some = few(place.arrays or place.tensors, 3)
+            raise ValueError(f"{path} is of an architecture that is not known; its tensors are {some}.")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # A config.json may hold values of any type, and damaged names any letters; a message is one printable line.
         text = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {error})."
@@ -119,7 +120,7 @@ def _resized(table: Tensor, old: Config, new: Config) -> Tensor | None:
     before, after = old.grid(old.image_size), new.grid(new.image_size)
     if before == after:  # as many rows do not make it the same: 14 x 14 and 7 x 28
         return None
-    first = int(old.class_token and old.class_position)
-    if first != int(new.class_token and new.class_position):
+    first = old.prefix_rows
+    if first != new.prefix_rows:
         raise ValueError("a table of positions with a row for [class] cannot become one without, or the reverse.")
     return torch.cat([table[0, :first], resample(table[0, first:], before, after, new.resample)])[None]

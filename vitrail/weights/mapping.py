@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.models import Config
+from vitrail.progress import few
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,5 @@ def scatter(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[str
         left.discard(entry.ours)
         theirs |= dict(zip(entry.theirs, entry.back(tensors[entry.ours]), strict=True))
     if left:
-        some = ", ".join(sorted(left)[:3]) + " ..." * (len(left) > 3)
-        raise ValueError(f"the format has no place for {some}; choose another, or a model without it.")
+        raise ValueError(f"the format has no place for {few(sorted(left), 3)}; choose another, or a model without it.")
     return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}

@@ -10,9 +10,7 @@ every header is first checked against the size of its entry.
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
-from io import BufferedIOBase
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -20,11 +18,15 @@ from numpy.typing import NDArray
 
 Form = tuple[tuple[int, ...], np.dtype]  # shape and type
 
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 GROWTH = 1100  # no deflate stream grows by more than 1032
 
 
-class Npz:
-    """name -> array. ValueError, naming the file, where it is damaged, not a zip of arrays, or holds objects."""
+class Npz(Mapping[str, NDArray[np.generic]]):
+    """name -> array; forms: name -> (shape, dtype), from the headers alone.
+
+    ValueError, naming the file, where it is damaged, not a zip of arrays, or holds objects.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +36,7 @@ class Npz:
         except Exception as error:  # zipfile and numpy raise errors of many types
             raise ValueError(f"{path} is not a whole .npz file ({error}); fetch it again.") from error
         self.entries = {entry.filename.removesuffix(".npy"): entry for entry in entries if not entry.is_dir()}
-        self.forms: dict[str, Form] = {}
+        self.forms: dict[str, Form] = {name: self._form(name) for name in self.entries}
         self.kept: tuple[str, NDArray[np.generic]] | None = None
 
     def close(self) -> None:
@@ -47,26 +49,17 @@ class Npz:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def form(self, name: str) -> Form:
-        """(shape, dtype) of an array, from its header alone."""
-        if name not in self.forms:
-            self.forms[name] = self._form(name)
-        return self.forms[name]
-
     def __getitem__(self, name: str) -> NDArray[np.generic]:
         # The blocks of a stack are read one after the other, and the stack is decompressed once.
         if self.kept is None or self.kept[0] != name:
-            self.kept = (name, self._read(name))
+            entry = self.entries[name]
+            try:
+                with self.archive.open(entry) as file:
+                    array = npy.read_array(file, allow_pickle=False)
+            except Exception as error:
+                raise ValueError(f"{self.path}: the array {name} is damaged ({error}); fetch it again.") from error
+            self.kept = (name, array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
         return self.kept[1]
-
-    def _read(self, name: str) -> NDArray[np.generic]:
-        self.form(name)
-        try:
-            with self.archive.open(self.entries[name]) as file:
-                array = npy.read_array(file, allow_pickle=False)
-        except Exception as error:
-            raise ValueError(f"{self.path}: the array {name} is damaged ({error}); fetch the file again.") from error
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
     def _form(self, name: str) -> Form:
         entry = self.entries[name]
@@ -76,13 +69,12 @@ class Npz:
             )
         try:
             with self.archive.open(entry) as file:
-                shape, dtype, start = _header(cast(BufferedIOBase, file))
+                shape, _, dtype = HEADERS[npy.read_magic(file)](file)
+                start = file.tell()
         except Exception as error:
             raise ValueError(f"{self.path}: {name} is not a readable array ({error}).") from error
         if dtype.hasobject:
-            raise ValueError(
-                f"{self.path}: the array {name} holds Python objects, which could run code: it is not read."
-            )
+            raise ValueError(f"{self.path}: {name} holds Python objects, which could run code: it is not read.")
         expected = start + math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or expected != entry.file_size:
             raise ValueError(
@@ -92,9 +84,6 @@ class Npz:
         return shape, dtype
 
 
-Arrays = Npz | Mapping[str, NDArray[np.generic]]
-
-
 def is_npz(path: Path) -> bool:
     """Whether a file is an archive of arrays, or at least is named like one."""
     try:
@@ -102,20 +91,3 @@ def is_npz(path: Path) -> bool:
             return any(name.endswith(".npy") for name in archive.namelist())
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         return path.suffix == ".npz"
-
-
-def forms_of(arrays: Arrays) -> dict[str, Form]:
-    """Shape and type of every array; of a file's, from the headers alone."""
-    if isinstance(arrays, Npz):
-        return {name: arrays.form(name) for name in arrays}
-    return {name: (tuple(array.shape), array.dtype) for name, array in arrays.items()}
-
-
-def _header(file: BufferedIOBase) -> tuple[tuple[int, ...], np.dtype, int]:
-    """(shape, dtype, length of the header) of a .npy stream."""
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the format is not known")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype, file.tell()

@@ -44,26 +44,21 @@ class Shapes(dict[str, tuple[int, ...]]):
 
 
 def placed(
-    candidates: Sequence[vit.Config],
-    rows: int,
-    asked: tuple[int, int] | None,
-    own: tuple[int, int] | None = None,
+    candidates: Sequence[tuple[vit.Config, int]], asked: tuple[int, int] | None, own: tuple[int, int] | None = None
 ) -> vit.Config:
-    """The first candidate that a table of `rows` positions fits, with the image size that the table was made for: the
-    file's own, otherwise a square, otherwise the one that is asked for.
+    """The first (configuration, positions of patches) that fit, with the image size that the positions were made for:
+    the file's own, otherwise a square, otherwise the one that is asked for.
 
     ValueError where none fits.
     """
     for kind, size in (("own", own), ("square", None), ("asked", asked)):
-        for config in candidates:
-            count = rows - int(config.class_token and config.class_position)
+        for config, count in candidates:
             side = math.isqrt(max(count, 0))
             if kind == "square" and side and side * side == count:
                 return replace(config, image_size=(side * config.stride[0], side * config.stride[1]))
             if size and math.prod(config.grid(size)) == count:
                 return replace(config, image_size=size)
-    count = rows - int(candidates[0].class_token and candidates[0].class_position)
-    raise ValueError(f"{count} positions make no square grid; give the image_size=(height, width) that they are for.")
+    raise ValueError(f"{candidates[0][1]} positions make no square grid; give their image_size=(height, width).")
 
 
 def head_count(width: int, depth: int) -> int:

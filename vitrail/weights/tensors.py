@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitrail.progress import few
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of the files that they are written to
 # What training scripts put around a state dict, the averaged weights first: they are what is evaluated.
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "encoder")
@@ -34,13 +36,11 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         # A safetensors file begins with the length of its header, whose first byte may be that of a pickle.
         if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
             with warnings.catch_warnings(action="ignore"):  # about how it was pickled
-                return _state_dict(path, torch.load(path, map_location="cpu", weights_only=True))
+                return _state_dict(torch.load(path, map_location="cpu", weights_only=True))
         return load_file(path)
     except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} is damaged, or holds Python objects besides tensors, which could run code: it is not read. "
-            "Save the state dict alone, or as safetensors."
-        ) from None
+        what = f"{path} is damaged, or holds Python objects besides tensors, which could run code: it is not read"
+        raise ValueError(f"{what}. Save the state dict alone, or as safetensors.") from None
     except Exception as error:  # an unpickler raises errors of many types: IndexError, AssertionError, ...
         detail = str(error).split("\n")[0]
         raise ValueError(f"{path} is not a whole file of tensors ({detail}); fetch it again.") from error
@@ -57,12 +57,12 @@ def _shards(path: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in open_tensors(path.with_name(file)).items()}
 
 
-def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+def _state_dict(content: Any) -> dict[str, Tensor]:
     """The innermost dict of tensors, without the prefix that data-parallel wrappers leave."""
     while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         inside = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None)
         if inside is None:
-            raise ValueError(f"there is no state dict among {', '.join(map(str, content)) or 'nothing'}")
+            raise ValueError(f"there is no state dict among {few(content)}")
         content = inside
     if not isinstance(content, dict):
         raise ValueError(f"a state dict was expected, this is a {type(content).__name__}")

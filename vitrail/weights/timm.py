@@ -45,12 +45,10 @@ class Timm:
         return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= place.tensors.keys()
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        settings = place.settings
-        config = infer(place.shapes, settings, image_size, heads)
-        rows, columns = config.grid(config.image_size)
-        names = entries(config, registers=place.shapes.size("pos_embed", 1, 3) > 1 + rows * columns)
+        settings, shapes = place.settings, Shapes.of(place.tensors)
+        config = infer(shapes, settings, image_size, heads)
         how, classes = preprocessing(config, settings), class_names(settings)
-        return from_state_dict(self.name, place, config, names, how, classes)
+        return from_state_dict(self.name, place, config, entries(config), how, classes)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         config, how = weights.vit(self.name), weights.preprocessing
@@ -67,31 +65,36 @@ def infer(
     shapes: Shapes, settings: Mapping[str, Any], image_size: tuple[int, int] | None, heads: int | None
 ) -> vit.Config:
     """The configuration: what the shapes tell, then what config.json or the zoo knows of the architecture."""
-    arguments = settings.get("model_args") or {}
-    known = zoo().get(str(settings.get("architecture")))
+    arguments, known = settings.get("model_args") or {}, zoo().get(str(settings.get("architecture")))
+    known = known if isinstance(known, vit.Config) else None
     width, channels, rows, columns = shapes.sizes("patch_embed.proj.weight", 4)
     stem = None
     if (root := next((n for n in (f"{STEM}stem.conv.weight", f"{STEM}conv.weight") if n in shapes), None)) is not None:
         outputs, channels, _, _ = shapes.sizes(root, 4)
         stem = shapes.stem(r"stages\.(\d+)\.blocks\.(\d+)\.", outputs, channels)
     depth = shapes.depth(r"blocks\.(\d+)\.")
+    heads = heads or arguments.get("num_heads") or (known.heads if known and known.width == width else None)
     mlp_dim = shapes.sizes("blocks.0.mlp.fc2.weight", 2)[1]
+    gated = shapes.sizes("blocks.0.mlp.fc1.weight", 2)[0] == 2 * mlp_dim
+    gelu = ACTIVATIONS.get(str(arguments.get("act_layer")), known.activation if known else "gelu")
     token, pre_norm, before = "cls_token" in shapes, "norm_pre.weight" in shapes, "norm.weight" in shapes
+    averaged = not (token and before) or arguments.get("global_pool") == "avg"
     config = vit.Config(
+        image_size=known.image_size if known else (224, 224),
         patch_size=(rows, columns),
         channels=channels,
         width=width,
         depth=depth,
-        heads=1,
+        heads=heads or head_count(width, depth),
         mlp_dim=mlp_dim,
         classes=shapes.size("head.weight"),
-        pool="map" if "attn_pool.latent" in shapes else "token" if token and before else "avg",
+        pool="map" if "attn_pool.latent" in shapes else "avg" if averaged else "token",
         representation=shapes.size("pre_logits.fc.weight") or None,
         class_token=token,
         class_position=token,
         registers=shapes.size("reg_token", 1, 3),
-        activation="swiglu" if shapes.sizes("blocks.0.mlp.fc1.weight", 2)[0] == 2 * mlp_dim else "gelu",
-        norm_eps=1e-5 if pre_norm else 1e-6,  # CLIP's towers
+        activation="swiglu" if gated else gelu,
+        norm_eps=known.norm_eps if known else 1e-5 if pre_norm else 1e-6,  # CLIP's towers
         norm_first=before,
         pre_norm=pre_norm,
         patch_bias="patch_embed.proj.bias" in shapes,
@@ -101,37 +104,23 @@ def infer(
         positions="learned" if "pos_embed" in shapes else "none",
         stem=stem,
     )
-    if isinstance(known, vit.Config):
-        config = replace(config, norm_eps=known.norm_eps, activation=known.activation, image_size=known.image_size)
-        heads = heads or arguments.get("num_heads") or (known.heads if known.width == width else None)
-    if arguments.get("act_layer") in ACTIVATIONS and config.activation != "swiglu":
-        config = replace(config, activation=ACTIVATIONS[arguments["act_layer"]])
-    if arguments.get("global_pool") == "avg" and config.pool == "token":
-        config = replace(config, pool="avg")
-    config = replace(config, heads=heads or arguments.get("num_heads") or head_count(width, depth))
     if "pos_embed" not in shapes:
         return config
     size = arguments.get("img_size") or (settings.get("pretrained_cfg") or {}).get("input_size", (0,))[1:]
     own = (size, size) if isinstance(size, int) else tuple(size) or None
-    # The length of the table tells whether [class] has a row in it.
-    rowless = [replace(config, class_position=False)] if token else []
-    cropped = [replace(c, remainder="crop") for c in (config, *rowless)]
+    # The length of the table tells whether the tokens before the patches have rows in it, and whether the rest is cut.
     rows = shapes.sizes("pos_embed", 3)[1]
-    try:
-        return placed([config, *rowless, *cropped], rows, image_size, own)
-    except ValueError:
-        if not config.registers:
-            raise
-        return placed([config], rows - config.registers, image_size, own)  # they have rows, too
+    padded = [(config, rows - config.prefix), (replace(config, class_position=False), rows)]
+    cropped = [(replace(candidate, remainder="crop"), count) for candidate, count in padded]
+    return placed([*padded, *cropped], image_size, own)
 
 
-def entries(config: Config, registers: bool | None = None) -> Iterator[Entry]:
-    """Every tensor, with timm's name for it. registers: whether they have rows in the table of positions, too; None:
-    as timm has it, where [class] has one."""
+def entries(config: Config) -> Iterator[Entry]:
+    """Every tensor, with timm's name for it. Where [class] has a row in the table of positions, registers do, too."""
     names, bare = config.build("meta").state_dict(), False
     if isinstance(config, vit.Config):
         bare = config.stem is not None and not config.stem.blocks  # which is not wrapped
-        if registers or (registers is None and config.registers and config.class_position and "pos_embed" in names):
+        if config.registers and config.prefix_rows and "pos_embed" in names:
             yield from added("reg_token", "pos_embed", config.registers)
             names = {name: tensor for name, tensor in names.items() if name not in ("reg_token", "pos_embed")}
     for name in names:
@@ -165,18 +154,16 @@ def lost(config: vit.Config, how: Preprocessing) -> list[str]:
 
 def describe(config: vit.Config, how: Preprocessing, class_names: tuple[str, ...] | None) -> dict[str, Any]:
     """config.json: an architecture and the arguments that turn it into this model, preprocessing, class names."""
+    gated = config.activation == "swiglu"
+    plain = "vit_base_patch32_clip_224" if config.norm_eps == 1e-5 else "vit_base_patch16_224"
+    architecture = "vit_giant_patch14_dinov2" if gated else plain
     if config.stem:
         architecture = STEMS.get(config.stem.blocks, STEMS[()])
-    elif config.activation == "swiglu":
-        architecture = "vit_giant_patch14_dinov2"
-    else:
-        architecture = "vit_base_patch32_clip_224" if config.norm_eps == 1e-5 else "vit_base_patch16_224"
-    hidden = 2 * config.mlp_dim if config.activation == "swiglu" else config.mlp_dim
     arguments = {theirs: getattr(config, ours) for theirs, ours in ARGUMENTS.items()} | {
         "img_size": list(config.image_size),
         "patch_size": list(config.patch_size),
-        "mlp_ratio": (hidden + 0.5) / config.width,  # timm takes the whole part of the product
-        "no_embed_class": not config.class_position or config.positions.startswith("sincos"),
+        "mlp_ratio": ((1 + gated) * config.mlp_dim + 0.5) / config.width,  # timm takes the whole part of the product
+        "no_embed_class": not config.prefix_rows or config.positions.startswith("sincos"),
         "fc_norm": not config.norm_first,
         "pos_embed": "none" if config.positions == "none" else "learn",
     }

@@ -22,7 +22,7 @@ class Torchvision:
         return {"conv_proj.weight", f"{BLOCK}0.self_attention.in_proj_weight"} <= place.tensors.keys()
 
     def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        config = infer(place.shapes, image_size, heads)
+        config = infer(Shapes.of(place.tensors), image_size, heads)
         how = Preprocessing(config.image_size, IMAGENET_MEAN, IMAGENET_STD, "crop", 0.875, "bilinear")
         return from_state_dict(self.name, place, config, entries(config), how)
 
@@ -47,7 +47,7 @@ def infer(shapes: Shapes, image_size: tuple[int, int] | None, heads: int | None)
         representation=shapes.size("heads.pre_logits.weight") or None,
         resample="bicubic_corners",
     )
-    return placed([config], shapes.sizes("encoder.pos_embedding", 3)[1], image_size)
+    return placed([(config, shapes.sizes("encoder.pos_embedding", 3)[1] - 1)], image_size)
 
 
 def entries(config: vit.Config) -> Iterator[Entry]:

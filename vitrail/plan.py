@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from vitrail.models.cost import Config, activations, parameters
+from vitrail.models import Config
+from vitrail.models.cost import activations, parameters
 from vitrail.run import Run
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -77,9 +78,7 @@ def refuse(run: Run, device: torch.device) -> None:
     fits = int((left - need.state) / need.image) // 2 * 2
     if fits < 1:
         raise ValueError(f"{words}; choose a smaller model or image size.")
-    raise ValueError(
-        f"{words}; --micro-batch {fits} fits and gives the same gradient, --checkpointing True saves more."
-    )
+    raise ValueError(f"{words}; --micro-batch {fits} fits and gives the same gradient, --checkpointing saves more.")
 
 
 def text(size: int) -> str:

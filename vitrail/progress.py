@@ -18,19 +18,23 @@ T = TypeVar("T")
 QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
 
 
+def bar(what: str, console: Console) -> Progress:
+    """A bar for tasks with a `text`; it is seen only on a terminal."""
+    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
+
+
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yields the items, with a bar on standard error where that is a terminal, elsewhere a line now and then."""
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    bar = Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
     started = spoke = time.perf_counter()
-    with bar:
-        task = bar.add_task(what, total=total, speed="")
+    with bar(what, console) as shown:
+        task = shown.add_task(what, total=total, text="")
         for done, item in enumerate(items, 1):
             yield item
             speed = f"{done / max(time.perf_counter() - started, 1e-9):.0f}/s"
-            bar.update(task, completed=done, speed=speed)
+            shown.update(task, completed=done, text=speed)
             if not console.is_terminal and time.perf_counter() - spoke > QUIET_SECONDS:
                 spoke = time.perf_counter()
                 say(f"{what} {done}/{total}  {speed}")

@@ -14,9 +14,10 @@ from vitrail import __version__
 from vitrail.cli.data import Check, Pack
 from vitrail.cli.evaluate import Evaluate
 from vitrail.cli.finetune import Finetune
-from vitrail.cli.options import Command, ModelCommand, columns, parse
+from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.train import Demo, Resume, Train
 from vitrail.cli.weights import Convert, Info, Predict
+from vitrail.config import attribute
 from vitrail.runtime.malloc import keep_freed
 
 COMMANDS: dict[str, type[Command]] = {
@@ -61,12 +62,15 @@ def _end(sentence: str, status: int) -> None:
 def _run(arguments: list[str]) -> None:
     name, words = _named(arguments)
     kind, prog = COMMANDS[name], f"vitrail {name}"
+    for word in words:
+        if ".py:" in word:  # code of the user's own, which may run because it is named here
+            attribute(word.partition("=")[2] if word.startswith("--") else word, run=True)
     if HELP & set(words):
         kind.help(prog, words)
     command, given = parse(kind, prog, words)
+    for file in command.code:
+        attribute(f"{file}:__name__", run=True)
     keep_freed()
-    if isinstance(command, ModelCommand):
-        command.run_code()
     command.run(given)
 
 
@@ -75,17 +79,15 @@ def _named(arguments: list[str]) -> tuple[str, list[str]]:
     for words in (1, 2):
         if (name := " ".join(arguments[:words])) in COMMANDS:
             return name, arguments[words:]
-    name = arguments[0] if arguments else ""
-    if name in HELP or (name == "data" and HELP & set(arguments)):
+    if HELP & set(arguments):
         print(ABOUT + columns({name: inspect.getdoc(kind) or "" for name, kind in COMMANDS.items()}) + MORE)
         sys.exit(0)
+    if not arguments:
+        raise ValueError("name a command; vitrail --help lists them.")
+    name = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
     if name == "--version":
         print(__version__)
         sys.exit(0)
-    if not name:
-        raise ValueError("name a command; vitrail --help lists them.")
-    if name == "data":
-        raise ValueError("say what to do with the data: vitrail data check DATA, or data pack DATA FOLDER")
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
     raise ValueError(f"there is no command {name!r}; {hint}")

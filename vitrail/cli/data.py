@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.options import Command, DataPlace, Given, consent
+from vitrail.cli.options import Command, DataPlace, Given
 
 SHOWN = 5  # images that were left out
 
@@ -20,7 +20,6 @@ class Check(Command):
     Every image is read once. Exit status: 0 nothing wrong was found, 1 something was.
     """
 
-    needs = "DATA"
     data: DataPlace
     val: Annotated[str, arg(metavar="PATH", help_behavior_hint="")] = ""
     """The validation images, where they are at another place."""
@@ -34,7 +33,6 @@ class Check(Command):
 
         if self.page and not Path(self.page).parent.is_dir():
             raise ValueError(f"the folder of --page {self.page} does not exist; make it first.")
-        consent(self.data, self.val)
         splits = find_splits(Data(self.data))
         if self.val:
             found = find_splits(Data(self.val))
@@ -56,7 +54,6 @@ class Pack(Command):
     were left out (--unreadable skip).
     """
 
-    needs = "DATA FOLDER"
     data: DataPlace
     out: Positional[Annotated[str, arg(metavar="FOLDER")]]
     """The folder to write, such as photos-256."""
@@ -73,7 +70,6 @@ class Pack(Command):
         from vitrail.data.pack import pack
         from vitrail.data.sources.open import Data, find_splits
 
-        consent(self.data)
         splits = find_splits(Data(self.data))
         done = pack(splits, Path(self.out), self.size, self.kind, self.quality, self.unreadable)
         images = ", ".join(f"{count:,} {split}" for split, count in done.images.items())

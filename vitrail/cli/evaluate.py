@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.options import Flag, Given, Model, ModelCommand, consent
+from vitrail.cli.options import Command, Flag, Given, Model
+from vitrail.config import kinds
+from vitrail.progress import few, say
 
 if TYPE_CHECKING:
     from vitrail.data.sources.source import Source
@@ -17,14 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Evaluate(ModelCommand):
+class Evaluate(Command):
     """Measure how good a model is on labelled images.
 
     Its classes and the data's are matched by name. Exit status: 0 done, 1 where some images could not be read
     (--skip-unreadable), 2 where nothing could be measured.
     """
 
-    needs = "MODEL"
     model: Model
     """A run folder such as runs/demo, a model folder, a file with weights, or hf-hub:OWNER/NAME."""
     data: Positional[Annotated[str, arg(metavar="[DATA]", help_behavior_hint="")]] = ""
@@ -42,17 +43,17 @@ class Evaluate(ModelCommand):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail.config import kinds
+        from vitrail import run as runs
         from vitrail.data.stream import workers_for
         from vitrail.evaluate import Evaluator, Validation
         from vitrail.evaluate.evaluator import judge
         from vitrail.evaluate.summary import document, text
         from vitrail.pipeline import Pipeline
-        from vitrail.progress import say
         from vitrail.runtime.blocks import pick_device
         from vitrail.runtime.inference import batch_size, prepared
 
-        run = run_of(self.model)
+        folder = Path(self.model)
+        run = runs.read(folder) if (folder / "run.json").is_file() else None
         task = Pipeline.load(self.model).task
         source = self._source(run, task)
         task = task.for_targets(source.targets)
@@ -89,19 +90,9 @@ class Evaluate(ModelCommand):
         elif not self.data:
             raise ValueError(f"{self.model} is not a run, which would have its own images; name DATA after it.")
         else:
-            consent(self.data)
             found = find_splits(Data(self.data))
             wanted = ("val", "test", "all") if self.split == "val" else (self.split,)
-            name = next((name for name in wanted if name in found), None)
-            if name is None:
-                has = "has no splits" if "all" in found else f"has {' and '.join(found)} images"
-                raise ValueError(f"{self.data} {has}, so there are none for --split {self.split}.")
-            source = found[name]
+            if not (fitting := [found[name] for name in wanted if name in found]):
+                raise ValueError(f"{self.data} has no {self.split} images (but {few(found)}), which --split asks for.")
+            source = fitting[0]
         return matched(source, task.class_names, self.data or self.model) if needs == "classes" else source
-
-
-def run_of(model: str) -> "Run | None":
-    """The run whose folder was named; None for other models. ValueError where its run.json cannot be read."""
-    from vitrail import run as runs
-
-    return runs.read(Path(model)) if (Path(model) / "run.json").is_file() else None

@@ -33,7 +33,6 @@ from vitrail.train import Trainer
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss became NaN
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
 PHOTO = 64  # pixels a side, from which weights that others trained on photographs are of use
-STARTS = "vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def begin(run: Run, folder: Path, splits: Splits | None = None, again: str = "",
     if not run.start and len(splits.train) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
         trainer.notes.append(
             f"training from scratch on {len(splits.train):,} images: Transformers need more, or weights that have seen "
-            f"more to start from: {STARTS}"
+            "more to start from: vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
         )
     runs.write(run, folder, _fingerprints(splits))
     return _fit(trainer, splits, again)
@@ -117,9 +116,9 @@ def ended(folder: Path) -> dict[str, float] | None:
     return {name: float(values[-1]) for name, (steps, values) in found.items() if steps[-1] == last}
 
 
-def settle(run: Run, folder: Path, again: str) -> Outcome:
+def settle(run: Run, folder: Path, again: str, splits: Splits | None = None) -> Outcome:
     """The outcome of a run that may have ended, may have been interrupted, or may be new."""
-    return go_on(folder, again=again) if folder.exists() else begin(run, folder, again=again)
+    return go_on(folder, again=again) if folder.exists() else begin(run, folder, splits, again)
 
 
 def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:

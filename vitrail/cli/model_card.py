@@ -1,41 +1,27 @@
 """The card of `vitrail info`: a model's configuration, parameters, tokens and FLOPs at any image size.
 
-card = describe("ViT-H/14", {"classes": 10}, image_size=(384, 384))      # a dict for JSON
+card = describe("ViT-H/14", configure("ViT-H/14", classes=10), (384, 384))      # a dict for JSON
 print(text(card))
 """
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from vitrail.models import resnet, vit
+from vitrail.models import Config, resnet, vit
 from vitrail.models.cost import flops, parameters, tokens
-from vitrail.models.zoo import Config, canonical, configure
-from vitrail.pipeline import locate
-from vitrail.weights.hub import PREFIXES, resolve
-from vitrail.weights.load import read
-
-# Of files with weights: such a word is never a model's name, even where there is no such file.
-SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
+from vitrail.weights.format import Weights
 
 
-def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The card of a zoo name with overrides, or of a run folder, model folder or file with weights, for images of
-    (height, width).
+def describe(
+    name: str, config: Config, image_size: tuple[int, int] | None, weights: Weights | None = None
+) -> dict[str, Any]:
+    """The card of a model for images of (height, width), without it of the model's own size. weights: what it was read
+    from, if from anything.
 
-    "other_remainders" says what a size that the patch does not divide costs under the other choices. ValueError as
-    `configure` and `weights.load.read` raise, and for overrides of a file or folder.
+    "other_remainders" says what a size that the patch does not divide costs under the other choices. ValueError for a
+    size that the model does not read, and for a model that is too large.
     """
-    preprocessing, class_names = None, None
-    if is_file(model):
-        if overrides:
-            raise ValueError(f"{model} is a trained model; its fields ({', '.join(overrides)}) cannot be overridden.")
-        weights = read(locate(resolve(model)))
-        name, config, preprocessing = model, weights.config, asdict(weights.preprocessing)
-        class_names = None if weights.class_names is None else list(weights.class_names)
-    else:
-        name, config = canonical(model), configure(model, **overrides)
     size = image_size or config.image_size
     if min(size) < 1:
         raise ValueError(f"an image of {size[0]} x {size[1]} has no pixels; height and width must be 1 or more.")
@@ -43,18 +29,14 @@ def describe(model: str, overrides: dict[str, Any], image_size: tuple[int, int] 
         count = parameters(config)
     except RuntimeError as error:  # torch counts the bytes of a tensor even where it allocates none
         raise ValueError(f"{name} with these fields is too large to exist ({error}).") from error
-    card = {"name": name, "config": asdict(config), "parameters": count, "image_size": list(size)}
-    card |= _at(config, size) | {"preprocessing": preprocessing, "class_names": class_names}
+    card = {"name": name, "config": asdict(config), "parameters": count, "image_size": list(size)} | _at(config, size)
+    card["preprocessing"] = weights and asdict(weights.preprocessing)
+    card["class_names"] = weights and weights.class_names
     if isinstance(config, vit.Config) and any(side % stride for side, stride in zip(size, config.stride, strict=True)):
-        fits = size[0] >= config.stride[0] and size[1] >= config.stride[1]
-        others = [choice for choice in ("pad", "crop") if choice != config.remainder and (fits or choice == "pad")]
-        card["other_remainders"] = {choice: _at(replace(config, remainder=choice), size) for choice in others}
+        fits = size[0] >= config.stride[0] and size[1] >= config.stride[1]  # else it cannot be cropped to patches
+        others = {choice: replace(config, remainder=choice) for choice in (("pad", "crop") if fits else ("pad",))}
+        card["other_remainders"] = {choice: _at(one, size) for choice, one in others.items() if one != config}
     return card
-
-
-def is_file(model: str) -> bool:
-    """Whether it is a file or folder with weights, here or on the Hub, rather than a name of the zoo."""
-    return Path(model).exists() or Path(model).suffix in SUFFIXES or model.startswith(PREFIXES)
 
 
 def _at(config: Config, size: tuple[int, int]) -> dict[str, Any]:
@@ -66,28 +48,18 @@ def _at(config: Config, size: tuple[int, int]) -> dict[str, Any]:
 
 def text(card: dict[str, Any]) -> str:
     """The card for people."""
-    height, width = card["image_size"]
-    lines = [card["name"], f"  parameters    {card['parameters']:,}", f"  image         {height} x {width}"]
-    lines.append(_cost(card, card["config"].get("remainder") if "other_remainders" in card else None))
-    for choice, other in card.get("other_remainders", {}).items():
-        lines.append(_cost(other, choice) + f"   (--remainder {choice})")
+    rows = [("parameters", f"{card['parameters']:,}"), ("image", _plain(card["image_size"]))]
+    done = {"pad": "padded to ", "crop": "cropped to "} if "other_remainders" in card else {}
+    for choice, at in ({card["config"].get("remainder"): card} | card.get("other_remainders", {})).items():
+        if at["grid"]:
+            rows.append(("tokens", f"{at['tokens']} ({done.get(choice, '')}{_plain(at['grid'])} patches)"))
+        rows.append(("forward", f"{at['flops'] / 1e9:.2f} GFLOP" + f"   (--remainder {choice})" * (at is not card)))
     if card["preprocessing"]:
-        lines.append(f"  preprocessing {_plain(card['preprocessing'])}")
-    if card["class_names"]:
-        more = f", ... ({len(card['class_names'])} in all)" if len(card["class_names"]) > 20 else ""
-        lines.append(f"  classes       {', '.join(card['class_names'][: 10 if more else None])}{more}")
-    lines.append("  configuration")
-    lines += [f"    {field:18}{_plain(value)}" for field, value in card["config"].items()]
-    return "\n".join(lines)
-
-
-def _cost(at: dict[str, Any], remainder: str | None) -> str:
-    cost = f"{at['flops'] / 1e9:.2f} GFLOP"
-    if at["grid"] is None:
-        return f"  forward       {cost}"
-    rows, columns = at["grid"]
-    words = {"pad": "padded to ", "crop": "cropped to "}.get(remainder or "", "")
-    return f"  tokens        {at['tokens']} ({words}{rows} x {columns} patches)\n  forward       {cost}"
+        rows.append(("preprocessing", _plain(card["preprocessing"])))
+    if names := card["class_names"]:
+        rows.append(("classes", ", ".join(names if len(names) <= 20 else [*names[:10], f"... ({len(names)} in all)"])))
+    lines = [card["name"], *(f"  {name:14}{words}" for name, words in rows), "  configuration"]
+    return "\n".join(lines + [f"    {field:18}{_plain(value)}" for field, value in card["config"].items()])
 
 
 def _plain(value: Any) -> str:

@@ -5,7 +5,6 @@ run = override(run, given)                          # given is {"optim.lr": ["3e
 show(run, "vitrail train small", "A small ViT ...") # help: every option, its value and what it does
 """
 
-import difflib
 import inspect
 import json as jsonlib
 import shutil
@@ -13,7 +12,8 @@ import textwrap
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -47,13 +47,14 @@ KNOWN_AS = {pair[0]: pair[1] for pair in map(str.split, OTHERS_SAY.split(","))}
 class Command(ABC):
     """A command: its fields are its options, its docstring the help.
 
-    needs: what it cannot do without, as one types it. extends: whether the fields of a Run or Config are options, too.
+    extends: whether the fields of a Run or Config are options, too.
     """
 
-    needs: ClassVar[str] = ""
     extends: ClassVar[bool] = False
     json: Flag = False
     """Print the result as one JSON document on standard output."""
+    code: Annotated[tuple[str, ...], arg(metavar="FILE.py...", help_behavior_hint="")] = ()
+    """Files with your own code (a task, an evaluator, data) that is needed; they are run first."""
 
     @abstractmethod
     def run(self, given: Given) -> None:
@@ -69,35 +70,23 @@ class Command(ABC):
         show(cls, prog, inspect.getdoc(cls) or "")
 
 
-@dataclass(kw_only=True)
-class ModelCommand(Command):
-    """A command about a model or run that may have been made with the user's own code."""
-
-    code: Annotated[tuple[str, ...], arg(metavar="FILE.py...", help_behavior_hint="")] = ()
-    """Files with your own code (a task, an evaluator, data) that the model needs; they are run first."""
-
-    def run_code(self) -> None:
-        """Runs the files. ValueError for one that cannot be run."""
-        from vitrail.config import attribute
-
-        for file in self.code:
-            attribute(f"{file}:__name__", run=True)
-
-
 def parse(kind: type[CommandT], prog: str, words: Sequence[str]) -> tuple[CommandT, Given]:
     """A command, and the options that are not its own. ValueError, in one sentence, for what cannot be read."""
-    hints, own = typing.get_type_hints(kind), [field.name for field in fields(kind)]
+    own = {field.name: field.default for field in fields(kind)}
     mine, given = split(words, own)
     if given and not kind.extends:
-        raise ValueError(unknown(next(iter(given)), own, prog))
+        raise ValueError(unknown(next(iter(given)), list(own), prog))
     command, left = read(kind, mine)
     if left:
         raise ValueError(f"{prog} has no place for {left[0]}; see {prog} --help.")
     if command is None:
         for word, after in pairwise([*mine, "--"]):
-            if word.startswith("--") and after.startswith("--") and hints.get(_name(word), bool) is not bool:
+            if word.startswith("--") and after.startswith("--") and own.get(_name(word), False) is not False:
                 raise ValueError(f"{option(_name(word))} needs a value; see {prog} --help.")
-        raise ValueError(f"{prog} needs {kind.needs}{', before other options' if given else ''}; see {prog} --help.")
+        hints = typing.get_type_hints(kind, include_extras=True)
+        needed = {name: Positional in typing.get_args(hints[name]) for name in own if own[name] is MISSING}
+        needs = " and ".join(name.upper() if placed else option(name) for name, placed in needed.items())
+        raise ValueError(f"{prog} needs {needs}{', before other options' if given else ''}; see {prog} --help.")
     return command, given
 
 
@@ -159,14 +148,9 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     before, _, last = name.rpartition(".")
     if full := KNOWN_AS.get(last):
         return next((other for other in (full, full.rpartition(".")[2]) if other in known), None)
-
-    def likeness(other: str) -> float:
-        place, _, end = other.rpartition(".")
-        pairs = [(name, other), (last, end)] if end == last or before in ("", place) else [(name, other)]
-        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    best = max(known, key=likeness, default="")
-    return best if likeness(best) >= 0.65 else None
+    ends = {other.rpartition(".")[2]: other for other in reversed(known)}
+    near = [ends[end] for end in get_close_matches(last, ends, 1, 1.0 if before else 0.65)]
+    return next(iter([*get_close_matches(name, known, 1, 0.65), *near]), None)
 
 
 def show(what: Any, prog: str, about: str) -> None:
@@ -182,15 +166,6 @@ def columns(rows: Mapping[str, str]) -> str:
     wide = max(map(len, rows)) + 4
     wrap = partial(textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * wide)
     return "\n".join(wrap(f"  {name}".ljust(wide) + text.splitlines()[0]) for name, text in rows.items())
-
-
-def consent(*places: str | None) -> None:
-    """Runs the files of those that are FILE.py:NAME, because they were named on the command line."""
-    from vitrail.config import attribute
-
-    for place in places:
-        if place and ".py:" in place:
-            attribute(place, run=True)
 
 
 def folder_for(name: str, out: str, free: Callable[[Path], bool] = lambda path: not path.exists()) -> Path:

@@ -17,31 +17,32 @@ from vitrail.recipes.finetune import at
 from vitrail.run import Run
 
 AGAIN = "the same command"
+Tried = Mapping[float, Outcome | None]  # by learning rate; None where the loss became NaN
 
 
 def usable(folder: Path, run: Run, trials: Sequence[Run]) -> bool:
     """Whether the choice and its run can begin in a folder, or continue there after an interruption."""
     wanted = [at(run, trial.optim.lr) for trial in trials]
-    new = not folder.exists() or (_holds(folder, wanted) and ended(folder) is None)
-    return new and all(not (there := _place(folder, one)).exists() or _holds(there, [one]) for one in trials)
+    going = _fits(folder, wanted) and ended(folder) is None
+    return going and all(_fits(_place(folder, trial), [trial]) for trial in trials)
 
 
-def choose(trials: Sequence[Run], folder: Path) -> dict[float, Outcome | None]:
-    """The outcome of each trial by its rate; None where the loss became NaN. Raises and exits as `begin` does."""
-    found: dict[float, Outcome | None] = {}
+def choose(trials: Sequence[Run], folder: Path) -> Tried:
+    """The outcome of each trial. Raises and exits as `begin` does, but for a loss that becomes NaN."""
+    tried = dict[float, Outcome | None]()
     for trial in trials:
         place, rate = _place(folder, trial), trial.optim.lr
         try:
-            found[rate] = None if (place / DIVERGED).exists() else settle(trial, place, AGAIN)
+            tried[rate] = None if (place / DIVERGED).exists() else settle(trial, place, AGAIN)
         except ValueError:
             if not (place / DIVERGED).exists():
                 raise
             say(f"the loss became NaN at learning rate {rate:g}.")
-            found[rate] = None
-    return found
+            tried[rate] = None
+    return tried
 
 
-def best(tried: Mapping[float, Outcome | None], run: Run) -> float:
+def best(tried: Tried, run: Run) -> float:
     """The rate with the highest score, the first of equals. ValueError where all diverged."""
     scores = {rate: run.score(outcome.metrics) for rate, outcome in tried.items() if outcome}
     if not scores:
@@ -49,21 +50,19 @@ def best(tried: Mapping[float, Outcome | None], run: Run) -> float:
     return max(scores, key=lambda rate: scores[rate])
 
 
-def table(tried: Mapping[float, Outcome | None], run: Run) -> str:
+def table(tried: Tried, chosen: float) -> str:
     """A line for each rate."""
     words = {rate: headline(outcome.metrics) if outcome else "the loss became NaN" for rate, outcome in tried.items()}
-    return "\n".join(
-        f"lr {rate:<8g} {said}{'  the best' if rate == best(tried, run) else ''}" for rate, said in words.items()
-    )
+    return "\n".join(f"lr {rate:<8g} {said}{'  the best' * (rate == chosen)}" for rate, said in words.items())
 
 
 def _place(folder: Path, trial: Run) -> Path:
     return folder.with_name(f"{folder.name}.choice") / f"lr-{trial.optim.lr:g}"
 
 
-def _holds(folder: Path, wanted: Sequence[Run]) -> bool:
-    """Whether the folder is that of one of these runs."""
+def _fits(folder: Path, wanted: Sequence[Run]) -> bool:
+    """Whether the folder is free, or that of one of these runs."""
     try:
-        return runs.read(folder) in wanted
+        return not folder.exists() or runs.read(folder) in wanted
     except ValueError:  # not of a run, or damaged
         return False

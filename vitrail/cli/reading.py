@@ -3,8 +3,8 @@
     command, left = read(Predict, ["runs/demo", "a.jpg"])
     run, _ = read(run, ["--optim.lr=3e-4"])             # the run with that field replaced
 
-tyro draws a box around what it refuses. A rule of ours, `_structure`, therefore wraps its reader of each field in ours,
-whose exception passes through tyro; a ValueError of the dataclass itself is in the context of the exit it led to.
+tyro draws a box around what it refuses, and exits. The ValueError is still in the context of that exit: that of the
+dataclass itself, or of our reader of a field, which a rule of ours, `_structure`, puts around tyro's own.
 """
 
 import ast
@@ -32,12 +32,10 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from vitrail.config import name_of
+
 FIXED = ("recipe", "data.path")  # given before the options
 COMMAND, RUN = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone), (tyro.conf.FlagConversionOff,)
-
-
-class Unreadable(Exception):
-    """Words that cannot be a value of their option. Not a ValueError, so that tyro lets it pass."""
 
 
 def read(what: Any, words: Sequence[str], prog: str = "", prefix: str = "") -> tuple[Any, list[str]]:
@@ -63,8 +61,6 @@ def read(what: Any, words: Sequence[str], prog: str = "", prefix: str = "") -> t
                 registry=registry,
                 **given,
             )
-    except Unreadable as error:
-        raise ValueError(str(error)) from None
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -158,23 +154,21 @@ def _value(
     spec: PrimitiveConstructorSpec[Any], hint: Any, name: str, parse: Callable[[str], Any] | None, words: Sequence[str]
 ) -> Any:
     """The value that tyro reads. For fewer words to type, an option alone is True, one number a square, several words a
-    text. Raises Unreadable."""
-    from vitrail.config import name_of
-
+    text. ValueError for others."""
     if hint is bool:
         words = [word.capitalize() for word in words] or ["True"]
     elif hint is not str and typing.get_origin(hint) is not Literal:
         words = ["None" if word.lower() == "none" else word for word in words]
     said = " ".join(words)
     if not words:
-        raise Unreadable(f"{option(name)} needs a value.")
+        raise ValueError(f"{option(name)} needs a value.")
     if said == "None" and typing.get_origin(hint) is tuple:
         return ()
     if parse is not None:
         try:
             return tuple(map(parse, words))
         except ValueError as error:
-            raise Unreadable(f"{option(name)}: {error}") from None
+            raise ValueError(f"{option(name)}: {error}") from None
     if spec.nargs == 1:
         words = [said]
     elif len(words) == 1 and said != "None" and tuple[int, int] in (hint, *typing.get_args(hint)):
@@ -185,4 +179,4 @@ def _value(
             value = spec.instance_from_str(list(words))
             if all(math.isfinite(v) for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, float)):
                 return value
-    raise Unreadable(f"{option(name)} is {said[:80]!r}; it must be {name_of(hint)}.")
+    raise ValueError(f"{option(name)} is {said[:80]!r}; it must be {name_of(hint)}.")

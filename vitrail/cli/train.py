@@ -1,21 +1,19 @@
-"""The commands that train from scratch, and the one that resumes: demo, train, resume.
-
-Here as elsewhere, `run` imports what it needs, so that `--help` need not wait for torch.
-"""
+"""The commands that train from scratch, and the one that resumes: demo, train, resume."""
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from vitrail import recipes
 from vitrail.cli import options
-from vitrail.cli.options import Command, Flag, Given, ModelCommand, Out, consent
+from vitrail.cli.options import Command, Flag, Given, Out
+from vitrail.config import attribute, dump
 
 if TYPE_CHECKING:
-    from vitrail.data.sources.source import Source
     from vitrail.run import Run
 
 
@@ -35,16 +33,21 @@ class Demo(Command):
     def run(self, given: Given) -> None:
         from vitrail.cli.launch import begin
         from vitrail.data.sources.open import open_splits
+        from vitrail.data.sources.source import classes_of
+        from vitrail.pipeline import Pipeline
         from vitrail.recipes.demo import demo
 
-        consent(self.data)
         run = demo(self.data, self.duration, self.seed)
         splits = open_splits(run.data)
         outcome = begin(run, Path(self.out), splits, adapt=True)
-        examples = _examples(splits.val, outcome.folder)
+        # The saved model's answers on the first validation images: what was trained is what predicts.
+        some = [splits.val[index] for index in range(min(5, len(splits.val)))]
+        truths = [", ".join(splits.val.class_names[number] for number in classes_of(one.target)) for one in some]
+        answers = Pipeline.load(outcome.folder)([one.image for one in some], top=1)
+        found = [{"file": o.name, "truth": t, **dump(best)} for o, t, [best] in zip(some, truths, answers, strict=True)]
         shown = "  {file}: {label} ({probability:.0%}), is {truth}: {right}"
-        lines = [shown.format(**e, right="right" if e["label"] == e["truth"] else "wrong") for e in examples]
-        self.answer({**outcome.document(), "predictions": examples}, "\n".join([*lines, outcome.text()]))
+        lines = [shown.format(**one, right="right" if one["label"] == one["truth"] else "wrong") for one in found]
+        self.answer({**outcome.document(), "predictions": found}, "\n".join([*lines, outcome.text()]))
 
 
 @dataclass(kw_only=True)
@@ -69,30 +72,25 @@ class Train(Command):
         from vitrail.cli.launch import begin
 
         run = options.override(recipe(self.recipe or "fast", self.data), given, self)
-        consent(run.data.path, run.data.val)
         folder = options.folder_for(run.recipe.rpartition(":")[2], self.out)
         outcome = begin(run, folder, adapt="model.classes" not in given)
         self.answer(outcome.document(), outcome.text())
 
     @classmethod
     def help(cls, prog: str, words: Sequence[str]) -> None:
-        from vitrail.config import attribute
-        from vitrail.recipes import listed
-
         command, _ = options.parse(cls, prog, [word for word in words if word not in ("-h", "--help")])
         if name := command.recipe:
             run = recipe(name, command.data or "PATH")
-            about = listed().get(name) or inspect.getdoc(attribute(name)) or ""
+            about = recipes.listed().get(name) or inspect.getdoc(attribute(name)) or ""
             more = "--image-size H [W] is the size of model and preprocessing; {True,False} may be left out for True."
             options.show(run, f"{prog} {name} --data PATH", f"{about}\n\n{more}")
-        options.show(cls, prog, f"{inspect.getdoc(cls)}\n\nrecipes:\n\n{options.columns(listed())}")
+        options.show(cls, prog, f"{inspect.getdoc(cls)}\n\nrecipes:\n\n{options.columns(recipes.listed())}")
 
 
 @dataclass(kw_only=True)
-class Resume(ModelCommand):
+class Resume(Command):
     """Continue a run that was stopped or killed, exactly as if it had not been."""
 
-    needs = "FOLDER"
     folder: Positional[Annotated[str, arg(metavar="FOLDER")]]
     """The run folder, such as runs/demo."""
     anyway: Flag = False
@@ -108,19 +106,16 @@ class Resume(ModelCommand):
 def recipe(name: str, data: str) -> "Run":
     """The Run of a recipe in the package, or of FILE.py:NAME, whose file is run; `recipe` is that name. ValueError for
     an unknown name, a recipe that starts from weights, missing data, and what does not give a Run."""
-    from vitrail.config import attribute
-    from vitrail.recipes import RECIPES, listed
     from vitrail.run import Run
 
-    known = listed()
+    known = recipes.listed()
     if ".py:" not in name and name not in known:
-        if name in RECIPES:
+        if name in recipes.RECIPES:
             raise ValueError(f"{name} starts from weights: vitrail finetune {data or 'DATA'} --weights WEIGHTS")
         near = options.nearest(name, list(known))
         hint = f"did you mean {near}?" if near else "vitrail train --help lists them."
         raise ValueError(f"there is no recipe {name!r}; {hint}")
-    consent(data)
-    found = RECIPES[name] if name in known else attribute(name, run=True)
+    found = recipes.RECIPES[name] if name in known else attribute(name)
     if callable(found):
         takes = inspect.signature(found).parameters.get("data")
         if takes and takes.default is takes.empty and not data:
@@ -129,17 +124,3 @@ def recipe(name: str, data: str) -> "Run":
     if not isinstance(found, Run):
         raise ValueError(f"{name} gives {type(found).__name__}; a recipe is a function that returns a Run.")
     return replace(found, recipe=name, data=replace(found.data, path=data or found.data.path))
-
-
-def _examples(source: "Source", folder: Path, count: int = 5) -> list[dict[str, Any]]:
-    """The saved model's answers on the first validation images: what was trained is what predicts."""
-    from vitrail.data.sources.source import classes_of
-    from vitrail.pipeline import Pipeline
-
-    examples = [source[index] for index in range(min(count, len(source)))]
-    truths = [", ".join(source.class_names[number] for number in classes_of(one.target)) for one in examples]
-    best = [answer[0] for answer in Pipeline.load(folder)([one.image for one in examples], top=1)]
-    return [
-        {"file": one.name, "truth": truth, "label": answer.label, "probability": answer.probability}
-        for one, truth, answer in zip(examples, truths, best, strict=True)
-    ]

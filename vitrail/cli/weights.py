@@ -8,18 +8,21 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.evaluate import run_of
-from vitrail.cli.options import Flag, Given, Model, ModelCommand, override
+from vitrail.cli.options import Command, Flag, Given, Model, override
+from vitrail.config import dump
+from vitrail.progress import few, say, track
+
+# Of files with weights: such a word is never a model's name, even where there is no such file.
+SUFFIXES = {".npz", ".safetensors", ".pth", ".pt", ".bin"}
 
 
 @dataclass(kw_only=True)
-class Info(ModelCommand):
+class Info(Command):
     """Show a model's configuration, parameters, tokens and FLOPs.
 
     Any field of the configuration can be set after the name: vitrail info ViT-B/16 --classes 10 --patch-size 8.
     """
 
-    needs = "MODEL"
     extends = True
     model: Model
     """A name from docs/zoo.md, such as ViT-B/16, R50+ViT-B/16 or vit_base_patch16_224; or a run, model or weights."""
@@ -27,25 +30,32 @@ class Info(ModelCommand):
     """Height and width in pixels of the images; one number for squares. The default is the model's."""
 
     def run(self, given: Given) -> None:
-        from vitrail.cli.model_card import describe, is_file, text
-        from vitrail.models.zoo import configure
+        from vitrail.cli.model_card import describe, text
+        from vitrail.models.zoo import canonical, configure
+        from vitrail.pipeline import locate
+        from vitrail.weights.hub import PREFIXES, resolve
+        from vitrail.weights.load import read
 
-        changes = dict[str, object](given)
-        if given and not is_file(self.model):
-            changes = vars(override(configure(self.model), given, self))
-        card = describe(self.model, changes, self.image_size)
+        path = Path(self.model)
+        if path.exists() or path.suffix in SUFFIXES or self.model.startswith(PREFIXES):
+            if given:
+                raise ValueError(f"{path} is a trained model; its fields ({', '.join(given)}) cannot be overridden.")
+            weights = read(locate(resolve(self.model)))
+            card = describe(self.model, weights.config, self.image_size, weights)
+        else:
+            config = override(configure(self.model), given, self)
+            card = describe(canonical(self.model), config, self.image_size)
         self.answer(card, text(card))
 
 
 @dataclass(kw_only=True)
-class Predict(ModelCommand):
+class Predict(Command):
     """Predict the classes of images: the most probable ones of each, best first.
 
     Images are prepared as the weights require. Exit status: 0 where all could be read, 1 where some could not, 2 where
     none could.
     """
 
-    needs = "MODEL and IMAGE..."
     model: Model
     """A run folder such as runs/demo, a model folder, or a file with weights."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE...", help_behavior_hint="(one or more)")]]
@@ -61,21 +71,13 @@ class Predict(ModelCommand):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail.config import dump
         from vitrail.data.images.decode import find
         from vitrail.pipeline import Pipeline
-        from vitrail.progress import say, track
 
-        if self.top < 1:
-            raise ValueError(f"--top is {self.top}; it must be 1 or more.")
         if not self.images:
             raise ValueError("vitrail predict needs an image after the model; name files or folders.")
         files = [file for name in self.images for file in find(Path(name))]
-        try:
-            pipeline = Pipeline.load(self.model, int8=self.int8)
-        except ValueError:
-            run_of(self.model)  # knows which file with code of the user's own is needed
-            raise
+        pipeline = Pipeline.load(self.model, int8=self.int8)
         pipeline.task.to("cuda" if torch.cuda.is_available() and not self.int8 else "cpu")
         results = pipeline.stream(files, top=self.top)
         # On a terminal, the answers themselves show the progress.
@@ -108,14 +110,13 @@ def _shown(answer: Any) -> str:
 
 
 @dataclass(kw_only=True)
-class Convert(ModelCommand):
+class Convert(Command):
     """Write weights in another format, bit for bit where the format can hold them.
 
     google and torchvision are files, vitrail, timm and huggingface are folders; timm is a file where TARGET is named
     like one (.safetensors, .pth).
     """
 
-    needs = "SOURCE and TARGET"
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
     """A file or folder with weights of any of these formats, a run folder, or hf-hub:OWNER/NAME."""
     target: Positional[Annotated[str, arg(metavar="TARGET")]]
@@ -138,6 +139,5 @@ class Convert(ModelCommand):
         done |= {"tensors": len(weights.tensors), "lost": lost, "left_out": left}
         lines = [f"{self.target}: {len(weights.tensors)} tensors, from {weights.format} to {self.to}"]
         lines += [f"  {self.to} cannot express {what}" for what in lost]
-        if left:
-            lines.append(f"  left out, not part of the model: {', '.join(left[:5])}{' ...' * (len(left) > 5)}")
+        lines += [f"  left out, not part of the model: {few(left)}"] if left else []
         self.answer(done, "\n".join(lines))

@@ -1,9 +1,7 @@
 """The classes of data and of a model, which go by their names."""
 
-from collections.abc import Sequence
-
 from vitrail.data.sources.source import Renumbered, Source
-from vitrail.progress import say
+from vitrail.progress import few, say
 
 
 def matched(source: Source, names: tuple[str, ...], where: str) -> Source:
@@ -23,13 +21,9 @@ def matched(source: Source, names: tuple[str, ...], where: str) -> Source:
         if len(theirs) == len(names) and numbers in (theirs, names):
             say(f"{'the model' if names == numbers else where} has classes without names: they are taken in order.")
             return source
-        raise ValueError(f"{where}: the model does not have the classes {_some(missing)}; it has {_some(names)}.")
+        raise ValueError(f"{where}: the model does not have the classes {few(missing)}; it has {few(names)}.")
     if twice := [name for name in theirs if names.count(name) > 1]:
-        raise ValueError(f"{where}: the model has several classes called {_some(twice)}; give the data other names.")
+        raise ValueError(f"{where}: the model has several classes called {few(twice)}; give the data other names.")
     if len(theirs) < len(names):
         say(f"{where} has {len(theirs)} of the model's {len(names)} classes.")
     return Renumbered(source, names)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -205,8 +205,7 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
 
     It stays inside [0, 1], and is honest for few images and for accuracies near 1, unlike accuracy +- 1.96 sigma.
     """
-    assert 0 <= correct <= count, f"{correct} of {count} are correct"
-    assert count > 0, "an interval needs a sample"
+    assert 0 <= correct <= count > 0, f"{correct} of {count} are correct"
     accuracy, square = correct / count, NORMAL_95**2
     centre = (correct + square / 2) / (count + square)
     half = NORMAL_95 / (1 + square / count) * math.sqrt(accuracy * (1 - accuracy) / count + square / (4 * count**2))

@@ -29,7 +29,7 @@ def listed() -> dict[str, str]:
         for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Run":
                 found[node.name] = ast.get_docstring(node) or ""
-    return found | {row.name: row.text for row in (*rows.MODERN, *rows.TABLE3)}
+    return found | {row.name: row.text for row in rows.ROWS}
 
 
 def __getattr__(name: str) -> "dict[str, Callable[..., Run]]":
@@ -39,10 +39,9 @@ def __getattr__(name: str) -> "dict[str, Callable[..., Run]]":
     from vitrail.recipes.demo import demo
     from vitrail.recipes.fast import fast
     from vitrail.recipes.finetune import finetune, finetune_small
-    from vitrail.recipes.modern import MODERN
     from vitrail.recipes.pretrain import PRETRAIN
     from vitrail.recipes.small import cifar10, fashion_mnist, small
 
     written = (demo, fast, small, fashion_mnist, cifar10, finetune_small, finetune)
-    found = globals()["RECIPES"] = {recipe.__name__: recipe for recipe in (*written, *MODERN, *PRETRAIN)}
+    found = globals()["RECIPES"] = {recipe.__name__: recipe for recipe in (*written, *PRETRAIN)}
     return found

@@ -7,6 +7,7 @@ Two choices make it fast (LOG.md, 2026-11-25; docs/results.md): few tokens, so t
 the matrices of the blocks, which needs less than half as many images as AdamW.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.data.sources.open import PACKAGED, Data, open_splits
-from vitrail.data.sources.source import Source, pixels
+from vitrail.data.sources.source import pixels
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
@@ -81,25 +82,15 @@ def fast(data: str) -> Run:
 
 
 def look_at(data: str) -> Look:
-    """The kind of images at a place, from a few of them; colour images of 32 x 32 where it does not exist, because
-    opening it later reports that. ValueError as open_splits raises it."""
+    """The kind of images at a place, from a few of them that can be read; colour images of 32 x 32 where it does not
+    exist, because opening it later reports that. ValueError as open_splits raises it."""
     if data != PACKAGED and ".py:" not in data and not Path(data).exists():
         return Look((32, 32), 3, 50_000)
-    source = open_splits(Data(data)).train
-    seen = _some(source)
+    source, seen = open_splits(Data(data)).train, list[np.ndarray]()
+    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
+        with suppress(ValueError):
+            seen.append(pixels(source[index].image, 3, source.name(index)))
     sizes = {image.shape[:2] for image in seen}
     size = sizes.pop() if len(sizes) == 1 else None
     grey = all((image == image[..., :1]).all() for image in seen)
     return Look(size if size and max(size) <= NATIVE else None, 1 if grey and seen else 3, len(source))
-
-
-def _some(source: Source) -> list[np.ndarray]:
-    """A few images of a source, evenly spread, except those that cannot be read."""
-    found = []
-    for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
-        try:
-            example = source[index]
-            found.append(pixels(example.image, 3, example.name))
-        except ValueError:
-            continue
-    return found

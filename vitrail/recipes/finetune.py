@@ -6,18 +6,17 @@
     several = choices(run, images=2000)                 # with each of the paper's learning rates, to choose among
 
 Both layers of the old head are replaced by one zero-initialised layer (section 3.2); the preprocessing keeps the
-weights' mean, std and interpolation. recipe_for() says which of the two suits a machine.
+weights' mean, std and interpolation.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import replace
 
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data, open_splits
-from vitrail.models import vit
-from vitrail.models.zoo import Config
+from vitrail.models import Config, vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.pipeline import locate
@@ -25,33 +24,14 @@ from vitrail.run import Run
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import read
 
-RATES = (0.001, 0.003, 0.01, 0.03)
-IMAGENET_RATES = (0.003, 0.01, 0.03, 0.06)
-FEW = 50_000  # images, below which even a GPU does not need the paper's fine-tuning
-
-
-@dataclass(frozen=True)
-class Size:
-    """For data sets below a number of images. dev: the fraction of them on which a learning rate is chosen."""
-
-    below: float
-    steps: int
-    dev: float
-    rates: tuple[float, ...]
-
-
-# Table 4's steps and rates and section B.1.1's fractions for Pets and Flowers, for CIFAR, and for ImageNet. The limits
-# are the BiT-HyperRule's, which has the same steps (Kolesnikov et al., 2020, arXiv 1912.11370).
-SIZES = (
-    Size(2e4, 500, 0.10, RATES),
-    Size(5e5, 10_000, 0.02, RATES),
-    Size(math.inf, 20_000, 0.01, IMAGENET_RATES),
-)
-
-
-def size_of(images: int) -> Size:
-    """The paper's settings for so many images."""
-    return next(size for size in SIZES if images < size.below)
+# Table 4's steps and rates, and section B.1.1's fractions of the images that choose a rate, for Pets and Flowers, for
+# CIFAR, and for ImageNet. The limits between them are the BiT-HyperRule's, which has the same steps (arXiv 1912.11370).
+LIMITS = (20_000, 500_000)  # images
+STEPS, FRACTIONS = (500, 10_000, 20_000), (0.10, 0.02, 0.01)
+RATES = ((0.001, 0.003, 0.01, 0.03), (0.001, 0.003, 0.01, 0.03), (0.003, 0.01, 0.03, 0.06))
+# Images below which `vitrail finetune` takes the small recipe, as it does on a CPU, where the paper's 500 steps would
+# take ViT-B/16 a week.
+FEW = 50_000
 
 
 def finetune(data: str, weights: str, images: int | None = None, image_size: int = 384) -> Run:
@@ -66,7 +46,8 @@ def finetune(data: str, weights: str, images: int | None = None, image_size: int
     become, rounded down to whole patches. Crops are Google's input_pipeline.py's; so is the warm-up of 500 steps, which
     the paper does not mention: here a tenth of the run if that is less.
     """
-    steps = size_of(len(open_splits(Data(data)).train) if images is None else images).steps
+    images = len(open_splits(Data(data)).train) if images is None else images
+    steps = STEPS[bisect(LIMITS, images)]
     model, how = _start(weights)
     strides = model.stride if isinstance(model, vit.Config) else (1, 1)
     height, width = (max(image_size // stride, 1) * stride for stride in strides)
@@ -118,11 +99,6 @@ def finetune_small(data: str, weights: str) -> Run:
     )
 
 
-def recipe_for(images: int, device: str) -> Callable[..., Run]:
-    """finetune_small for few images and on a CPU, where the paper's 500 steps would take ViT-B/16 a week."""
-    return finetune_small if device == "cpu" or images < FEW else finetune
-
-
 def choices(run: Run, images: int, rates: Sequence[float] = ()) -> list[Run]:
     """The run once for each learning rate, validated on the paper's fraction of the training images; the run itself is
     then trained with the best rate on all of them.
@@ -130,9 +106,9 @@ def choices(run: Run, images: int, rates: Sequence[float] = ()) -> list[Run]:
     images: how many there are to train on. rates: the paper's for so many images; with AdamW a third, one and three
     times the run's own.
     """
-    size = size_of(images)
-    rates = rates or (size.rates if run.optim.name == "sgd" else [run.optim.lr * factor for factor in (1 / 3, 1, 3)])
-    data = replace(run.data, val_fraction=size.dev, val=None)
+    size = bisect(LIMITS, images)
+    rates = rates or (RATES[size] if run.optim.name == "sgd" else [run.optim.lr * factor for factor in (1 / 3, 1, 3)])
+    data = replace(run.data, val_fraction=FRACTIONS[size], val=None)
     return [at(replace(run, data=data), rate) for rate in rates]
 
 

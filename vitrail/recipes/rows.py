@@ -1,19 +1,15 @@
 """The recipes of the papers as rows: what differs between them, what each costs and reaches. Plain data without torch,
-so that help can list them at once; pretrain.py and modern.py turn each into a function.
+so that help can list them at once; pretrain.py turns each into a function.
 
 Costs in exaFLOPs are Table 3's own for JFT, otherwise three times the forward pass, a multiply and an add counted as
 two, which gives the paper's numbers within 3 %.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar
 
 from vitrail.optim.schedule import Kind
-
-if TYPE_CHECKING:
-    from vitrail.run import Run
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,6 @@ class DeiT3(Row):
     drop_path: float = 0.05
 
 
-RowT = TypeVar("RowT", bound=Row)
-
 JFT = Dataset("jft", "JFT-300M", "303M", 18_291, "linear", 0.1, 0.0, None)
 I21K = Dataset("imagenet21k", "ImageNet-21k", "14.2M", 21_843, "linear", 0.03, 0.1, None)
 IMAGENET = Dataset("imagenet", "ImageNet", "1.28M", 1000, "cosine", 0.3, 0.1, 1.0)
@@ -147,14 +141,4 @@ DEIT3 = (
     DeiT3("ViT-S/16", IMAGENET, 800, "28.3 exaFLOPs", S224, f" {LAMB}"),
     DeiT3("ViT-B/16", IMAGENET, 800, "78.6 exaFLOPs", B192, f", 192 px, {LAMB}", 192, 0.2),
 )
-MODERN = AUGREG + PLAIN + DEIT3
-
-
-def recipe(row: RowT, build: Callable[[RowT, str], "Run"]) -> Callable[[str], "Run"]:
-    """A row as a function of the data's place, with the row's name and docstring."""
-
-    def made(data: str) -> "Run":
-        return build(row, data)
-
-    made.__name__, made.__doc__ = row.name, row.text
-    return made
+ROWS = AUGREG + PLAIN + DEIT3 + TABLE3

@@ -18,8 +18,6 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from rich.cells import cell_len
 
-from vitrail.report.html import shorten
-
 Numbers = NDArray[np.float64]
 
 
@@ -57,12 +55,11 @@ def lines(title: str, curves: Sequence[Line], percent: bool = False, zero: bool 
     Values that are not finite are left out. Of long curves every low and high remains. The key has the names, with the
     last values.
     """
-    clear = [replace(curve, x=x, y=y) for curve in curves for x, y in [thin(curve.x, curve.y)]]
-    x, y = np.concatenate([np.empty((2, 0)), *((curve.x, curve.y) for curve in clear)], axis=1)
-    if not len(x):
+    drawn = [replace(curve, x=x, y=y) for curve in curves for x, y in [thin(curve.x, curve.y)] if len(x)]
+    if not drawn:
         return None
+    x, y = np.concatenate([(curve.x, curve.y) for curve in drawn], axis=1)
     plot = _Plot((0.0, x.max()), (0.0 if zero else y.min(), y.max()), most=1.0 if percent else math.inf)
-    drawn = [curve for curve in clear if len(curve.y)]
     key = [(curve.colour, f"{curve.name} {_number(curve.y[-1], percent)}") for curve in drawn if curve.name]
     return Chart(title, *plot.axes(percent), key, [_curve(curve, plot, percent) for curve in drawn])
 
@@ -77,7 +74,7 @@ def bars(title: str, heights: Float[np.ndarray, "n"], remarks: Sequence[str], di
 
 def heat(counts: Int64[np.ndarray, "K K"], names: Sequence[str]) -> dict[str, Any]:
     """A confusion matrix, rows being the truth. rows: (class, short, images) of each. cells: (row, column, images)."""
-    short = [shorten(name, 22) for name in names]
+    short = [name if len(name) <= 22 else f"{name[:21]}…" for name in names]
     margin = round(16 + 6.6 * max(map(cell_len, short)))
     rows = list(zip(names, short, counts.sum(1).tolist(), strict=True))
     cells = [(row, column, int(counts[row, column])) for row, column in np.argwhere(counts).tolist()]
@@ -150,7 +147,6 @@ def _range(low: float, high: float) -> tuple[float, float]:
 def _number(value: float, percent: bool = False) -> str:
     if percent:
         return f"{100 * value:.4g}\u202f%"
-    for size, letter in ((1e9, "G"), (1e6, "M")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}\u202f{letter}"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:,.4g}\u202fM"
     return f"{value:,.0f}" if value == int(value) else f"{value:.3g}".replace("e-0", "e-").replace("-", "−")

@@ -23,11 +23,8 @@ SAMPLE_SIDE = 96  # of a sample, in CSS pixels
 CLASSES, SAMPLES = 40, 80  # classes that images are shown of, and how many of all where there are few classes
 
 
-def write(report: Report, path: Path, splits: Mapping[str, Source]) -> Path:
-    """Writes the page and returns its path. splits: those that were checked; the images shown are read again.
-
-    ValueError where the page cannot be written.
-    """
+def write(report: Report, path: Path, splits: Mapping[str, Source]) -> None:
+    """Writes the page. splits: those that were checked; the images shown are read again."""
     counts, kinds = (", ".join(f"{n} {count:,}" for n, count in of.items()) for of in (report.splits, report.kinds))
     page = render(
         "data.html",
@@ -44,11 +41,7 @@ def write(report: Report, path: Path, splits: Mapping[str, Source]) -> Path:
         samples=list(_samples(report, splits)),
         sample_side=SAMPLE_SIDE,
     )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); name another place.") from None
-    return path
+    path.write_text(page, encoding="utf-8")
 
 
 def _cases(finding: Finding, splits: Mapping[str, Source]) -> dict[str, Any]:

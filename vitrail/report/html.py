@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-from rich.text import Text
 
 from vitrail.data.sources.source import Source, pixels
 
@@ -38,13 +37,6 @@ def percent(fraction: float) -> str:
     if math.isnan(fraction):
         return "–"
     return f"{100 * fraction if fraction == 1 else min(100 * fraction, 99.9):.1f}\u202f%"
-
-
-def shorten(text: str, most: int) -> str:
-    """The text in one line of at most `most` columns, of which letters of Chinese, Japanese and Korean take two."""
-    line = Text(" ".join(text.split()))
-    line.truncate(most, overflow="ellipsis")
-    return line.plain
 
 
 class Thumbnail(NamedTuple):
@@ -92,5 +84,5 @@ def environment() -> Environment:
     made = Environment(loader=PackageLoader("vitrail.report"), autoescape=True, undefined=StrictUndefined)
     made.trim_blocks = made.lstrip_blocks = True
     made.globals["SIDE"] = SIDE
-    made.filters |= {"percent": percent, "quote": shlex.quote, "shorten": shorten, "thousands": "{:,.0f}".format}
+    made.filters |= {"percent": percent, "quote": shlex.quote, "thousands": "{:,.0f}".format}
     return made

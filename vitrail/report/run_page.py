@@ -6,6 +6,8 @@ templates/run.html has the order: the result, what was run, remarks, curves, cla
 """
 
 import json
+import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ from vitrail.data.sources.source import Source
 from vitrail.evaluate import Result
 from vitrail.evaluate.results import ClassificationResult
 from vitrail.log import History, Series, read_history
-from vitrail.models.cost import parameters as count
+from vitrail.models.cost import parameters
 from vitrail.report.charts import Chart, Line, lines, smooth
 from vitrail.report.classification import section
 from vitrail.report.html import render
-from vitrail.run import Run
+from vitrail.run import Run, versions
 
 LEFT_OUT = ("skipped: ", "left out: ")  # what notes of images that cannot be read begin with
 TITLES = {"loss": "Loss", "accuracy": "Accuracy", "mAP": "Mean average precision"}
@@ -35,15 +37,11 @@ def write_report(
     source: Source,
     results: Mapping[str, Result],
     result: Mapping[str, float],
-    notes: Sequence[str] = (),
-    parameters: int | None = None,
-) -> Path:
-    """Writes the page and returns its path.
-
-    source: the validation images. results: what the evaluators found besides numbers. result: the metrics of the final
-    evaluation. notes: remarks of the run. parameters: of the model; None counts those of run.model.
-    """
-    history, (machine, versions) = read_history(folder / "metrics.jsonl"), _record(folder / "run.json")
+    notes: Sequence[str],
+) -> None:
+    """Writes the page. source: the validation images. results: what the evaluators found besides numbers. result: the
+    metrics of the final evaluation. notes: remarks of the run."""
+    history = read_history(folder / "metrics.jsonl")
     seconds, speed, waiting = history.speed(run.batch)
     gpu = run.device != "cpu" and torch.cuda.is_available()
     classified = [found for found in results.values() if isinstance(found, ClassificationResult)]
@@ -54,22 +52,21 @@ def write_report(
         classified=[section(found, source, len(run.preprocessing.mean)) for found in classified],
         found=_others(results, result),
         run=run,
-        parameters=count(run.model) if parameters is None else parameters,
+        parameters=parameters(run.model),
         steps=max((float(steps[-1]) for steps, _ in history.training.values()), default=0.0),
         seconds=round(seconds),
         speed=speed,
         waiting=waiting,
         metrics=[f"{name} {value:.4g}" for name, value in result.items() if name not in COUNTS],
-        device=torch.cuda.get_device_name() if gpu else f"CPU, {machine.get('cores', '?')} cores",
-        platform=machine.get("platform", "?"),
-        versions=[f"{name} {number}" for name, number in versions.items()],
+        device=torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores",
+        platform=platform.platform(),
+        versions=[f"{name} {number}" for name, number in versions().items()],
         notes=[note for note in notes if not note.startswith(LEFT_OUT)],
         unread=[note for note in notes if note.startswith(LEFT_OUT)],
         curves=_curves(history, run.task.best),
         settings=list(_flat(dump(run))),
     )
-    (path := folder / "report.html").write_text(page, encoding="utf-8")
-    return path
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _others(results: Mapping[str, Result], numbers: Mapping[str, float]) -> list[list[str]]:
@@ -122,12 +119,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _record(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The machine and the versions in run.json; nothing where it cannot be read."""
-    try:
-        record = json.loads(path.read_text())
-        return dict(record["machine"]), dict(record["versions"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}, {}

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from safetensors import SafetensorError
@@ -41,9 +40,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         try:
             if kind is None:
                 self.wait()
@@ -113,9 +110,7 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, ema: 
         saved = load_file(path / "tensors.safetensors")
         step = int(json.loads((path / "state.json").read_text())["step"])
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({error}); delete it to go on from the one before."
-        ) from error
+        raise ValueError(f"the checkpoint {path} is damaged ({error}); delete it, and go on from another.") from error
     _check(path, saved, task)
     with torch.no_grad():
         for name, parameter in task.state_dict().items():
@@ -152,18 +147,12 @@ def _named(task: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str,
 
 def _check(path: Path, saved: dict[str, Tensor], task: nn.Module) -> None:
     """ValueError where the checkpoint's parameters are not the task's, naming the first difference."""
-    here = {f"task/{name}": tensor.shape for name, tensor in task.state_dict().items()}
-    there = {name: tensor.shape for name, tensor in saved.items() if name.startswith("task/")}
+    here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
+    there = {name[5:]: tuple(tensor.shape) for name, tensor in saved.items() if name.startswith("task/")}
     for name in here.keys() | there.keys():
-        if here.get(name) != there.get(name):
-            raise ValueError(
-                f"the checkpoint {path} is of another model: {name.removeprefix('task/')} is "
-                f"{_shape(there.get(name))} in it and {_shape(here.get(name))} here."
-            )
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else str(tuple(shape))
+        mine, yours = here.get(name, "missing"), there.get(name, "missing")
+        if mine != yours:
+            raise ValueError(f"the checkpoint {path} is of another model: {name} is {yours} in it and {mine} here.")
 
 
 def _flush(path: Path) -> None:

@@ -15,22 +15,20 @@ import time
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitrail.progress import QUIET_SECONDS
+from vitrail.progress import QUIET_SECONDS, bar
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Numbers = NDArray[np.float64]
-Series = dict[str, tuple[Numbers, Numbers]]  # name -> (steps, values), of one length
+Series = dict[str, NDArray[np.float64]]  # name -> (steps, values), of one length
 
 SETTLED_SECONDS = 60.0  # after which compiling, filling caches and starting processes are done
 JUDGED_SECONDS = 10.0  # of training, the least over which the fraction of waiting means something
@@ -46,38 +44,26 @@ class Log:
     not installed.
     """
 
-    def __init__(
-        self, folder: Path, total: int, done: int, what: str = "training", *, tensorboard: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, total: int, done: int, *, tensorboard: bool = False) -> None:
         self.path, self.total, self.done = folder / "metrics.jsonl", total, done
         self.console = Console(stderr=True, highlight=False)
         kept = _truncate(self.path, done)
-        self.evaluations: dict[int, Mapping[str, float]] = {
-            r["step"]: r["evaluation"] for r in kept if "evaluation" in r
-        }
+        self.evaluations = {record["step"]: record["evaluation"] for record in kept if "evaluation" in record}
         self.notes = [record["note"] for record in kept if "note" in record]
         self.board = _board(folder, done) if tensorboard else None
         self.file = self.path.open("a")
-        columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.progress = Progress(
-            TextColumn(what), *columns, *times, console=self.console, disable=not self.console.is_terminal
-        )
-        self.bar = self.progress.add_task(what, total=total, completed=done, text="")
+        self.progress = bar("training", self.console)
+        self.bar = self.progress.add_task("", total=total, completed=done, text="")
         self.started = self.since = self.spoke = time.perf_counter()
-        self.waited = 0.0
-        self.images = 0
+        self.counted: tuple[int, float] = 0, 0.0  # images, and seconds that were waited for them
         self.marked: tuple[int, float] | None = None
-        self.slow = any(note.startswith(SLOW) for note in self.notes)
         self.judged = self.judged_wait = 0.0
 
     def __enter__(self) -> "Log":
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.progress.stop()
         self.file.close()
         if self.board:
@@ -85,12 +71,11 @@ class Log:
 
     def count(self, images: int, waited: float) -> None:
         """Counts one step: its images, and the seconds that it waited for them."""
-        self.images += images
-        self.waited += waited
+        self.counted = self.counted[0] + images, self.counted[1] + waited
 
     def mark(self) -> None:
         """Assigns what was counted so far to the next call of `step`, which may come after more has been counted."""
-        self.marked, self.images, self.waited = (self.images, self.waited), 0, 0.0
+        self.marked, self.counted = self.counted, (0, 0.0)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of a step, with the speed and the fraction of time spent waiting since the last call."""
@@ -104,16 +89,15 @@ class Log:
         record = {**metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4)}
         self.write({"step": step, **record})
         self._draw("training", step, record)
-        self._judge(step, self.since, span, waited)
+        self._judge(step, span, waited)
         self.since = now
-        text = (
-            f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.2e}  {speed:.0f} images/s  waiting for data {waiting:.1%}"
-        )
+        loss, lr = metrics["loss"], metrics["lr"]
+        text = f"loss {loss:.3f}  lr {lr:.2e}  {speed:.0f} images/s  waiting for data {waiting:.1%}"
         self.progress.update(self.bar, completed=step, text=text)
         if not self.console.is_terminal and (now - self.spoke > QUIET_SECONDS or step == self.total):
             self.spoke = now
             left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
-            self.say(f"step {step}/{self.total}  {text}  left {_clock(left)}")
+            self.say(f"step {step}/{self.total}  {text}  left {timedelta(seconds=math.ceil(left))}")
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Logs the metrics of an evaluation after `step` steps, once: a resumed run may reach that step again."""
@@ -129,17 +113,16 @@ class Log:
             self.write({"step": step, "note": text})
             self.say(text)
 
-    def _judge(self, step: int, since: float, span: float, waited: float) -> None:
+    def _judge(self, step: int, span: float, waited: float) -> None:
         """Notes once, well after the start, that images come too slowly."""
-        if self.slow or since - self.started < SETTLED_SECONDS:
+        if self.since - self.started < SETTLED_SECONDS:
             return
         self.judged, self.judged_wait = self.judged + span, self.judged_wait + waited
         if self.judged < JUDGED_SECONDS:
             return
         fraction, seconds = self.judged_wait / self.judged, self.judged
         self.judged = self.judged_wait = 0.0
-        if fraction > WAITING:
-            self.slow = True
+        if fraction > WAITING and not any(note.startswith(SLOW) for note in self.notes):
             self.note(
                 step,
                 f"{SLOW}: training waited for them {fraction:.0%} of {seconds:.0f} s. Try more processes to prepare "
@@ -190,12 +173,6 @@ def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics.jsonl, each with a numeric "step". Lines that are not records are left out, because a
     kill may cut one short."""
@@ -219,8 +196,8 @@ class History:
     def speed(self, batch: int) -> tuple[float, float, float]:
         """(seconds of training, images per second, fraction of the time spent waiting for images) over all steps, those
         before an interruption included, evaluations not. Zeros where nothing was logged."""
-        steps, rates = self.training.get("images_per_second", (np.empty(0), np.empty(0)))
-        waits = self.training.get("data_wait", (steps, np.zeros(len(steps))))[1]
+        steps, rates = self.training.get("images_per_second", np.empty((2, 0)))
+        waits = self.training.get("data_wait", np.zeros((2, len(steps))))[1]
         if not len(steps) or len(waits) != len(steps):
             return 0.0, 0.0, 0.0
         images = np.diff(steps, prepend=0) * batch
@@ -230,18 +207,14 @@ class History:
 
 def read_history(path: Path) -> History:
     """Reads a metrics.jsonl; the history is empty where there is no file."""
-    training: dict[str, tuple[array, array]] = {}
-    evaluations: dict[str, tuple[array, array]] = {}
+    training, evaluations = dict[str, array](), dict[str, array]()  # step, value, step, value, ...
     for record in records(path) if path.is_file() else ():
         step, found = record.pop("step"), record.get("evaluation")
         series, values = (evaluations, found) if isinstance(found, dict) else (training, record)
         for name, value in values.items():
             if isinstance(value, int | float):
-                steps, numbers = series.setdefault(name, (array("d"), array("d")))
-                steps.append(step)
-                numbers.append(value)
-    return History(_series(training), _series(evaluations))
-
-
-def _series(found: dict[str, tuple[array, array]]) -> Series:
-    return {name: (np.frombuffer(steps), np.frombuffer(values)) for name, (steps, values) in found.items()}
+                series.setdefault(name, array("d")).extend((step, value))
+    made = (
+        {name: np.frombuffer(pairs).reshape(-1, 2).T for name, pairs in of.items()} for of in (training, evaluations)
+    )
+    return History(*made)

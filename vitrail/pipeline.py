@@ -213,9 +213,7 @@ def _restore(task: Task, found: Mapping[str, Tensor]) -> None:
     own = _outside(task)
     if own.keys() != found.keys():
         name = min(own.keys() ^ found.keys())
-        raise ValueError(
-            f"{folder.TASK} {'has no' if name in own else 'has an unknown'} {name}; the folder is damaged."
-        )
+        raise ValueError(f"{folder.TASK} has {'no' if name in own else 'an unknown'} {name}; the folder is damaged.")
     task.load_state_dict({**task.state_dict(), **found})
 
 
@@ -223,10 +221,8 @@ def _config(card: dict[str, Any]) -> TaskConfig:
     """The config of a model folder's task. ValueError for a kind that is not known."""
     known = kinds(TaskConfig)
     if card["kind"] not in known:
-        raise ValueError(
-            f"its task is {card['kind']!r}, and {', '.join(sorted(known))} are known; if it is of your own code, name"
-            " the file with --code."
-        )
+        there = f"its task is {card['kind']!r}, and here there is {', '.join(sorted(known))}"
+        raise ValueError(f"{there}; if it is code of your own, name the file with --code.")
     return parse(TaskConfig, card)
 
 

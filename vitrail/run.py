@@ -105,9 +105,7 @@ class Run:
         name = next((name for name in self.task.best if name in metrics), None)
         if name is None:
             wanted = " or ".join(self.task.best)
-            raise ValueError(
-                f"the best checkpoint is chosen by {wanted}, but the evaluators found {', '.join(metrics)}."
-            )
+            raise ValueError(f"the best checkpoint is chosen by {wanted}, but the evaluators found {few(metrics)}.")
         return -metrics[name] if self.task.lower_is_better else metrics[name]
 
 

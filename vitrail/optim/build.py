@@ -64,10 +64,8 @@ class Config:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"optimiser {what} = {value} must be 0 or more, and finite")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)) or not self.eps > 0:
-            raise ValueError(
-                f"optimiser betas = {self.betas} and momentum = {self.momentum} must be 0 or more, and below 1, "
-                f"eps = {self.eps} above 0"
-            )
+            most = f"betas = {self.betas} and momentum = {self.momentum} must be 0 or more, and below 1"
+            raise ValueError(f"optimiser {most}, eps = {self.eps} above 0")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"optimiser clip = {self.clip} must be above 0: use None for no clipping")
         # torch.optim.SGD adds decay to the gradient, so momentum and clipping would work on it: another thing.

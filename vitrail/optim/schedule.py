@@ -54,10 +54,8 @@ class Schedule:
         if timescale == 0:
             raise ValueError(f"schedule timescale {self.timescale!r} must be longer than 0")
         if self.end and not cooldown and self.kind in ("constant", "rsqrt"):
-            raise ValueError(
-                f"a {self.kind} schedule reaches end = {self.end} by a cool-down only: "
-                "give a cool-down, or leave the end at 0"
-            )
+            only = f"a {self.kind} schedule reaches end = {self.end} by a cool-down only"
+            raise ValueError(f"{only}: give a cool-down, or leave the end at 0")
 
 
 def multiplier(

@@ -129,7 +129,5 @@ def convert(model: nn.Module) -> None:
                     layer.__class__ = Fp8Linear
                     found += 1
     if not found:
-        raise ValueError(
-            f"no linear layer of the model's blocks has a width and an output of multiples of {MULTIPLE}, as fp8 wants "
-            "them; use --precision bf16."
-        )
+        wanted = f"a width and an output of multiples of {MULTIPLE}, as fp8 wants them"
+        raise ValueError(f"no linear layer of the model's blocks has {wanted}; use --precision bf16.")

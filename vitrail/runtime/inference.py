@@ -16,8 +16,6 @@ a ViT that is quantised as a whole loses its accuracy.
 import copy
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -126,11 +124,14 @@ class Int8Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach()
         # Without VNNI the processor adds pairs of products in 16 bits; activations of 7 bits cannot overflow them.
         self.reduced = not torch.cpu._is_vnni_supported()
-        with _named(), warnings.catch_warnings():
+        try:
             # The tensor's type is deprecated; what it is packed into is what counts here.
-            warnings.simplefilter("ignore", UserWarning)
-            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-            self.packed = torch.ops.quantized.linear_prepack(quantised, bias)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
+                quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+                self.packed = torch.ops.quantized.linear_prepack(quantised, bias)
+        except (AttributeError, RuntimeError) as error:  # an operation that is missing is one or the other
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"PyTorch {torch.__version__} has no int8 linear layers here: {reason}.") from None
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
         return torch.ops.quantized.linear_dynamic(x, self.packed, self.reduced)
@@ -152,12 +153,9 @@ def prepared(module: M, linear: Linear = "plain") -> M:
     """
     if linear == "int8":
         _refuse(module)
-    elif any(part._compiled_call_impl is not None for part in module.modules()):
-        return module
-    twin = _twin(module)
-    if linear == "int8":
-        _replace(twin)
-    return twin.eval()
+        return _replace(_twin(module)).eval()
+    compiled = any(part._compiled_call_impl is not None for part in module.modules())
+    return module if compiled else _twin(module).eval()
 
 
 def batch_size(config: vit.Config | resnet.Config, image_size: tuple[int, int], device: torch.device) -> int:
@@ -184,7 +182,7 @@ def _twin(module: M) -> M:
     return twin
 
 
-def _replace(twin: nn.Module) -> None:
+def _replace(twin: M) -> M:
     """Gives the blocks int8 layers, but for the last where it computes one token: it costs nothing as it is.
 
     A patch that differs by rounding, as it does in a batch of another size, may round to another of 256 steps: so the
@@ -201,6 +199,7 @@ def _replace(twin: nn.Module) -> None:
         if type(block) is InferenceBlock and not any(block is one for one in spared):
             for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
                 setattr(owner, name, Int8Linear(getattr(owner, name)))
+    return twin
 
 
 def _as_it_was(z: Tensor) -> bool:
@@ -248,13 +247,3 @@ def _refuse(module: nn.Module) -> None:
         error = float((Int8Linear(layer)(x) - layer(x)).norm() / layer(x).norm())
     if not error <= INT8_ERROR:
         raise ValueError(f"this machine's int8 layers are wrong by {error:.1%}; do without them.")
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """An operation that PyTorch lacks becomes a ValueError that says so."""
-    try:
-        yield
-    except (AttributeError, RuntimeError) as error:  # an operation that is missing is one or the other
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"PyTorch {torch.__version__} has no int8 linear layers here: {reason}.") from None

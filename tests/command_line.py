@@ -1,6 +1,7 @@
 """The command line in this process, and images in small files for it."""
 
 import json
+import re
 
 import numpy as np
 from PIL import Image
@@ -23,11 +24,7 @@ def refused(capsys, *arguments):
     """The sentence with which the command refuses its input."""
     assert status(*arguments) == 2
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("vitrail: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert len(err) < 500
+    assert (out, re.sub(r"vitrail: .{1,480}\n", "one sentence", err)) == ("", "one sentence")
     return err.removeprefix("vitrail: ").strip()
 
 

@@ -34,9 +34,7 @@ def quick(monkeypatch):
     from vitrail import train
     from vitrail.data.sources.source import Subset
 
-    opened = train.open_splits
-
-    def shortened(data, needs):
+    def shortened(data, needs, opened=train.open_splits):
         splits = opened(data, needs)
         return replace(splits, val=Subset(splits.val, range(100)))
 

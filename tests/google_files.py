@@ -3,7 +3,7 @@
 import numpy as np
 
 WIDTH, HEADS, MLP, PATCH = 32, 4, 48, 8
-BLOCK = "Transformer/encoderblock_"
+BLOCK, SA = "Transformer/encoderblock_", "MultiHeadDotProductAttention_"
 
 
 def table(
@@ -15,9 +15,8 @@ def table(
     """
 
     def attention(name, q, kv, out):
-        yield "projection", f"{name}/query", q, WIDTH, WIDTH
-        yield "projection", f"{name}/key", kv, WIDTH, WIDTH
-        yield "projection", f"{name}/value", kv, WIDTH, WIDTH
+        for leaf, ours in (("query", q), ("key", kv), ("value", kv)):
+            yield "projection", f"{name}/{leaf}", ours, WIDTH, WIDTH
         yield "out", f"{name}/out", out, WIDTH, WIDTH
 
     def mlp(name, ours):
@@ -48,20 +47,17 @@ def table(
         rows = grid * grid + (token and not newer)
         name = "pos_embedding" if newer else "Transformer/posembed_input/pos_embedding"
         yield "vector", name, "pos_embed", (1, rows, WIDTH), None
-    sa, second, hidden = ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
-    if not newer:
-        sa, second, hidden = ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+    own, second, hidden = (0, 1, 0) if newer else (1, 2, 3)
     for i in range(depth):
         theirs, ours = f"{BLOCK}{i}", f"blocks.{i}"
         yield "norm", f"{theirs}/LayerNorm_0", f"{ours}.norm1", WIDTH, WIDTH
-        yield from attention(f"{theirs}/{sa}", f"{ours}.attn.qkv", f"{ours}.attn.qkv", f"{ours}.attn.proj")
-        yield "norm", f"{theirs}/{second}", f"{ours}.norm2", WIDTH, WIDTH
-        yield from mlp(f"{theirs}/{hidden}", f"{ours}.mlp")
+        yield from attention(f"{theirs}/{SA}{own}", f"{ours}.attn.qkv", f"{ours}.attn.qkv", f"{ours}.attn.proj")
+        yield "norm", f"{theirs}/LayerNorm_{second}", f"{ours}.norm2", WIDTH, WIDTH
+        yield from mlp(f"{theirs}/MlpBlock_{hidden}", f"{ours}.mlp")
     yield "norm", "Transformer/encoder_norm", "norm", WIDTH, WIDTH
     if pool == "map":
         yield "vector", "MAPHead_0/probe", "attn_pool.latent", (1, 1, WIDTH), None
-        sa = "MAPHead_0/MultiHeadDotProductAttention_0"
-        yield from attention(sa, "attn_pool.q", "attn_pool.kv", "attn_pool.proj")
+        yield from attention(f"MAPHead_0/{SA}0", "attn_pool.q", "attn_pool.kv", "attn_pool.proj")
         yield "norm", "MAPHead_0/LayerNorm_0", "attn_pool.norm", WIDTH, WIDTH
         yield from mlp("MAPHead_0/MlpBlock_0", "attn_pool.mlp")
     if representation:
@@ -107,12 +103,8 @@ def reference_weights(found, **how):
             w[f"{ours}.weight"] = np.transpose(g[f"{theirs}/kernel"], (3, 2, 0, 1))
         else:  # query, key and value lie below one another
             matrix, bias = g[f"{theirs}/kernel"].reshape(inputs, outputs).T, g[f"{theirs}/bias"].reshape(outputs)
-            before = (
-                [w[f"{ours}.{leaf}"] for leaf in ("weight", "bias")]
-                if f"{ours}.weight" in w
-                else (matrix[:0], bias[:0])
-            )
-            w[f"{ours}.weight"], w[f"{ours}.bias"] = np.concatenate([before[0], matrix]), np.append(before[1], bias)
+            above = w.get(f"{ours}.weight", matrix[:0]), w.get(f"{ours}.bias", bias[:0])
+            w[f"{ours}.weight"], w[f"{ours}.bias"] = np.concatenate([above[0], matrix]), np.append(above[1], bias)
     return w
 
 

@@ -7,6 +7,7 @@ import tarfile
 
 import datasets
 import numpy as np
+from photos import encode
 from PIL import Image
 
 from vitrail.data.pack import pack
@@ -20,16 +21,9 @@ coarse = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
 # Smooth, as photographs are, so that JPEG keeps them.
 IMAGES = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BICUBIC)) for one in coarse])
 GREY = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in IMAGES])
-
-
-def encoded(pixels, kind="PNG", **how):
-    """An array or an image as a file."""
-    file = io.BytesIO()
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, kind, **how)
-    return file.getvalue()
-
-
-PNGS = [encoded(image) for image in IMAGES]
+PNGS = [encode(image) for image in IMAGES]
+LOOSE = {f"{k}.png": PNGS[k] for k in range(6)}
+MIXED = {f"{k}.png" if k in (2, 5) else f"{NAMES[LABELS[k]]}/{k}.png": PNGS[k] for k in range(6)}
 
 
 def put(root, files):
@@ -77,25 +71,16 @@ def by_class(split=True):
     return {f"{'train/' if k < 4 else 'val/'}"[: 9 * split] + f"{NAMES[LABELS[k]]}/{k}.png": PNGS[k] for k in range(6)}
 
 
-def folders(root):
-    return put(root / "place", by_class())
-
-
-def loose(root):
-    return put(root / "place", {f"{k}.png": PNGS[k] for k in range(6)})
-
-
-def mixed(root):
-    return put(
-        root / "place", {f"{k}.png" if k in (2, 5) else f"{NAMES[LABELS[k]]}/{k}.png": PNGS[k] for k in range(6)}
-    )
+def one(root, files, name="place.tar"):
+    """The place `name`, with these files beside it."""
+    return put(root, files) / name
 
 
 def mnist(root, labels=True):
-    numbers = np.array(LABELS, np.uint8)
-    files = {"train-images-idx3-ubyte": idx(GREY[:4]), "t10k-images-idx3-ubyte": idx(GREY[4:])}
-    more = {"train-labels-idx1-ubyte": idx(numbers[:4]), "t10k-labels-idx1-ubyte": idx(numbers[4:])}
-    return put(root / "place", {**files, **(more if labels else {})})
+    arrays = {"images-idx3": GREY, "labels-idx1": np.array(LABELS, np.uint8)} if labels else {"images-idx3": GREY}
+    parts = {"train": slice(0, 4), "t10k": slice(4, 6)}
+    files = {f"{s}-{name}-ubyte": idx(array[part]) for s, part in parts.items() for name, array in arrays.items()}
+    return put(root / "place", files)
 
 
 def cifar(root, binary=False):
@@ -106,28 +91,19 @@ def cifar(root, binary=False):
             files[f"{name}.bin"] = bytes(labels) + rows[k].tobytes()
         else:
             files[name] = pickle.dumps({"data": rows[k : k + 1], "labels": labels, "filenames": ["a"]}, 2)
-    meta = (
-        {"batches.meta.txt": "\n".join(NAMES)} if binary else {"batches.meta": pickle.dumps({"label_names": NAMES}, 2)}
-    )
-    return put(root / "place", files | meta)
+    files |= {"batches.meta.txt": "\n".join(NAMES), "batches.meta": pickle.dumps({"label_names": NAMES}, 2)}
+    return put(root / "place", files)
 
 
 def csv(root):
-    put(root, {f"images/{k}.png": PNGS[k] for k in range(6)})
-    rows = [f"images/{k}.png,{NAMES[LABELS[k]]},{'train' if k < 4 else 'valid'}" for k in range(6)]
-    return put(root, {"place.csv": "\n".join(["image,label,split", *rows])}) / "place.csv"
-
-
-def csv_without_labels(root):
-    put(root, {f"{k}.png": PNGS[k] for k in range(6)})
-    return put(root, {"place.csv": "file,width\n" + "".join(f"{k}.png,32\n" for k in range(6))}) / "place.csv"
+    rows = [f"{k}.png,{NAMES[LABELS[k]]},{'train' if k < 4 else 'valid'}" for k in range(6)]
+    return one(root, LOOSE | {"place.csv": "\n".join(["image,label,split", *rows])}, "place.csv")
 
 
 def jsonl(root):
     """With several labels each."""
-    put(root, {f"{k}.png": PNGS[k] for k in range(6)})
     rows = [json.dumps({"image": f"{k}.png", "labels": [NAMES[LABELS[k]], "insect"], "n": 9**k}) for k in range(6)]
-    return put(root, {"place.jsonl": "\n".join(rows)}) / "place.jsonl"
+    return one(root, LOOSE | {"place.jsonl": "\n".join(rows)}, "place.jsonl")
 
 
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*NAMES])}
@@ -146,34 +122,20 @@ def parquet(root):
     return root / "place"
 
 
-def saved(root):
+def saved(root, labels=True):
     both = datasets.DatasetDict({"train": dataset(range(4)), "test": dataset([4, 5])})
-    both.save_to_disk(str(root / "place"), num_shards={"train": 2, "test": 1})
+    found = both if labels else dataset(range(6), {"image": datasets.Image()})
+    found.save_to_disk(str(root / "place"), num_shards={"train": 2, "test": 1} if labels else None)
     return root / "place"
-
-
-def saved_without_labels(root):
-    dataset(range(6), {"image": datasets.Image()}).save_to_disk(str(root / "place"))
-    return root / "place"
-
-
-def tar(root):
-    return put(root, {"place.tar": tarred(by_class())}) / "place.tar"
-
-
-def tar_without_labels(root):
-    return put(root, {"place.tar": tarred({f"{k}.png": PNGS[k] for k in range(6)})}) / "place.tar"
 
 
 def webdataset(root):
-    shard = [
-        (f"{k}.{kind}", PNGS[k] if kind == "png" else b"%d" % LABELS[k]) for k in range(6) for kind in ("cls", "png")
-    ]
+    shard = [file for k in range(6) for file in ((f"{k}.cls", b"%d" % LABELS[k]), (f"{k}.png", PNGS[k]))]
     return put(root / "place", {"train-0.tar": tarred(shard[:8]), "val-0.tar": tarred(shard[8:])})
 
 
 def packed(root, kind="raw"):
-    pack(find_splits(Data(str(folders(root / "before")))), root / "place", kind=kind)
+    pack(find_splits(Data(str(put(root / "before", by_class())))), root / "place", kind=kind)
     return root / "place"
 
 
@@ -183,12 +145,15 @@ def arrays(labels=LABELS):
 
 # Places of each kind.
 PLACES = {
-    "class folders": folders, "loose images": loose, "mixed folders": mixed,
+    "class folders": lambda root: put(root / "place", by_class()),
+    "loose images": lambda root: put(root / "place", LOOSE), "mixed folders": lambda root: put(root / "place", MIXED),
     "idx": mnist, "idx without labels": lambda root: mnist(root, False),
     "CIFAR for Python": cifar, "CIFAR binary": lambda root: cifar(root, True),
-    "CSV": csv, "CSV without labels": csv_without_labels, "JSONL": jsonl,
-    "Parquet": parquet, "saved": saved, "saved without labels": saved_without_labels,
-    "tar": tar, "tar without labels": tar_without_labels, "webdataset": webdataset,
+    "CSV": csv, "JSONL": jsonl, "CSV without labels": lambda root: one(
+        root, LOOSE | {"place.csv": "file,width\n" + "".join(f"{k}.png,32\n" for k in range(6))}, "place.csv"),
+    "Parquet": parquet, "saved": saved, "saved without labels": lambda root: saved(root, False),
+    "tar": lambda root: one(root, {"place.tar": tarred(by_class())}), "webdataset": webdataset,
+    "tar without labels": lambda root: one(root, {"place.tar": tarred(LOOSE)}),
     "packed": packed, "packed as JPEG": lambda root: packed(root, "jpeg"),
 }  # fmt: skip
 # Sources in memory.

@@ -1,11 +1,13 @@
 """Images for tests: pixels of which no two windows are alike, their files, and what a model wants of them."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vitrail.data.images.augment import draw
+from vitrail.data.images.decode import opened, read
 from vitrail.data.images.geometry import centred
 from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitrail.data.order import sample_seeds
@@ -19,29 +21,32 @@ def photo(height, width, channels=3, noise=40, wave=7):
     return np.clip(np.stack(waves, -1) + random, 0, 255).astype(np.uint8)
 
 
-def encode(pixels, kind, mode=None, **how):
-    """A file's bytes."""
+def encode(pixels, kind="PNG", mode=None, **how):
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.squeeze())
     out = io.BytesIO()
     (image.convert(mode) if mode else image).save(out, kind, **how)
     return out.getvalue()
 
 
+def decode(source, channels=3, name="the image"):
+    """The pixels of a file, or of its bytes."""
+    if isinstance(source, Path):
+        source, name = read(source), str(source)
+    return opened(source, name).decode(channels=channels)
+
+
 def turned(orientation):
-    """EXIF that says so."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
 
 
 def model(height=32, width=32, channels=3, resize="squash", fraction=1.0, interpolation="bilinear"):
-    """A preprocessing."""
     statistics = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
     return Preprocessing((height, width), *statistics, resize, fraction, interpolation)
 
 
 def keys(count, seed=0):
-    """Those of a batch's samples."""
     return sample_seeds(0, count, seed).tolist()
 
 

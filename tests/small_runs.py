@@ -34,10 +34,19 @@ def start(run, folder):
     return Trainer(run, folder)
 
 
+def again(folder):
+    """A trainer for what is left of a run."""
+    return Trainer(runs.read(folder), folder)
+
+
 def history(folder):
     """What was logged, without what depends on the clock."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in ("images_per_second", "data_wait")} for r in records]
+
+
+def logged(folder, name):
+    return [record[name] for record in history(folder) if name in record]
 
 
 def weights(folder):
@@ -46,8 +55,33 @@ def weights(folder):
 
 def assert_same_run(a, b):
     assert history(a) == history(b)
-    for name, tensor in weights(a).items():
-        assert torch.equal(tensor, weights(b)[name]), name
+    assert_same_files(a, b, "model/model.safetensors")
+
+
+def resumes(run, folder, step=7):
+    """Whole, and crashed at this step: the trainer that went on after it."""
+    start(run, folder / "whole").fit()
+    crash_at(start(run, folder / "cut"), step)
+    return goes_on(folder)
+
+
+def goes_on(folder, done=None):
+    trainer = again(folder / "cut")
+    assert done is None or trainer.done == done
+    trainer.fit()
+    assert_same_run(folder / "whole", folder / "cut")
+    return trainer
+
+
+def assert_same_end(a, b, step):
+    """Of weights, optimiser and average after the last step."""
+    assert_same_files(a, b, f"checkpoints/step-{step}/tensors.safetensors")
+
+
+def assert_same_files(a, b, name):
+    ours, theirs = load_file(a / name), load_file(b / name)
+    assert ours.keys() == theirs.keys()
+    assert not [key for key, tensor in ours.items() if not torch.equal(tensor, theirs[key])]
 
 
 def crash_at(trainer, step):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.batch import Batch
 from vitrail.data.stream import Loaded
@@ -77,11 +77,8 @@ def test_a_batch_is_split_and_nothing_is_lost(size):
 def test_fields_are_added_and_replaced_in_another_batch():
     batch = Batch(**fields())
     more = batch.plus(names=["x", "y", "z"], lam=torch.ones(3))
-    assert list(more) == [*fields(), "lam"]
+    assert (list(more), list(batch)) == ([*fields(), "lam"], [*fields()])
     assert (more["names"], batch["names"]) == (["x", "y", "z"], ["a", "b", "c"])
-    assert "lam" in more
-    assert "lam" not in batch
-    assert len(more) == len(batch) == 3
 
 
 REFUSED = {
@@ -99,14 +96,3 @@ REFUSED = {
 def test_what_has_no_entry_for_each_image_is_refused(message):
     with pytest.raises(ValueError, match=message):
         Batch(**REFUSED[message])
-
-
-def test_a_graph_with_a_batch_in_it_is_one_for_any_size():
-    class Module(nn.Module):
-        def forward(self, images):
-            batch = Batch(images=images, twice=images * 2)
-            return batch["images"] + batch["twice"]
-
-    dynamic = ({0: torch.export.Dim("batch")},)
-    graph = torch.export.export(Module(), (torch.ones(3, 4),), dynamic_shapes=dynamic, strict=False).module()
-    assert graph(torch.ones(7, 4)).tolist() == [[3.0] * 4] * 7

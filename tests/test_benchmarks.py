@@ -19,7 +19,6 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from vitrail.data.pack import pack
 from vitrail.data.sources.open import Data, find_splits
 from vitrail.models import vit
-from vitrail.models.cost import parameters
 from vitrail.models.zoo import configure
 from vitrail.optim.build import Config, build
 from vitrail.optim.schedule import multiplier
@@ -27,7 +26,7 @@ from vitrail.optim.schedule import multiplier
 sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the package
 
 from benchmarks import __main__ as whole
-from benchmarks import accuracy, gpu, loader, peers, pool, rounds, throughput, timm_script, trainee, training, versions
+from benchmarks import accuracy, gpu, loader, pool, rounds, throughput, timm_script, trainee, training, versions
 from benchmarks.machine import write_json
 from benchmarks.photographs import draw_photographs, photographs, unpacked
 from benchmarks.worker import cores, shared_step
@@ -63,7 +62,8 @@ def test_everybody_has_a_turn_in_each_round_and_ratios_are_within_a_round():
     rounds.take_turns(record, turns(ours=[1.0, 2.0, 3.0], theirs=[2.0, 4.0, 6.0]), 3)
     assert record["libraries"] == {"ours": {"seconds": [1, 2, 3]}, "theirs": {"seconds": [2, 4, 6]}}
     assert "0.500 (0.500 to 0.500)" in rounds.report([record], {})  # though neither series is steady
-    rounds.take_turns(record, turns(ours=[4.0], theirs=[8.0]), 1)  # fresh processes go on in the same record
+    # Fresh processes go on in the same record; no round begins that would end too late.
+    rounds.take_turns(record, turns(ours=[4.0, 1.0], theirs=[8.0, 2.0]), 5, until=-math.inf)
     assert record["libraries"]["theirs"]["seconds"] == [2, 4, 6, 8]
 
 
@@ -89,12 +89,6 @@ def test_a_disturbed_round_is_measured_again_and_does_not_count(monkeypatch):
     assert "3 of 4" in rounds.report([record], {})
 
 
-def test_no_round_begins_that_would_end_too_late():
-    record = rounds.new("case", "ours")
-    rounds.take_turns(record, turns(ours=[1.0, 1.0]), 5, until=-math.inf)
-    assert record["libraries"]["ours"]["seconds"] == [1]
-
-
 def test_a_runs_speed_is_that_of_its_own_steps_after_the_warm_up():
     assert rounds.steady([9.0, 9.0, 1.0, 2.0, 1.0, 2.0, 2.0], batch=4, warm=2) == 8 / 5 / 4
     with pytest.raises(ValueError, match=r"4 steps after the first 2, but 5"):
@@ -109,12 +103,6 @@ def test_the_seconds_of_each_step_are_read_from_timms_log():
     for log in (LOG + LOG, LOG.replace("[   1/3", "[   2/3"), ""):
         with pytest.raises(ValueError, match="not of each"):
             timm_script.step_seconds(log, batch=16)
-
-
-def test_timms_script_trains_as_many_steps_as_we_do():
-    words = training.timm_command(trainee.CASES["demo"], Path("a/FashionMNIST/raw"), Path("train.py"), 2, "out")
-    options = dict(pairwise(words))
-    assert (options["--epochs"], options["--warmup-epochs"], options["--log-interval"]) == ("1", "0", "1")
 
 
 def timm_model(shape):
@@ -163,16 +151,6 @@ def test_both_follow_the_same_schedule():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(ours, abs=1e-12)
 
 
-def test_photographs_are_repeated_until_there_are_enough(tmp_path):
-    drawn = draw_photographs(tmp_path / "drawn", 3)
-    found = sorted((photographs(tmp_path, tmp_path / "drawn", 25) / "train").rglob("*.jpg"))
-    assert (len(found), len({path.parent for path in found})) == (25, 10)
-    assert {path.read_bytes() for path in found} == {path.read_bytes() for path in drawn}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has no photographs"):
-        photographs(tmp_path, tmp_path / "empty", 5)
-
-
 REFUSED = {
     training.main: ["--cases B/16", "--steps 4", "--rounds 0", "--timm-script none", "--peers jax", "--peers timm"],
     whole.main: ["speed", "--minutes 0", "--data none", "--timm-script none"],
@@ -200,6 +178,8 @@ def test_the_archive_and_its_folder_are_found_alike(tmp_path):
     assert unpacked(tmp_path / "given.tar.gz", tmp_path / "out") == tmp_path / "out" / "cifar10"
     with pytest.raises(ValueError, match="test has no folders train and test"):
         unpacked(given / "test", tmp_path)
+    with pytest.raises(ValueError, match="cat has no photographs"):
+        photographs(tmp_path, given / "test" / "cat", 5)
 
 
 @pytest.mark.parametrize("name", ["vitrail", "vitrail packed, 2 processes", "timm", "ImageFolder"])
@@ -210,21 +190,6 @@ def test_every_loader_hands_out_the_same_number_of_images(tmp_path, monkeypatch,
     pack(find_splits(Data(str(files))), tmp_path / "packed", 256)
     assert list(loader.HOW[name](files, tmp_path / "packed")) == [8, 8, 0] * loader.EPOCHS
     assert loader.difference(files, tmp_path / "packed", 2)["evaluation"] < 0.1
-
-
-def test_a_loaders_speed_leaves_out_the_first_epoch(monkeypatch):
-    clock = iter([5.0, 7.0, 9.0])
-    monkeypatch.setattr(loader.time, "perf_counter", lambda: next(clock))
-    assert loader.seconds_of_image([64, 64, 0, 64, 64, 0, 64, 64, 0]) == (9 - 5) / (4 * 64)
-
-
-def test_the_model_of_32_pixels_is_the_zoos_with_smaller_patches():
-    case = peers.Case.parse("Ti/4@32")
-    assert case.parameters == parameters(configure("ViT-Ti/16", image_size=32, patch_size=4))
-    options = throughput.parse(["--cases", "Ti/4@32", "--device", "cpu"])
-    assert [row.batch for row in throughput.settings(options, ("eager",))] == [128, 128]
-    for library in ("vitrail", "timm", "torchvision"):
-        assert peers.build(library, case)(torch.zeros(1, 3, 32, 32)).shape == (1, peers.CLASSES)
 
 
 def test_a_step_that_cores_share_has_the_gradients_of_a_whole_one():
@@ -289,20 +254,6 @@ def test_a_topic_that_breaks_leaves_the_others_running_in_what_is_left_of_the_mi
     assert not (tmp_path / "loader.json").exists()
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert "no space left" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files open
-@pytest.mark.parametrize("step", [trainee.first_step, trainee.timms_first_step])
-def test_a_first_step_is_one_step(tmp_path, monkeypatch, step):
-    small = replace(trainee.FIRST, shape=timm_script.Shape(32, 16, 192, 1, 3), batch=2)
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, img_size=32, depth=1, **more))
-    monkeypatch.setattr(trainee, "FIRST", small)
-    draw_photographs(tmp_path / "drawn", 2)
-    steps = []
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: steps.append(self))
-    step(photographs(tmp_path, tmp_path / "drawn", 20))
-    assert len(steps) == 1
 
 
 def test_a_process_that_fails_or_takes_too_long_is_an_error_with_its_last_words():

@@ -1,30 +1,18 @@
-"""The optimiser against NumPy in float64 over several steps; learning rates, clipping, the command line."""
-
-import copy
-import json
-from dataclasses import asdict
+"""The optimiser with its rules against NumPy and torch over several steps; learning rates, clipping."""
 
 import numpy as np
 import pytest
-import timm
 import torch
-import tyro
 from torch import nn
 
 from vitrail.models import vit
-from vitrail.optim.build import Config, Joint, build, clip, set_lr
-from vitrail.optim.muon import Muon
+from vitrail.optim.build import Config, build, clip, set_lr
 from vitrail.optim.rules import Rule, freeze
 from vitrail.optim.schedule import Schedule, multiplier
 
 RULES = (Rule("first.weight", lr=0.25), Rule("last.weight", decay=0.5), freeze("first.bias"))
-SCALES = {
-    "first.weight": (0.25, 1.0),
-    "norm.weight": (1.0, 0.0),
-    "norm.bias": (1.0, 0.0),
-    "last.weight": (1.0, 0.5),
-    "last.bias": (1.0, 0.0),
-}
+SCALES = {"first.weight": (0.25, 1.0), "last.weight": (1.0, 0.5)}
+SCALES |= dict.fromkeys(["norm.weight", "norm.bias", "last.bias"], (1.0, 0.0))
 
 
 def small():
@@ -33,50 +21,27 @@ def small():
     return model.double()
 
 
-def train(model, config, steps=6):
-    """Runs the optimiser on given gradients; returns the parameters at the start, and the gradients."""
-    start = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-    optimizer, random, seen = build(model, config), np.random.default_rng(1), []
-    for step in range(steps):
-        seen.append({name: random.normal(size=value.shape) for name, value in start.items()})
-        for name, parameter in model.named_parameters():
-            parameter.grad = torch.from_numpy(seen[-1][name].copy()) if parameter.requires_grad else None
-        set_lr(optimizer, config, multiplier(config.schedule, step, steps))
-        optimizer.step()
-    return start, seen
-
-
-def assert_parameters(model, expected):
-    for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.detach().numpy(), expected[name], rtol=1e-12, err_msg=name)
-
-
 def test_adamw_equals_numpy_with_mask_and_scales():
-    config = Config(
-        lr=0.1, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-3, rules=RULES, schedule=Schedule(warmup="2 steps")
-    )
-    model = small()
-    w, grads = train(model, config)
-    for name, (lr_scale, decay_scale) in SCALES.items():
-        m = v = 0.0
-        for t, gradient in enumerate(grads):
+    schedule = Schedule(warmup="2 steps")
+    config = Config(lr=0.1, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-3, rules=RULES, schedule=schedule)
+    model, random = small(), np.random.default_rng(1)
+    optimizer = build(model, config)
+    w = {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
+    m = v = dict.fromkeys(w, 0.0)
+    for t in range(6):
+        gradients = {name: random.normal(size=value.shape) for name, value in w.items()}
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.from_numpy(gradients[name]) if parameter.requires_grad else None
+        set_lr(optimizer, config, multiplier(schedule, t, 6))
+        optimizer.step()
+        m = {name: 0.8 * m[name] + 0.2 * gradient for name, gradient in gradients.items()}
+        v = {name: 0.95 * v[name] + 0.05 * gradient**2 for name, gradient in gradients.items()}
+        for name, (lr_scale, decay_scale) in SCALES.items():
             lr = 0.1 * lr_scale * (t / 2 if t < 2 else (6 - t) / 4)
-            m, v = 0.8 * m + 0.2 * gradient[name], 0.95 * v + 0.05 * gradient[name] ** 2
             w[name] = w[name] * (1 - lr * 0.3 * decay_scale)
-            w[name] = w[name] - lr * (m / (1 - 0.8 ** (t + 1))) / (np.sqrt(v / (1 - 0.95 ** (t + 1))) + 1e-3)
-    assert_parameters(model, w)
-
-
-def test_sgd_equals_numpy():
-    config = Config("sgd", lr=0.1, weight_decay=0.0, rules=RULES, schedule=Schedule("cosine"))
-    model = small()
-    w, grads = train(model, config)
-    for name, (lr_scale, _) in SCALES.items():
-        velocity = 0.0
-        for t, gradient in enumerate(grads):
-            velocity = 0.9 * velocity + gradient[name]
-            w[name] = w[name] - 0.1 * lr_scale * (1 + np.cos(np.pi * t / 6)) / 2 * velocity
-    assert_parameters(model, w)
+            w[name] -= lr * (m[name] / (1 - 0.8 ** (t + 1))) / (np.sqrt(v[name] / (1 - 0.95 ** (t + 1))) + 1e-3)
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), w[name], rtol=1e-12, err_msg=name)
 
 
 def tiny():
@@ -111,8 +76,7 @@ def rest_by_hand(model):
 
 def learn(model, step):
     random = torch.Generator().manual_seed(step)
-    loss = model(torch.randn(6, 1, 8, 8, generator=random)).square().sum()
-    loss.backward()
+    model(torch.randn(6, 1, 8, 8, generator=random)).square().sum().backward()
 
 
 def test_what_muon_leaves_is_torchs_adamws_bit_for_bit():
@@ -138,27 +102,6 @@ def test_what_muon_leaves_is_torchs_adamws_bit_for_bit():
         assert torch.equal(parameter, start[name]) == (name == "pos_embed")
 
 
-def test_muon_and_adamw_share_their_groups_and_their_state_with_whoever_holds_both():
-    model = tiny()
-    optimizer = build(model, MUON)
-    assert isinstance(optimizer, Joint)
-    learn(model, 0)
-    optimizer.step()
-    state = {name: set(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
-    assert state["blocks.1.attn.qkv.weight"] == {"momentum_buffer"}
-    assert state["patch_embed.proj.weight"] == {"step", "exp_avg", "exp_avg_sq"}
-    names = [name for group in optimizer.param_groups for name in group["names"]]
-    assert sorted(names) == sorted(state) == sorted(name for name, _ in model.named_parameters() if name != "pos_embed")
-    assert optimizer.step(lambda: 1.5) == 1.5
-    optimizer.zero_grad()
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_muon_alone_needs_no_joint():
-    optimizer = build(tiny(), Config("muon", rules=(Rule(r"blocks\.\d+\.(attn|mlp)\..*weight", lr=1.0), freeze(".*"))))
-    assert isinstance(optimizer, Muon)
-
-
 def test_muon_without_matrices_is_refused():
     with pytest.raises(ValueError, match=r"muon trains the matrices .*, and ModuleDict has none to train: use adamw"):
         build(small(), Config("muon"))
@@ -166,113 +109,28 @@ def test_muon_without_matrices_is_refused():
         build(tiny(), Config("muon", rules=(freeze("blocks"),)))
 
 
-def test_decay_alone_touches_kernels_only():
-    model = timm.models.VisionTransformer(img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3)
-    for parameter in model.parameters():
-        nn.init.ones_(parameter)
-        parameter.grad = torch.zeros_like(parameter)
-    build(model, Config(lr=0.5, weight_decay=0.2)).step()
-    for name, parameter in model.named_parameters():
-        kernel = name.endswith(("proj.weight", "qkv.weight", "fc1.weight", "fc2.weight", "head.weight"))
-        assert torch.equal(parameter, torch.full_like(parameter, 1 - 0.5 * 0.2 if kernel else 1.0)), name
-
-
-def test_default_is_the_papers():
-    config = Config()
-    optimizer = build(small(), config)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    group = optimizer.param_groups[0]
-    assert (group["betas"], group["lr"], group["weight_decay"]) == ((0.9, 0.999), 3e-3, 0.3)
-    assert config.clip == 1
-    steps = 91_500  # 300 epochs of ImageNet, batch 4096
-    assert multiplier(config.schedule, 5_000, steps, batch=4096) == 0.5
-    assert multiplier(config.schedule, 10_000, steps, batch=4096) == 1
-    assert multiplier(config.schedule, 20_000, 2 * steps, batch=2048) == 1
-
-
-def test_set_lr_depends_on_its_arguments_alone():
-    config = Config(lr=0.1, rules=RULES)
-    optimizer = build(small(), config)
-    for factor in (1.0, 0.0, 0.5, 0.5):
-        set_lr(optimizer, config, factor)
-        for group in optimizer.param_groups:
-            assert group["lr"] == 0.1 * factor * (0.25 if "first.weight" in group["names"] else 1)
-
-
-def test_layer_decay_comes_after_the_rules():
-    model = timm.models.VisionTransformer(img_size=32, embed_dim=16, depth=2, num_heads=2, num_classes=3)
-    optimizer = build(model, Config(lr=1.0, layer_decay=0.5, rules=(Rule("cls_token", lr=1.0),)))
-    lrs = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
-    assert (lrs["cls_token"], lrs["pos_embed"], lrs["blocks.0.norm1.bias"], lrs["head.bias"]) == (1, 0.125, 0.25, 1)
-
-
 def test_clip_is_by_the_global_norm():
     first, second, without = (nn.Parameter(torch.zeros(2)) for _ in range(3))
-    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
     parameters = [first, second, without]
-    assert clip(parameters, None) == 5
-    assert clip(parameters, 10.0) == 5
-    assert torch.equal(first.grad, torch.tensor([3.0, 0.0]))  # below the limit: untouched, bit for bit
-    assert clip(iter(parameters), 1.0) == 5  # one factor for both: the direction stays
-    torch.testing.assert_close(first.grad, torch.tensor([0.6, 0.0]))
-    torch.testing.assert_close(second.grad, torch.tensor([0.0, 0.8]))
+    for limit, scale in ((None, 1.0), (10.0, 1.0), (1.0, 0.2)):  # one factor for both: the direction stays
+        first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+        assert clip(iter(parameters), limit) == 5
+        tolerance = {} if limit == 1 else {"rtol": 0, "atol": 0}  # below the limit: untouched, bit for bit
+        torch.testing.assert_close(first.grad + second.grad, scale * torch.tensor([3.0, 4.0]), **tolerance)
     second.grad[0] = torch.nan
     assert clip(parameters, 1.0).isnan()
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("by", ["state_dict", "parameter"])
-def test_state_survives_a_restart(name, by):
-    config = MUON if name == "muon" else Config(lr=0.1, rules=RULES, schedule=Schedule())
-    model, twin = (tiny(), tiny()) if name == "muon" else (small(), small())
-    first, second = build(model, config), build(twin, config)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    first.step()
-    twin.load_state_dict(model.state_dict())
-    if by == "state_dict":
-        second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch would share the tensors
-    else:  # as a checkpoint does
-        for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
-            if parameter.requires_grad:
-                second.state[other] = copy.deepcopy(first.state[parameter])
-    set_lr(second, config, 0.5)
-    set_lr(first, config, 0.5)
-    for optimizer, owner in ((first, model), (second, twin)):
-        for parameter in owner.parameters():
-            parameter.grad = torch.full_like(parameter, 0.3) if parameter.requires_grad else None
-        optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-
-
-def test_config_is_plain_and_reads_from_the_command_line():
-    config = Config(rules=RULES, layer_decay=0.75)
-    data = json.loads(json.dumps(asdict(config)))
-    assert data["rules"][0] == {"pattern": "first.weight", "lr": 0.25, "decay": None}
-    data |= {
-        "betas": tuple(data["betas"]),
-        "rules": tuple(Rule(**rule) for rule in data["rules"]),
-        "schedule": Schedule(**data["schedule"]),
-    }
-    assert Config(**data) == config
-    args = ["--lr", "3e-4", "--clip", "None", "--schedule.warmup", "5%", "--schedule.kind", "rsqrt"]
-    expected = Config(lr=3e-4, clip=None, rules=RULES, layer_decay=0.75, schedule=Schedule("rsqrt", warmup="5%"))
-    assert tyro.cli(Config, default=config, args=args) == expected
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"name": "adam"}, "optimiser 'adam' is unknown: choose adamw, sgd or muon"),
-        ({"lr": -1.0}, r"optimiser lr = -1.0 must be 0 or more"),
-        ({"weight_decay": float("nan")}, "optimiser weight_decay = nan must be 0 or more"),
-        ({"betas": (0.9, 1.0)}, r"optimiser betas = \(0.9, 1.0\) and momentum = 0.9 must be 0 or more, and below 1"),
-        ({"momentum": -0.1}, "momentum = -0.1 must be"),
-        ({"eps": 0.0}, "eps = 0.0 above 0"),
-        ({"clip": 0.0}, "clip = 0.0 must be above 0: use None"),
-        ({"name": "sgd"}, "sgd has no decoupled weight decay, but weight_decay = 0.3: set it to 0.0"),
+        ({"lr": -1.0}, r"lr = -1.0"), ({"weight_decay": float("nan")}, "weight_decay = nan"),
+        ({"betas": (0.9, 1.0)}, r"betas = \(0.9, 1.0\)"), ({"momentum": -0.1}, "momentum = -0.1"),
+        ({"eps": 0.0}, "eps = 0.0"), ({"clip": 0.0}, "clip = 0.0"),
+        ({"name": "sgd"}, "sgd has no decoupled weight decay, but weight_decay = 0.3"),
     ],
-)
-def test_config_errors_are_sentences(unchecked, settings, sentence):
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(unchecked, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Config(**settings)

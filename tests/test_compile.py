@@ -8,22 +8,15 @@ from vitrail.models import resnet
 from vitrail.models.vit import Config, ViT
 
 SMALL = {"image_size": (16, 16), "patch_size": (8, 8), "width": 32, "depth": 1, "heads": 2, "mlp_dim": 48, "classes": 5}
-HYBRID = {"patch_size": (2, 2), "stem": resnet.Config(blocks=(1,), classes=0), "image_size": (32, 32)}
 CASES = {
     "plain": {},
     "everything": {
-        "registers": 2,
-        "class_position": False,
-        "pool": "map",
-        "layer_scale": 1e-5,
-        "qk_norm": True,
-        "activation": "swiglu",
-        "representation": 24,
+        "registers": 2, "class_position": False, "pool": "map", "layer_scale": 1e-5, "qk_norm": True,
+        "activation": "swiglu", "representation": 24,
     },
     "sin-cos": {"positions": "sincos"},
-    "hybrid": HYBRID,
-}
-NOISE = {"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.1, "depth": 2}
+    "hybrid": {"patch_size": (2, 2), "stem": resnet.Config(blocks=(1,), classes=0), "image_size": (32, 32)},
+}  # fmt: skip
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
@@ -71,28 +64,6 @@ def test_inductors_code_gives_the_same_logits_and_gradients(case):
     same(model, pixels(model), "inductor", 2e-5)
 
 
-@pytest.mark.parametrize("case", ["plain", "hybrid"])
-def test_training_with_noise_is_one_graph_too(case):
-    model = tiny(case, **NOISE).train()
-    run, images = torch.compile(model, fullgraph=True, backend="aot_eager"), pixels(model)
-    torch.manual_seed(3)
-    expected = gradients(model, model, images)
-    torch.manual_seed(3)
-    for e, f in zip(expected, gradients(model, run, images), strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(run(images), run(images))
-
-
-def test_compiled_evaluation_follows_the_parameters():
-    model = tiny()
-    run, images = torch.compile(model, fullgraph=True, backend="aot_eager"), pixels(model, (24, 16))
-    with torch.no_grad():
-        before = run(images)
-        model.pos_embed.mul_(2)
-        torch.testing.assert_close(run(images), model(images), rtol=1e-5, atol=1e-5)
-        assert (run(images) - before).abs().max() > 1e-2
-
-
 def test_a_size_is_compiled_once():
     model = tiny()
     with torch.compiler.set_stance("default"), torch.no_grad():
@@ -105,33 +76,16 @@ def test_a_size_is_compiled_once():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bfloat16_autocast_stays_near_float32(case):
+def test_bfloat16_stays_near_float32_as_does_autocast_whose_gradients_are_in_float32(case):
     model = tiny(case, depth=2)
     images = pixels(model, batch=4)
-    with torch.no_grad():
-        expected = model(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(images)
-    assert logits.dtype == torch.bfloat16
-    assert logits.isfinite().all()
-    # bfloat16 has 8 bits: each of the few roundings on the way is of 2^-9 of the value.
-    assert (logits - expected).norm() <= 0.03 * expected.norm()
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_bfloat16_weights_stay_near_float32(case):
-    model = tiny(case, depth=2)
-    images = pixels(model, batch=4)
-    with torch.no_grad():
-        expected = model(images)
-        logits = model.to(torch.bfloat16)(images.to(torch.bfloat16))
-    assert logits.dtype == torch.bfloat16
-    assert (logits - expected).norm() <= 0.03 * expected.norm()
-
-
-def test_autocast_gradients_arrive_in_float32_at_every_parameter():
-    model = tiny("everything")
+    expected = model(images).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(pixels(model)).float().square().mean()
-    loss.backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+        logits = model(images)
+    logits.float().square().mean().backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    # bfloat16 has 8 bits: each of the few roundings on the way is of 2^-9 of the value.
+    for found in (logits, model.to(torch.bfloat16)(images.to(torch.bfloat16))):
+        assert found.dtype == torch.bfloat16
+        assert (found - expected).norm() <= 0.03 * expected.norm()

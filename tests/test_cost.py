@@ -9,26 +9,22 @@ from vitrail.models import cost, resnet
 from vitrail.models.vit import Config
 from vitrail.models.zoo import configure
 
-PAPER = [  # name, parameters, GFLOP at 224 and at 384
-    ("ViT-B/16", 86_567_656, 35.13, 110.97),
-    ("ViT-L/16", 304_326_632, 123.11, 382.13),
-    ("ViT-H/14", 632_045_800, 334.59, 1006.96),
-]
 
-
-@pytest.mark.parametrize(("name", "parameters", "at_224", "at_384"), PAPER, ids=[row[0] for row in PAPER])
+@pytest.mark.parametrize(
+    ("name", "parameters", "at_224", "at_384"),
+    [
+        ("ViT-B/16", 86_567_656, 35.13, 110.97),
+        ("ViT-L/16", 304_326_632, 123.11, 382.13),
+        ("ViT-H/14", 632_045_800, 334.59, 1006.96),
+        ("ViT-Ti/16", 5_717_416, None, None), ("ViT-S/16", 22_050_664, None, None),
+        ("R50+ViT-B/16", 98_659_112, None, None),
+    ],
+)  # fmt: skip
 def test_the_papers_models_cost_what_they_are_known_to_cost(name, parameters, at_224, at_384):
     config = configure(name, remainder="crop")  # 384 / 14 leaves 6 pixels over
     assert cost.parameters(config) == parameters
-    assert round(cost.flops(config, (224, 224)) / 1e9, 2) == at_224
-    assert round(cost.flops(config, (384, 384)) / 1e9, 2) == at_384
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("ViT-Ti/16", 5_717_416), ("ViT-S/16", 22_050_664), ("R50+ViT-B/16", 98_659_112)]
-)
-def test_the_other_known_counts_are_exact(name, parameters):
-    assert cost.parameters(configure(name)) == parameters
+    for size, gflop in ((224, at_224), (384, at_384)):
+        assert gflop in (None, round(cost.flops(config, (size, size)) / 1e9, 2))
 
 
 def counted(config, size):
@@ -44,24 +40,19 @@ STEM = resnet.Config(blocks=(1, 2), classes=0)
 SMALL = {"image_size": (32, 48), "patch_size": (4, 4), "width": 32, "depth": 2, "heads": 2, "mlp_dim": 40, "classes": 7}
 COUNTED = {
     "plain": Config(**SMALL),
-    "MAP": Config(**SMALL, pool="map"),
-    "SwiGLU": Config(**SMALL, activation="swiglu"),
     "MAP, SwiGLU": Config(**SMALL, pool="map", activation="swiglu", class_token=False),
     "mean, registers": Config(**SMALL, pool="avg", registers=3),
     "pre-logits": Config(**SMALL, representation=24),
     "no head": Config(**{**SMALL, "classes": 0}),
     "wide patch, grey": Config(**{**SMALL, "patch_size": (2, 8), "channels": 1}),
     "crop": Config(**SMALL, remainder="crop"),
-    "hybrid": Config(**{**SMALL, "patch_size": (1, 1)}, stem=STEM),
+    "hybrid": Config(**{**SMALL, "patch_size": (2, 2)}, stem=STEM),
     "hybrid, crop": Config(**{**SMALL, "patch_size": (1, 1)}, stem=STEM, remainder="crop"),
-    "hybrid, patch 2": Config(**SMALL | {"patch_size": (2, 2)}, stem=STEM),
     "ResNet": resnet.Config(blocks=(1, 2, 1), classes=7),
     "ResNet x2": resnet.Config(blocks=(2,), width_factor=2, classes=0, channels=1),
-    "ViT-B/16": configure("ViT-B/16"),
     "R50+ViT-B/16": configure("R50+ViT-B/16"),
     "SigLIP": configure("vit_so400m_patch14_siglip_384"),
     "DINOv2-g": configure("vit_giant_patch14_reg4_dinov2"),
-    "BiT-R50x1": configure("BiT-R50x1"),
 }
 
 

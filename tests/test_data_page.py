@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pytest
 from pages import Outline
 from PIL import Image
 
@@ -25,9 +24,8 @@ def arrays(count, labels=None):
 
 
 def page(splits, folder):
-    path = write(check(splits, progress=False), folder / "check.html", splits)
-    assert path == folder / "check.html"
-    html = path.read_text(encoding="utf-8")
+    write(check(splits, progress=False), folder / "check.html", splits)
+    html = (folder / "check.html").read_text(encoding="utf-8")
     Outline(html)
     return html
 
@@ -61,7 +59,8 @@ def test_findings_come_first_with_their_images_and_names_are_text(tmp_path):
     report = check(splits, progress=False)
     for path in (tmp_path / "data").rglob("*.png"):
         path.unlink()
-    assert "<img" not in write(report, tmp_path / "check.html", splits).read_text()
+    write(report, tmp_path / "check.html", splits)
+    assert "<img" not in (tmp_path / "check.html").read_text()
 
 
 def test_a_pair_shows_the_images_that_differ_in_split_or_label(tmp_path):
@@ -96,8 +95,3 @@ def test_samples_are_of_every_class_and_always_the_same(tmp_path):
 def test_a_clean_set_and_an_empty_one_have_a_page(tmp_path):
     assert "<h2>Nothing wrong was found</h2>" in page({"train": arrays(30)}, tmp_path)
     assert "0 images: all 0" in page({"all": Subset(arrays(3), [])}, tmp_path)
-
-
-def test_a_page_that_cannot_be_written_names_the_file(tmp_path):
-    with pytest.raises(ValueError, match=r"none.check\.html .*No such file or directory"):
-        page({"train": arrays(20)}, tmp_path / "none")

@@ -37,11 +37,7 @@ def ran(folder, *arguments):
 
 def test_the_page_has_one_file_of_each_and_the_commands_that_use_them():
     assert list(FILES) == ["stars.py", "regress.py", "error.py", "my_recipes.py", "in_python.py"]
-    assert [command[:2] for command in COMMANDS] == [
-        ["vitrail", verb] for verb in ("train", "evaluate", "predict", "resume")
-    ]
-    for name in FILES:
-        compile(FILES[name], name, "exec")
+    assert [command[1] for command in COMMANDS] == ["train", "evaluate", "predict", "resume"]
 
 
 def test_the_commands_do_what_the_page_says(folder):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_sources import encoded, put
+from made_sources import put
+from photos import encode
 from PIL import Image
 
 from vitrail.data.audit.findings import KINDS, Item, check, line, text
@@ -19,16 +20,13 @@ def photo(seed, size=(60, 80)):
     """A picture of its own for each seed: waves in all directions."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]] / 20
-    waves = sum(
-        random.normal(size=3) * np.sin(a * x + b * y + c)[..., None]
-        for a, b, c in random.uniform(-3, 3, (12, 3))
-    )  # fmt: skip
-    return (128 + 20 * waves).clip(10, 240).astype(np.uint8)
+    angles = [np.sin(a * x + b * y + c)[..., None] for a, b, c in random.uniform(-3, 3, (12, 3))]
+    return (128 + 20 * sum(random.normal(size=3) * wave for wave in angles)).clip(10, 240).astype(np.uint8)
 
 
 def place(folder, files):
     """Writes {name: bytes or pixels}."""
-    put(folder, {name: file if isinstance(file, bytes) else encoded(file) for name, file in files.items()})
+    put(folder, {name: file if isinstance(file, bytes) else encode(file) for name, file in files.items()})
 
 
 def clean():
@@ -57,23 +55,20 @@ FIRST = clean()["train/cat/0.png"]
 FLAT = np.full((30, 30, 3), 7, np.uint8)
 # What is added to a clean set, and what is found then; X is train/cat/x.png, O train/cat/0.png.
 FAULTS = {
-    "cut": ({"train/cat/x.jpg": encoded(photo(99), "JPEG")[:900]}, {"unreadable": ["train/cat/x.jpg"]}),
-    "text": ({"train/cat/x.jpg": b"hello"}, {"unreadable": ["train/cat/x.jpg"]}),
-    "empty": ({"val/cat/x.jpg": b""}, {"unreadable": ["val/cat/x.jpg"]}),
+    "cut": ({"train/cat/x.jpg": encode(photo(99), "JPEG")[:900]}, {"unreadable": ["train/cat/x.jpg"]}),
     "copy": ({"train/cat/x.png": FIRST}, {"copies": ["O X"]}),
-    "same pixels": ({"train/cat/x.bmp": encoded(FIRST, "BMP")}, {"copies": ["O train/cat/x.bmp"]}),
+    "same pixels": ({"train/cat/x.bmp": encode(FIRST, "BMP")}, {"copies": ["O train/cat/x.bmp"]}),
     "other label": ({"train/dog/x.png": FIRST}, {"copies under several labels": ["O train/dog/x.png"]}),
     "leak": ({"val/cat/x.png": FIRST}, {"copies across splits": ["O val/cat/x.png"]}),
     "leak under another label": ({"val/dog/x.png": FIRST}, {
         "copies across splits": ["O val/dog/x.png"], "copies under several labels": ["O val/dog/x.png"]}),
-    "re-encoded": ({"train/cat/x.jpg": encoded(FIRST, "JPEG", quality=60)}, {"alike": ["O train/cat/x.jpg"]}),
+    "re-encoded": ({"train/cat/x.jpg": encode(FIRST, "JPEG", quality=60)}, {"alike": ["O train/cat/x.jpg"]}),
     "scaled leak": ({"val/cat/x.png": np.asarray(Image.fromarray(FIRST).resize((40, 30)))},
         {"alike across splits": ["O val/cat/x.png"]}),
     "mirrored": ({"train/dog/x.png": FIRST[:, ::-1]}, {"alike under several labels": ["O train/dog/x.png"]}),
-    "brighter": ({"train/cat/x.png": FIRST + 9}, {"alike": ["O X"]}),
     "blank": ({"train/cat/x.png": FLAT, "val/dog/x.png": FLAT}, {"blank": ["X", "val/dog/x.png"]}),
     "tiny": ({"train/cat/x.png": photo(98, (5, 40))}, {"tiny": ["X"]}),
-    "misnamed": ({"train/cat/x.png": encoded(photo(97), "JPEG")}, {"misnamed": ["X"]}),
+    "misnamed": ({"train/cat/x.png": encode(photo(97), "JPEG")}, {"misnamed": ["X"]}),
     "few": ({f"{split}/owl/{n}.png": photo(60 + n + k) for k, split in ((0, "train"), (5, "val")) for n in range(2)},
         {"few": ["owl: 2 images"]}),
     "missing": ({f"train/owl/{n}.png": photo(60 + n) for n in range(10)}, {"missing": ["owl: none in val"]}),
@@ -84,12 +79,9 @@ FAULTS = {
 def test_a_set_without_faults_has_none(tmp_path):
     place(tmp_path, clean())
     report = checked(tmp_path)
-    assert report.findings == ()
-    assert report.faults == 0
-    assert report.splits == {"train": 24, "val": 4}
+    assert (report.findings, report.faults, report.splits) == ((), 0, {"train": 24, "val": 4})
     assert report.classes == {name: {"train": 12, "val": 2} for name in ("cat", "dog")}
-    assert report.sizes["width"] == (80, 80, 80)
-    assert report.kinds == {"PNG RGB": 28}
+    assert (report.sizes["width"], report.kinds) == ((80, 80, 80), {"PNG RGB": 28})
     assert text(report).startswith("28 images (train 24, val 4) of 2 classes. Nothing wrong was found.")
 
 
@@ -105,14 +97,6 @@ def test_a_planted_fault_is_found_and_nothing_else(fault, tmp_path):
         assert finding.advice in text(report)
 
 
-def test_images_without_labels_have_no_classes(tmp_path):
-    place(tmp_path, {f"{n}.png": photo(n) for n in range(4)} | {"5.png": photo(0)})
-    report = checked(tmp_path)
-    assert (report.classes, report.unlabelled) == ({}, {"all": 5})
-    assert list(found(report)) == ["copies"]
-    assert text(report).startswith("5 images without labels. 1 thing to look at.")
-
-
 def test_labels_that_are_unknown_contradict_none_and_are_counted():
     images = np.stack([photo(n) for n in (0, 1, 0, 2)])
     sources = {"all": Arrays(images, np.array([0, 1, -1, -1]), ("cat", "dog"), "x")}
@@ -120,14 +104,12 @@ def test_labels_that_are_unknown_contradict_none_and_are_counted():
     assert found(report)["copies"] == ["x[0] x[2]"]
     assert report.unlabelled == {"all": 2}
     assert "without a label" in text(report)
-    test = Arrays(np.stack([photo(8), photo(9)]), np.array([-1, -1]), ("cat", "dog"), "y")
-    assert "missing" not in found(check({**sources, "test": test}, progress=False))
+    report = check({"all": Arrays(images[:2], np.array([-1, -1]), ("cat", "dog"), "y")}, progress=False)
+    assert (report.classes, report.unlabelled, report.findings) == ({}, {"all": 2}, ())
 
 
 def test_nothing_at_all_and_nothing_readable_are_said(tmp_path):
-    none = check({"all": Subset(fashion("test"), [])}, progress=False)
-    assert none.faults == 0
-    assert text(none).startswith("0 images without labels")
+    assert text(check({"all": Subset(fashion("test"), [])}, progress=False)).startswith("0 images without labels")
     place(tmp_path, {"a/1.png": b"", "b/2.png": b""})
     report = checked(tmp_path)
     assert (report.sizes, report.colours, report.kinds, report.small) == ({}, {}, {}, 0.0)
@@ -141,10 +123,8 @@ def test_the_text_cuts_long_lists_and_the_document_does_not(tmp_path):
     assert "... and 7 more; --json lists all" in text(report)
     document = json.loads(json.dumps(report.document()))
     assert (document["images"], document["faults"]) == (40, 1)
-    assert len(document["findings"][0]["items"]) == 12
-    first = document["findings"][0]["items"][0]
-    assert (first["records"][0]["split"], first["records"][0]["label"]) == ("train", "cat")
-    assert document["classes"]["cat"] == {"train": 24, "val": 2}
+    items = document["findings"][0]["items"]
+    assert (len(items), items[0]["records"][0]["split"], items[0]["records"][0]["label"]) == (12, "train", "cat")
 
 
 def test_many_classes_are_cut_in_the_middle_and_tables_are_80_columns_wide():
@@ -152,11 +132,8 @@ def test_many_classes_are_cut_in_the_middle_and_tables_are_80_columns_wide():
     labels = np.repeat(np.arange(100), np.arange(100) // 20 + 1)
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 9, 9, 3), np.uint8)
     shown = text(check({"all": Arrays(images, labels, names, "x")}, progress=False))
-    assert "... 90 classes between" in shown
-    assert "class 80 [bold]" in shown
-    assert "class 19 [bold]" in shown
-    assert "class 50 " not in shown
-    assert shown.count("long") == 30
+    assert all(words in shown for words in ("... 90 classes between", "class 80 [bold]", "class 19 [bold]"))
+    assert ("class 50 " in shown, shown.count("long")) == (False, 30)
     assert max(map(len, shown.splitlines())) <= 80
     assert [line for line in shown.splitlines() if line != line.rstrip()] == []
 
@@ -167,25 +144,9 @@ def test_names_cannot_command_the_terminal(tmp_path):
     assert "\\x1b[31m\\nx.png is empty" in shown
     assert "grün 猫.png is empty" in shown
     assert "\x1b" not in shown
-    undecodable = Item((Record("all", 0, "a\udcff.png", "b"),), "1 x 1 pixels")
-    assert line(undecodable) == "a\udcff.png (b): 1 x 1 pixels"
 
 
-def test_lines_say_what_is_equal_in_which_images_and_of_many_the_first(tmp_path):
-    files = {"train/cat/x.png": FIRST, "train/cat/y.bmp": encoded(FIRST, "BMP"), "train/cat/z.png": FIRST[:, ::-1]}
-    place(tmp_path, clean() | files)
-    notes = {finding.kind: [item.note for item in finding.items] for finding in checked(tmp_path).findings}
-    assert notes == {"copies": ["same pixels"], "alike": ["mirrored"]}
-    records = tuple(Record("all", n, f"{n}.png", "cat") for n in range(8))
-    expected = "alike: 0.png (cat), 1.png (cat), 2.png (cat), 3.png (cat), 4.png (cat) and 3 more"
-    assert line(Item(records, "alike")) == expected
-    assert line(Item((), "owl: none in val")) == "owl: none in val"
-
-
-def test_the_order_is_by_weight(tmp_path):
-    files = [FAULTS[name][0] for name in ("misnamed", "tiny", "leak", "re-encoded", "cut")]
-    for number, part in enumerate(files):
-        place(tmp_path, {name.replace("x.", f"x{number}."): content for name, content in part.items()})
-    place(tmp_path, clean())
-    kinds = list(found(checked(tmp_path)))
-    assert kinds == ["unreadable", "copies across splits", "alike across splits", "tiny", "misnamed"]
+def test_lines_say_what_is_equal_in_which_images_and_of_many_the_first():
+    records = tuple(Record("all", n, f"{n}\udcff.png", "cat") for n in range(8))
+    shown = ", ".join(f"{n}\udcff.png (cat)" for n in range(5))
+    assert line(Item(records, "alike")) == f"alike: {shown} and 3 more"

@@ -44,10 +44,7 @@ def test_the_small_recipe_is_taken_on_a_cpu(capsys, here):
     assert (result["run"], result["choices"]) == ("runs/finetune_small", [])
     run = runs.read(here / "runs" / "finetune_small")
     assert (run.recipe, run.start, run.model.classes, run.optim.name) == ("finetune_small", "weights", 3, "adamw")
-    assert run.preprocessing.interpolation == "bicubic"
-    assert "finetune_small: " in err
     assert "27 images to train on, 3 " in err
-    assert printed(capsys, *finetune())[0]["run"] == "runs/finetune_small-2"
 
 
 def test_the_papers_recipe_and_one_rate(capsys, here):
@@ -61,32 +58,28 @@ def test_the_papers_recipe_and_one_rate(capsys, here):
 
 
 def test_the_best_of_several_rates_is_taken_for_all_images(capsys, here):
-    result, _ = printed(capsys, *finetune(*RATES, "1e-2", "--optim.clip", "None"))
+    result, _ = printed(capsys, *finetune(*RATES, "1e-2"))
     assert [choice["lr"] for choice in result["choices"]] == [0.001, 0.01]
     best = max(result["choices"], key=lambda choice: choice["outcome"]["metrics"]["accuracy"])["lr"]
     final = runs.read(here / "runs" / "finetune_small")
-    assert (final.optim.lr, final.optim.clip, final.data.val_fraction) == (best, None, None)
+    assert (final.optim.lr, final.data.val_fraction) == (best, None)
     for rate in ("0.001", "0.01"):
         folder = here / "runs" / "finetune_small.choice" / f"lr-{rate}"
         run = runs.read(folder)
         assert run == replace(final, data=run.data, optim=replace(final.optim, lr=float(rate)))
         assert run.data.val_fraction == 0.1
-        assert (folder / "report.html").is_file()
     assert result["choices"][0]["outcome"]["metrics"]["samples"] == 3
 
 
 def test_the_papers_rates_and_a_table_for_people(capsys):
     assert status(*finetune("--recipe", "paper", "--rates", "paper", "--image-size", "32")) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[:4]] == [
-        ["lr", rate, "accuracy"] for rate in ("0.001", "0.003", "0.01", "0.03")
-    ]
+    lines = capsys.readouterr().out.splitlines()[:5]
+    assert [line.split()[:2] for line in lines[:4]] == [["lr", rate] for rate in ("0.001", "0.003", "0.01", "0.03")]
     assert sum(line.endswith("  the best") for line in lines[:4]) == 1
     assert lines[4].startswith("accuracy ")
-    assert lines[-1] == "next: vitrail predict runs/finetune IMAGE"
 
 
-@pytest.mark.parametrize(("out", "run"), [("mine", 0), ("", 1), ("", 2)])
+@pytest.mark.parametrize(("out", "run"), [("mine", 0), ("", 2)])
 def test_the_same_command_goes_on_where_it_was_interrupted(capsys, monkeypatch, out, run):
     words = finetune(*RATES, *(["--out", out] if out else []), steps=3)
     whole, _ = printed(capsys, *finetune(*RATES, "--out", "whole", steps=3))
@@ -101,8 +94,7 @@ def test_the_same_command_goes_on_where_it_was_interrupted(capsys, monkeypatch, 
         patched.setattr(train.Trainer, "_step", interrupted)
         assert status(*words, "--json") == 130
     said, err = capsys.readouterr()
-    assert said == ""
-    assert err.endswith("stopped after step 2 of 3; go on with: the same command\n")
+    assert (said, err.splitlines()[-1]) == ("", "stopped after step 2 of 3; go on with: the same command")
     result, err = printed(capsys, *words)
     assert err.count("has ended; there is nothing left to train") == run
     assert err.count("going on after step 2") == 1
@@ -111,14 +103,12 @@ def test_the_same_command_goes_on_where_it_was_interrupted(capsys, monkeypatch, 
 
 
 def test_a_choice_that_is_of_other_runs_is_left_alone(capsys, here):
-    first, _ = printed(capsys, *finetune(*RATES))
-    second, _ = printed(capsys, *finetune(*RATES, steps=1))
-    assert (first["run"], second["run"]) == ("runs/finetune_small", "runs/finetune_small-2")
-    sentence = refused(capsys, *finetune(*RATES, "--out", "runs/finetune_small"))
-    assert sentence.startswith("runs/finetune_small exists already")
+    names = [printed(capsys, *finetune(*RATES, steps=steps))[0]["run"] for steps in (2, 1)]
+    assert names == ["runs/finetune_small", "runs/finetune_small-2"]
+    again = finetune(*RATES, "--out", "runs/finetune_small", steps=1)
+    assert refused(capsys, *again).startswith("runs/finetune_small exists already")
     (here / "runs" / "finetune_small").rename(here / "elsewhere")
-    sentence = refused(capsys, *finetune(*RATES, "--out", "runs/finetune_small", steps=1))
-    assert sentence.startswith("runs/finetune_small.choice holds other runs")
+    assert refused(capsys, *again).startswith("runs/finetune_small.choice holds other runs")
 
 
 def test_a_rate_at_which_the_loss_diverges_is_not_chosen(capsys, monkeypatch):
@@ -128,6 +118,8 @@ def test_a_rate_at_which_the_loss_diverges_is_not_chosen(capsys, monkeypatch):
         if trainer.run.optim.lr >= 0.01:
             (trainer.folder / launch.DIVERGED).write_text("all\n")
             raise ValueError("the loss is nan")
+        if trainer.run.optim.lr == 0.005:
+            raise ValueError("a.png is damaged.")
         return inner(trainer)
 
     monkeypatch.setattr(train.Trainer, "fit", diverges)
@@ -136,38 +128,16 @@ def test_a_rate_at_which_the_loss_diverges_is_not_chosen(capsys, monkeypatch):
     assert "NaN at learning rate 0.01" in err
     assert status(*finetune("--rates", "0.02", "0.01", "--out", "mine", "--json")) == 2
     assert "(0.02, 0.01)" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_what_else_goes_wrong_ends_the_choice(capsys, monkeypatch):
-    def fails(trainer):
-        raise ValueError("a.png is damaged.")
-
-    monkeypatch.setattr(train.Trainer, "fit", fails)
-    assert status(*finetune(*RATES, "--json")) == 2
+    assert status(*finetune("--rates", "0.005", "0.001", "--out", "other", "--json")) == 2  # any other fault ends it
     assert capsys.readouterr().err.splitlines()[-1] == "vitrail: a.png is damaged."
 
 
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        ("--rates x 0.1", ["--rates", "'x 0.1'"]),
-        ("--rates 0.1 paper", ["--rates", "paper"]),
-        ("--rates -1", ["-1"]),
-        ("--recipe big", ["--recipe", "'big'", "auto or paper or small"]),
-        ("--weigths x", ["--weigths;", "did you mean --weights?"]),
-        ("--data.val-fractoin 0.1", ["--data.val-fractoin;", "did you mean --data.val-fraction?"]),
-        ("--data.val-fraction x", ["--data.val-fraction", "'x'", "a number or None"]),
-        ("--model.classes 9", ["photos", "3 classes", "9"]),
-        ("--device tpu", ["'tpu'"]),
-        ("--data.val gone", ["gone does not exist"]),
-    ],
-)
+@pytest.mark.parametrize(("words", "parts"), [
+    ("--rates x 0.1", ["--rates", "'x 0.1'"]), ("--rates 0.1 paper", ["--rates", "paper"]), ("--rates -1", ["-1"]),
+    ("--recipe big", ["--recipe", "'big'", "auto or paper or small"]),
+    ("--model.classes 9", ["photos", "3 classes", "9"]), ("--start gone.npz", ["gone.npz does not exist"]),
+])  # fmt: skip
 def test_bad_words_are_one_sentence_and_leave_nothing_behind(capsys, here, words, parts):
     said = refused(capsys, *finetune(*words.split()))
     assert [part for part in parts if part not in said] == []
     assert sorted(path.name for path in here.iterdir()) == ["photos", "weights"]
-
-
-@pytest.mark.parametrize(("data", "weights"), [("gone", "weights"), ("photos", "gone.npz")])
-def test_what_does_not_exist_is_named(capsys, data, weights):
-    assert "gone" in refused(capsys, "finetune", data, "--weights", weights)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 
 from vitrail.data.sources.fingerprint import fingerprint
@@ -36,17 +35,11 @@ class Made:
         return f"{index}{'x' if index == self.renamed else ''}.jpg"
 
 
-@pytest.mark.parametrize(
-    ("change", "names"),
-    [
-        ({"edited": 7}, {"pixels"}),
-        ({"broken": 7}, {"pixels"}),
-        ({"relabelled": 7}, {"names and labels"}),
-        ({"renamed": 7}, {"names and labels"}),
-        ({"class_names": ("a", "c")}, {"classes"}),
-        ({"length": 31}, {"images", "names and labels", "pixels"}),
-    ],
-)
+@pytest.mark.parametrize(("change", "names"), [
+    *(({change: 7}, {"pixels"}) for change in ("edited", "broken")),
+    *(({change: 7}, {"names and labels"}) for change in ("relabelled", "renamed")),
+    ({"class_names": ("a", "c")}, {"classes"}), ({"length": 31}, {"images", "names and labels", "pixels"}),
+])  # fmt: skip
 def test_what_changes_is_told_by_its_name(change, names):
     before, after = fingerprint(Made()), fingerprint(replace(Made(), **change))
     assert {name for name in before if before[name] != after[name]} == names
@@ -59,9 +52,7 @@ def test_a_large_source_is_read_in_part():
     class Counted(Made):
         def __getitem__(self, index):
             read.append(index)
-            return Example(np.zeros((2, 2, 1), np.uint8), 0, self.name(index))
+            return super().__getitem__(index)
 
     fingerprint(Counted(100_000))
-    assert len(read) == 256
-    assert read[0] == 0
-    assert read[-1] == 99_999
+    assert (len(read), read[0], read[-1]) == (256, 0, 99_999)

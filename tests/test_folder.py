@@ -18,7 +18,6 @@ TASK = {"kind": "classify", "config": {"loss": "sigmoid"}}
 VARIANTS = {
     "plain": CONFIG,
     "average, registers, scale": replace(CONFIG, pool="avg", registers=2, layer_scale=1e-3, class_position=False),
-    "registers, [class] with a position": replace(CONFIG, registers=2),
     "map, swiglu, no [class]": replace(CONFIG, pool="map", class_token=False, activation="swiglu"),
     "pre-logits, sin-cos": replace(CONFIG, representation=24, positions="sincos"),
     "pre-norm, no bias": replace(CONFIG, pre_norm=True, patch_bias=False, qkv_bias=False, qk_norm=True),
@@ -26,13 +25,6 @@ VARIANTS = {
     "hybrid": replace(CONFIG, patch_size=(1, 1), stem=resnet.Config((1,), channels=1, classes=0)),
     "ResNet": resnet.Config((1,), channels=1, classes=3, image_size=(8, 8)),
 }
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor), name
 
 
 @pytest.fixture
@@ -49,8 +41,8 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path, name, dtype):
     found = read(tmp_path / "a")
     assert (found.config, found.format, found.task) == (config, "vitrail", TASK)
     assert (found.preprocessing, found.class_names) == (preprocessing_of(config), names_of(config))
-    assert_same(found.tensors, before.to(dtype).float().state_dict())
-    assert_same(found.extra, extra)
+    for tensors, expected in ((found.tensors, before.to(dtype).float().state_dict()), (found.extra, extra)):
+        torch.testing.assert_close(tensors, dict(expected), rtol=0, atol=0)
     stored = load_file(tmp_path / "a" / "model.safetensors")
     assert {stored[name].dtype for names in found.origin.values() for name in names} == {dtype}
 
@@ -67,21 +59,7 @@ def test_a_folder_is_loaded_for_evaluation_and_can_be_trained(tmp_path, name):
     assert vitrail.load(tmp_path, classes=5)(images).shape == (2, 5)
 
 
-def test_writing_again_replaces_the_folders_content(tmp_path):
-    write_folder(tmp_path, CONFIG, extra={"queries": torch.ones(2)})
-    write_folder(tmp_path, replace(CONFIG, width=8))
-    assert (read(tmp_path).config.width, read(tmp_path).extra) == (8, {})
-
-
-@pytest.mark.parametrize("path", ["missing", "empty", "file"])
-def test_what_is_not_a_model_folder_is_named(tmp_path, path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("{}")
-    with pytest.raises(ValueError, match=rf"{path}\b"):
-        read(tmp_path / path)
-
-
-@pytest.mark.parametrize("text", [b"", b"<html>", b'{"vitrail": {"model"', b"\xff\xfe\x00", b"[]", b"null"])
+@pytest.mark.parametrize("text", [b"", b'{"vitrail": {"model"', b"\xff\xfe\x00", b"[]"])
 @pytest.mark.parametrize("inside", [b"%s", b'{"vitrail": %s}'])
 def test_a_config_that_is_damaged_or_of_another_kind_is_named(saved, inside, text):
     (saved / "config.json").write_bytes(inside % text)
@@ -92,20 +70,14 @@ def test_a_config_that_is_damaged_or_of_another_kind_is_named(saved, inside, tex
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [
-        ("model", "colour", 1, "colour"),
-        ("model", "width", "16", "width: '16'"),
-        ("model", "patch_size", [4], r"patch_size: \[4\] has 1 .* 2"),
-        ("model", "heads", 3, "3 heads .* 16"),
-        ("model", "classes", 4, "4 classes.* 3 names"),
-        ("model", "channels", 3, "1 channels.* 3"),
-        ("preprocessing", "std", [0.0], "std is "),
-        (None, "class_names", ["a", "b"], "3 classes.* 2 names"),
-        (None, "class_names", ["a", "b", 3], "class_names: 3"),
-        (None, "model", {"kind": "cnn", "config": {}}, "cnn.* resnet, vit"),
-        (None, "task", {"kind": "classify"}, "task"),
+        ("model", "width", "16", "width: '16'"), ("model", "patch_size", [4], r"patch_size: \[4\] has 1 .* 2"),
+        ("model", "heads", 3, "3 heads .* 16"), ("model", "classes", 4, "4 classes.* 3 names"),
+        ("model", "channels", 3, "1 channels.* 3"), ("preprocessing", "std", [0.0], "std is "),
+        (None, "class_names", ["a", "b", 3], "class_names: 3"), (None, "task", {"kind": "classify"}, "task"),
+        (None, "model", {"kind": "cnn", "config": {}}, "cnn.* resnet, vit"), ("model", "colour", 1, "colour"),
         *((None, section, ..., section) for section in ("model", "preprocessing", "class_names", "task")),
     ],
-)
+)  # fmt: skip
 def test_a_field_that_cannot_be_or_is_missing_is_named(saved, section, field, value, message):
     content = json.loads((saved / "config.json").read_text())
     card = content["vitrail"]

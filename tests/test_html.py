@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from pages import HOSTILE, Outline
 from PIL import Image
-from rich.cells import cell_len
 
-from vitrail.report.html import UNFIT, percent, render, shorten, thumbnail
+from vitrail.report.html import UNFIT, percent, render, thumbnail
 
 IMAGE = thumbnail(np.zeros((4, 4, 3), np.uint8))
 
@@ -80,10 +79,3 @@ def test_a_thumbnail_fits_its_square_and_carries_no_more_than_it_shows(size, sid
 def test_only_everything_is_a_hundred_percent():
     found = [percent(fraction) for fraction in (0.86954, 1.0, 0.99999, 0.0, 0.0004, math.nan)]
     assert [text.replace("\u202f%", "") for text in found] == ["87.0", "100.0", "99.9", "0.0", "0.0", "–"]
-
-
-@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=60), st.integers(2, 40))
-def test_shortened_text_is_one_line_that_fits(text, most):
-    short, line = shorten(text, most), " ".join(text.split())
-    assert cell_len(short) <= most
-    assert short == line or (short.endswith("…") and line.startswith(short[:-1].rstrip()))

@@ -48,6 +48,21 @@ def store(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
+def test_a_revision_comes_with_its_preprocessing_and_names_and_without_code(store, tmp_path):
+    write_folder(store / "me/pets" / "v2", CONFIG)
+    (store / "me/pets" / "v2" / "modeling.py").write_text("raise SystemExit")
+    predict = vitrail.Pipeline.load("hf-hub:me/pets@v2")
+    assert (predict.class_names, predict.preprocessing) == (names_of(CONFIG), preprocessing_of(CONFIG))
+    assert not list((tmp_path / "cache").rglob("*.py"))
+
+
+def test_what_is_not_there_and_what_is_no_model_folder_is_named(store, tmp_path):
+    with pytest.raises(ValueError, match=r"^hf-hub:me/dogs .*Cannot find the requested files\.\)"):
+        vitrail.load("hf-hub:me/dogs")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        hub.push_to_hub(tmp_path, "me/pets")
+
+
 def test_what_is_pushed_is_loaded_again(store, tmp_path):
     model, _ = write_folder(tmp_path / "model", CONFIG)
     assert hub.push_to_hub(tmp_path / "model", "me/pets") == "hub/me/pets"
@@ -55,35 +70,7 @@ def test_what_is_pushed_is_loaded_again(store, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_preprocessing_and_names_come_from_the_hub_too(store):
-    write_folder(store / "me/pets" / "main", CONFIG)
-    predict = vitrail.Pipeline.load("hf-hub:me/pets")
-    assert (predict.class_names, predict.preprocessing) == (names_of(CONFIG), preprocessing_of(CONFIG))
-
-
-def test_a_revision_is_asked_for_and_code_is_left_there(store, tmp_path):
-    write_folder(store / "me/pets" / "v2", CONFIG)
-    (store / "me/pets" / "v2" / "modeling.py").write_text("raise SystemExit")
-    assert vitrail.load("hf-hub:me/pets@v2").config == CONFIG
-    assert not list((tmp_path / "cache").rglob("*.py"))
-
-
 def test_a_repository_of_one_npz_is_loaded(store):
     (store / "google/vit" / "main").mkdir(parents=True)
     np.savez(store / "google/vit" / "main" / "ViT.npz", **google_files.arrays())
     assert vitrail.load("hf-hub:google/vit").config.activation == "gelu_tanh"
-
-
-def test_what_the_hub_does_not_have_is_named(store):
-    with pytest.raises(ValueError, match=r"^hf-hub:me/dogs .*Cannot find the requested files\.\)"):
-        vitrail.load("hf-hub:me/dogs")
-
-
-def test_only_model_folders_are_pushed(store, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
-        hub.push_to_hub(tmp_path, "me/pets")
-
-
-def test_a_local_name_is_left_alone(tmp_path):
-    assert hub.resolve(tmp_path) == tmp_path
-    assert hub.resolve("some/where.npz").name == "where.npz"

@@ -4,24 +4,18 @@ import io
 
 import numpy as np
 import pytest
-from photos import encode, photo, turned
+from photos import decode, encode, photo, turned
 from PIL import Image
 
 from vitrail.data.images import jpeg
-from vitrail.data.images.decode import decode, opened
+from vitrail.data.images.decode import opened
 from vitrail.data.images.geometry import Crop
 
 NOISE = np.random.default_rng(0).integers(0, 256, (123, 178, 3), np.uint8)
 WAYS = [
-    {},
-    {"quality": 95, "subsampling": 0},
-    {"subsampling": 1},
-    {"progressive": True},
-    {"optimize": True, "restart_marker_blocks": 3},
-    {"mode": "L"},
-    {"mode": "L", "progressive": True},
-    {"exif": Image.Exif(), "comment": b"hm", "quality": 30},
-]
+    {"quality": 95, "subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"mode": "L"},
+    {"optimize": True, "restart_marker_blocks": 3}, {"exif": Image.Exif(), "comment": b"hm", "quality": 30},
+]  # fmt: skip
 
 
 def waves(height, width):
@@ -49,7 +43,7 @@ def test_both_codecs_give_the_same_bits(monkeypatch, how, shrink):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_a_crop_is_of_the_upright_image(kind, orientation):
     """A JPEG's is shrunk, so that each of its pixels is the mean of a square, as far as the codec's loss lets it."""
     how = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
@@ -85,10 +79,7 @@ def several_scans(pixels):
     starts, frame = [part.index(b"\xff\xda") for part in parts], parts[0].index(b"\xff\xc0")
     size = b"".join(side.to_bytes(2) for side in pixels.shape[:2])
     header = b"\xff\xc0\x00\x11\x08" + size + b"\x03" + b"".join(bytes([c + 1, 0x11, 0]) for c in range(3))
-    scans = [
-        b"\xff\xda\x00\x08\x01" + bytes([c + 1]) + part[start + 6 : -2]
-        for c, (part, start) in enumerate(zip(parts, starts, strict=True))
-    ]
+    scans = [b"\xff\xda\x00\x08\x01" + bytes([c + 1]) + parts[c][starts[c] + 6 : -2] for c in range(3)]
     return parts[0][:frame] + header + parts[0][frame + 13 : starts[0]] + b"".join(scans) + b"\xff\xd9"
 
 
@@ -107,21 +98,9 @@ def test_where_it_cannot_end_below_the_crop_the_whole_is_decoded(monkeypatch):
     assert np.array_equal(jpeg.decode(data, jpeg.header(data), 1, 20), decode(data))
 
 
-@pytest.mark.parametrize("length", [0.3, 0.9, 0.95])
+@pytest.mark.parametrize("length", [0.3, 0.95])
 @pytest.mark.parametrize("crop", [Crop(0, 0, 30, 40), Crop(0, 0, 123, 178, (50, 50)), None])
 def test_a_file_that_ends_too_early_is_named_even_where_the_crop_lies_above(length, crop):
     data = encode(NOISE, "JPEG")
     with pytest.raises(ValueError, match=r"^cat is cut short or damaged"):
         opened(data[: int(length * len(data))], "cat").decode(crop)
-
-
-def test_only_what_may_turn_an_image_or_hide_another_is_left_to_pillow():
-    pixels = waves(40, 50)
-    plain = [{}, {"progressive": True}, {"mode": "L"}, {"comment": b"a remark"}, {"icc_profile": bytes(200)}]
-    assert all(jpeg.header(encode(pixels, "JPEG", **how)).plain for how in plain)
-    assert not jpeg.header(encode(pixels, "JPEG", exif=turned(6))).plain
-    assert not jpeg.header(encode(pixels, "JPEG", xmp=b"<x:xmpmeta>")).plain
-    assert jpeg.header(encode(pixels, "PNG")) is jpeg.header(encode(Image.new("CMYK", (50, 40)), "JPEG")) is None
-    data = encode(pixels, "JPEG", icc_profile=bytes(200))
-    heads = [jpeg.header(data[:length]) for length in range(len(data))]  # no length is an error
-    assert heads.count(None) > data.index(b"\xff\xda")

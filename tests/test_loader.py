@@ -9,7 +9,6 @@ import torch
 from photos import encode, evaluated, model, photo
 
 from vitrail.data.images.augment import Augment
-from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.loader import Evaluation, Training, evaluation, stacked
 from vitrail.data.order import samples
 from vitrail.data.sources.mnist import fashion
@@ -22,8 +21,7 @@ FLIP, PLAIN, SHIFT = Augment(flip=0.5), Augment(flip=0.0), Augment(crop="shift",
 
 @dataclass
 class Numbered:
-    """`length` images of 3 x 4 pixels that hold their own number, which is the target, too. bad: damaged files. larger:
-    of another size."""
+    """Images of 3 x 4 pixels that hold their own number, the target. bad: damaged files. larger: of another size."""
 
     length: int
     bad: tuple = ()
@@ -40,7 +38,7 @@ class Numbered:
     def __getitem__(self, index):
         time.sleep(self.slow * (index % 3))
         self.read.append(index)
-        image = np.arange(36, dtype=np.uint8).reshape(3, 4, 3) + np.uint8(index % 200)
+        image = np.arange(index, index + 36, dtype=np.uint8).reshape(3, 4, 3)
         image = np.zeros((5, 4, 3), np.uint8) if index in self.larger else image
         image = encode(image, self.kind) if self.kind else image
         return Example(b"no image" if index in self.bad else image, index, self.name(index))
@@ -53,8 +51,6 @@ class Numbered:
 
 
 class Photographs(Numbered):
-    """JPEGs of 60 x 80 pixels and a little more."""
-
     def __getitem__(self, index):
         return super().__getitem__(index)._replace(image=encode(photo(60, 80 + index), "JPEG"))
 
@@ -71,8 +67,8 @@ def equal(a, b):
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("start", [0, 7, 19])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 7])
 def test_a_batch_depends_on_seed_and_step_alone(start, workers):
     found = run(made(Numbered(10, slow=1e-4)), start, 20, workers)
     assert len(found) == 20 - start
@@ -82,11 +78,11 @@ def test_a_batch_depends_on_seed_and_step_alone(start, workers):
         assert not equal(batch, made(Numbered(10))[step + 1].batch)
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize("size", [1, 4, 8])
 @pytest.mark.parametrize("views", [(FLIP,), (SHIFT,), (Augment(mixup=0.4, cutmix=1.0),), (FLIP, SHIFT)])
 def test_micro_batches_only_split_the_same_batch(size, views):
     whole = made(Numbered(20), *views, batch=7)[3].batch
-    if views[0].mixup and size in (1, 3):
+    if views[0].mixup and size == 1:
         with pytest.raises(ValueError, match=f"micro_batch is {size}"):
             made(Numbered(20), *views, batch=7, micro_batch=size)
         return
@@ -98,29 +94,26 @@ def test_micro_batches_only_split_the_same_batch(size, views):
 
 
 def test_a_training_batch_is_the_ordered_samples_some_of_them_mirrored():
-    source, mirrored = Numbered(50), 0
-    for step in range(10):
-        training = made(source, batch=10, seed=0)
-        batch = training[step].batch
-        assert batch["indices"].tolist() == samples(step, 10, 50, 0).tolist() == training.indices(step).tolist()
-        for image, index in zip(batch["images"], batch["indices"].tolist(), strict=True):
-            original = torch.from_numpy(source[index].image).permute(2, 0, 1)
-            same = torch.equal(image, original)
-            assert same or torch.equal(image, original.flip(-1))
-            mirrored += not same
+    source, training, mirrored = Numbered(50), made(Numbered(50), batch=100, seed=0), 0
+    batch = training[1].batch
+    assert batch["indices"].tolist() == samples(1, 100, 50, 0).tolist() == training.indices(1).tolist()
+    for image, index in zip(batch["images"], batch["indices"].tolist(), strict=True):
+        original = torch.from_numpy(source[index].image).permute(2, 0, 1)
+        same = torch.equal(image, original)
+        assert same or torch.equal(image, original.flip(-1))
+        mirrored += not same
     assert 20 < mirrored < 80
 
 
 @pytest.mark.parametrize(("length", "batch"), [(12, 4), (10, 4), (7, 7), (5, 8)])
 def test_every_epoch_has_every_sample_once(length, batch):
-    steps = 3 * length  # `batch` epochs of three, and whole ones
-    seen = [n for b in run(made(Numbered(length), batch=batch), 0, steps) for n in b["indices"].tolist()]
-    for epoch in range(3 * batch):
-        assert sorted(seen[epoch * length : (epoch + 1) * length]) == list(range(length))
+    batches = run(made(Numbered(length), batch=batch), 0, 3 * length)  # `batch` epochs of three, and whole ones
+    seen = torch.cat([one["indices"] for one in batches]).view(3 * batch, length)
+    assert (seen.sort().values == torch.arange(length)).all()
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-@pytest.mark.parametrize(("length", "batch"), [(7, 4), (12, 4), (1, 4), (3, 1), (5, 100)])
+@pytest.mark.parametrize(("length", "batch"), [(7, 4), (12, 4), (5, 100)])
 def test_evaluation_has_every_sample_once_in_order(length, batch, workers):
     batches = list(evaluation(Numbered(length, slow=1e-4), NATIVE, batch=batch, workers=workers))
     assert [n for b in batches for n in b["indices"].tolist()] == list(range(length))
@@ -128,21 +121,6 @@ def test_evaluation_has_every_sample_once_in_order(length, batch, workers):
     images = batches[-1]["images"]
     assert (images.dtype, images.is_contiguous()) == (torch.uint8, True)
     assert torch.equal(images[-1], torch.from_numpy(Numbered(length)[length - 1].image).permute(2, 0, 1))
-
-
-def test_the_tasks_collate_gets_all_there_is_to_know():
-    seen = []
-
-    def collate(found):
-        seen.extend(found)
-        return stacked(found).plus(names=[sample.name for sample in found])
-
-    [batch] = evaluation(Numbered(3), NATIVE, collate, batch=3)
-    assert batch["names"] == ["numbered[0]", "numbered[1]", "numbered[2]"]
-    assert [(s.target, s.number, s.key, s.views[0].size) for s in seen] == [(n, n, 0, (3, 4)) for n in range(3)]
-    Training(Numbered(3), NATIVE, (FLIP, SHIFT), collate, batch=2, seed=0)[0]
-    assert [len(sample.views) for sample in seen[3:]] == [2, 2]
-    assert all(sample.key for sample in seen[3:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -174,25 +152,14 @@ def test_an_unreadable_image_is_refused_by_name_or_skipped_and_told(workers):
         made(Numbered(3, bad=(0, 1, 2)), unreadable="skip")[0]
 
 
-def test_an_image_that_does_not_fit_the_run_is_named_and_no_other_is_tried():
-    tall, source = Preprocessing((6_000_000, 6), (0.5,), (0.5,), "crop"), fashion("test")
-    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz\[0\]: .* 28 x 28 "):
-        next(evaluation(source, tall, batch=1))
-    [problem] = Evaluation(Subset(source, [0]), tall, stacked, batch=1, unreadable="skip")[0].problems
-    assert "28 x 28" in problem
-    with pytest.raises(ValueError, match=r"^numbered\[\d\]: shift is 3 "):
-        made(Numbered(4), Augment("shift", shift=3), unreadable="skip")[0]
-
-
 @pytest.mark.parametrize(("side", "reads"), [(15, 12), (20, 3)])
 def test_what_is_remembered_changes_no_batch_and_no_shrunk_crop_is(side, reads):
     """Of images of four times the model's size, only the crop is decoded: another one each time."""
     source, how = Photographs(3), {"batch": 3, "how": model(side, side)}
-    fresh, kept = (
-        made(Photographs(3), Augment("inception"), **how),
-        made(source, Augment("inception"), remember=2**20, **how),
+    fresh, kept, some = (
+        made(one, Augment("inception"), remember=remember, **how)
+        for one, remember in ((Photographs(3), 0), (source, 2**20), (Photographs(3), 60 * 82 * 3))
     )
-    some = made(Photographs(3), Augment("inception"), remember=60 * 82 * 3, **how)
     for step in range(4):
         assert equal(kept[step].batch, fresh[step].batch)
         assert equal(some[step].batch, fresh[step].batch)

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,19 +16,10 @@ from vitrail.progress import say, track
 METRICS = {"loss": 0.5, "lr": 1e-3}
 
 
-class Clock:
-    """time.perf_counter, as a test sets it."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(logs.time, "perf_counter", clock)
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: clock.now)
     return clock
 
 
@@ -47,47 +39,32 @@ def test_every_step_is_a_line_that_is_on_the_disk_at_once(tmp_path):
     assert {**METRICS, "gradient_norm": 2.0}.items() <= records(tmp_path)[0].items()
 
 
-def test_the_file_is_closed_after_an_exception(tmp_path):
-    with pytest.raises(RuntimeError, match="stop"), Log(tmp_path, total=1, done=0) as log:
-        raise RuntimeError("stop")
-    assert log.file.closed
-
-
-def test_speed_and_waiting_are_of_the_time_since_the_last_line(tmp_path, clock):
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        # A line is of the time since the last one.
+        ("+1 64/.5  +1 64/0  +1 64/.5  +1 64/1  line  +2 10/.25  line", [(64, 0.5), (5, 0.125)]),
+        # One that is written late has what was counted when it was due, not the next step, which the device gets first.
+        ("+1 64/.5  mark  64/.25  line  +1  line", [(64, 0.5), (64, 0.25)]),
+        # A pause is no time of training: of this line, and of the next one.
+        ("60/1  +5 -3  line  -4 +5 60/0  line", [(30, 0.5), (60, 0)]),
+    ],
+)
+def test_speed_and_waiting_are_of_the_time_that_a_line_is_of(tmp_path, clock, events, expected):
     with Log(tmp_path, total=10, done=0) as log:
-        for waited in (0.5, 0.0, 0.5, 1.0):
-            clock.now += 1
-            log.count(64, waited)
-        log.step(4, METRICS)
-        clock.now += 2
-        log.count(10, 0.25)
-        log.step(5, METRICS)
-    assert [(r["images_per_second"], r["data_wait"]) for r in records(tmp_path)] == [(64, 0.5), (5, 0.125)]
-
-
-def test_a_line_that_is_written_late_has_what_was_counted_when_it_was_due(tmp_path, clock):
-    with Log(tmp_path, total=10, done=0) as log:
-        clock.now += 1
-        log.count(64, 0.5)
-        log.mark()
-        log.count(64, 0.25)  # of the next step, which the device gets first
-        log.step(1, METRICS)
-        clock.now += 1
-        log.step(2, METRICS)
-    assert [(r["images_per_second"], r["data_wait"]) for r in records(tmp_path)] == [(64, 0.5), (64, 0.25)]
-
-
-def test_a_pause_is_not_training_time(tmp_path, clock):
-    with Log(tmp_path, total=10, done=0) as log:
-        log.count(60, 1.0)
-        clock.now += 5
-        log.pause(3.0)
-        log.step(1, METRICS)
-        log.pause(4.0)  # after the line: it belongs to the next
-        clock.now += 4 + 1
-        log.count(60, 0.0)
-        log.step(2, METRICS)
-    assert [(r["images_per_second"], r["data_wait"]) for r in records(tmp_path)] == [(30, 0.5), (60, 0)]
+        for event in events.split():
+            if event == "line":
+                log.step(1, METRICS)
+            elif event == "mark":
+                log.mark()
+            elif event[0] == "+":
+                clock.now += int(event)
+            elif event[0] == "-":
+                log.pause(-float(event))
+            else:
+                images, waited = event.split("/")
+                log.count(int(images), float(waited))
+    assert [(r["images_per_second"], r["data_wait"]) for r in records(tmp_path)] == expected
 
 
 def waits(log, clock, seconds, fraction, first=1, pause=0.0):
@@ -124,7 +101,7 @@ def test_a_step_in_no_time_and_a_run_resumed_at_its_end_divide_by_nothing(tmp_pa
     assert records(tmp_path)[1]["images_per_second"] == 0
     with Log(tmp_path, total=1, done=1) as log:
         log.step(1, METRICS)
-    assert capsys.readouterr().err.count("left 0:00") == 3
+    assert capsys.readouterr().err.count("left 0:00:00") == 3
 
 
 def line(step, **more):
@@ -169,10 +146,10 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_at_the_end(tmp_path
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert [out, *(text.split("/")[0] for text in lines)] == ["", *(f"step {n}" for n in [*range(11, 100, 11), 100])]
-    assert lines[0] == "step 11/100  loss 0.500  lr 1.00e-03  50 images/s  waiting for data 4.0%  left 1:29"
+    assert lines[0] == "step 11/100  loss 0.500  lr 1.00e-03  50 images/s  waiting for data 4.0%  left 0:01:29"
 
 
-@pytest.mark.parametrize(("seconds", "left"), [(20, "3:00"), (6.6, "1:00"), (0.1, "0:01"), (399.999, "1:00:00")])
+@pytest.mark.parametrize(("seconds", "left"), [(20, "0:03:00"), (0.1, "0:00:01"), (399.999, "1:00:00")])
 def test_the_time_that_is_left_counts_only_the_steps_of_this_process(tmp_path, clock, capsys, seconds, left):
     with Log(tmp_path, total=100, done=90) as log:
         log.spoke = -100.0  # long ago
@@ -192,12 +169,12 @@ def test_a_long_line_is_not_broken_and_brackets_are_not_markup(tmp_path, capsys)
 def test_on_a_terminal_a_bar_shows_how_far(tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(logs, "Console", lambda **kind: Console(file=screen, force_terminal=True, width=160))
-    with Log(tmp_path, total=10, done=4, what="fine-tuning") as log:
+    with Log(tmp_path, total=10, done=4) as log:
         log.count(64, 0.0)
         log.step(5, METRICS)
         log.say("a remark")
     shown = screen.getvalue()
-    assert all(words in shown for words in ("fine-tuning", "/10", "a remark"))
+    assert all(words in shown for words in ("training", "/10", "a remark"))
     assert "step 5/10" not in shown  # the bar shows it
 
 
@@ -268,12 +245,6 @@ def test_what_is_not_a_record_is_left_out(tmp_path, line):
     assert found.training["loss"][0].tolist() == [1, 3]
 
 
-def test_without_a_file_there_is_no_history(tmp_path):
-    for path in (tmp_path / "metrics.jsonl", tmp_path):
-        found = read_history(path)
-        assert (found.training, found.evaluations, found.speed(64)) == ({}, {}, (0, 0, 0))
-
-
 def test_time_and_speed_are_of_all_steps_and_weighted_by_time(tmp_path):
     found = history(
         tmp_path / "metrics.jsonl",
@@ -283,3 +254,4 @@ def test_time_and_speed_are_of_all_steps_and_weighted_by_time(tmp_path):
     )
     assert found.speed(100) == pytest.approx((60, 100, 7 / 60))
     assert history(tmp_path / "m.jsonl", {"step": 5, "images_per_second": 10}).speed(4) == pytest.approx((2, 10, 0))
+    assert read_history(tmp_path / "no such file").speed(64) == (0, 0, 0)

@@ -1,7 +1,7 @@
 """A .npz file is read lazily, without pickle, and never allocates what it only claims."""
 
+import io
 import pickle
-import struct
 import zipfile
 from contextlib import closing
 
@@ -19,20 +19,14 @@ class Runs:
         return (exec, ("raise SystemExit('code of a file was run')",))
 
 
-def entry(path, name, content):
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(name, content)
-    return path
-
-
 def header(shape, descr="<f4"):
-    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode()
-    text += b" " * (63 - (10 + len(text)) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": descr, "fortran_order": False, "shape": shape})
+    return content.getvalue()
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_come_back_bit_for_bit(tmp_path, save):
+def test_arrays_come_back_bit_for_bit_and_shapes_cost_no_reading(tmp_path, monkeypatch, save):
     rng = np.random.default_rng(0)
     arrays = {
         "a/b": rng.normal(size=(3, 4)).astype(np.float32),
@@ -44,54 +38,41 @@ def test_arrays_come_back_bit_for_bit(tmp_path, save):
     }
     save(tmp_path / "w.npz", **arrays)
     with closing(Npz(tmp_path / "w.npz")) as found:
-        assert set(found) == set(arrays)
-        assert len(found) == len(arrays)
+        with monkeypatch.context() as patched:
+            patched.setattr(npz.npy, "read_array", None)
+            assert {name: shape for name, (shape, _) in found.forms.items()} == {
+                n: np.shape(a) for n, a in arrays.items()
+            }
         for name, array in arrays.items():
-            array = np.asarray(array)
-            assert found[name].shape == array.shape == found.form(name)[0]
+            assert found[name].shape == np.shape(array)
             assert found[name].dtype == array.dtype.newbyteorder("=")
             assert found[name].tolist() == array.tolist()
             assert found[name].flags.writeable
 
 
-def test_shapes_cost_no_reading(tmp_path, monkeypatch):
-    np.savez(tmp_path / "w.npz", a=np.zeros((2, 3), np.float32))
-    monkeypatch.setattr(npz.npy, "read_array", None)
-    with closing(Npz(tmp_path / "w.npz")) as found:
-        assert npz.forms_of(found) == {"a": ((2, 3), np.dtype("<f4"))}
-    assert npz.forms_of({"a": np.zeros(2)}) == {"a": ((2,), np.dtype("<f8"))}
-
-
-def test_objects_are_refused_before_they_are_unpickled(tmp_path):
-    np.savez(tmp_path / "w.npz", a=np.array([Runs()], dtype=object))
-    with closing(Npz(tmp_path / "w.npz")) as found, pytest.raises(ValueError, match="Python objects"):
-        found["a"]
-    entry(tmp_path / "p.npz", "a.npy", pickle.dumps(Runs()))
-    with closing(Npz(tmp_path / "p.npz")) as found, pytest.raises(ValueError, match="not a readable array"):
-        found["a"]
-
-
-@pytest.mark.parametrize("shape", [(2**40,), (2**20, 2**20), (7,), ()])
-def test_a_header_that_lies_is_refused_before_anything_is_allocated(tmp_path, shape):
-    entry(tmp_path / "w.npz", "a.npy", header(shape) + b"\0" * 20)
-    with (
-        closing(Npz(tmp_path / "w.npz")) as found,
-        pytest.raises(ValueError, match=r"w\.npz: the array a .* is damaged"),
-    ):
-        found["a"]
+@pytest.mark.parametrize(("content", "message"), [
+    (header((1,), "|O") + pickle.dumps([Runs()]), "a holds Python objects"),
+    (pickle.dumps(Runs()), "a is not a readable array"),
+    *((header(shape) + b"\0" * 20, "a is .* damaged") for shape in ((2**40,), (2**20, 2**20), (7,), ())),
+])  # fmt: skip
+def test_what_a_header_claims_is_refused_before_it_is_unpickled_or_allocated(tmp_path, content, message):
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("a.npy", content)
+    with pytest.raises(ValueError, match=rf"w\.npz: (the array )?{message}"):
+        Npz(tmp_path / "w.npz")
 
 
 def test_an_entry_that_would_grow_without_bound_is_refused(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.zeros(4, np.float32))
-    with closing(Npz(tmp_path / "w.npz")) as found:
-        found.entries["a"].file_size = 2**50
-        with pytest.raises(ValueError, match="claims to grow"):
-            found["a"]
+    content = bytearray((tmp_path / "w.npz").read_bytes())
+    size = content.rindex(b"PK\x01\x02") + 24  # in the archive's directory
+    content[size : size + 4] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "w.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="array a claims to grow to 2147483647 bytes"):
+        Npz(tmp_path / "w.npz")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK", b"<html>", b"PK\x03\x04" + b"\0" * 40, pickle.dumps([1]), -1, 2000, 30]
-)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + b"\0" * 40, pickle.dumps([1]), -1, 2000])
 def test_what_is_not_a_whole_archive_is_refused_by_name(tmp_path, content):
     np.savez(tmp_path / "w.npz", a=np.zeros(1000, np.float32))
     whole = (tmp_path / "w.npz").read_bytes()

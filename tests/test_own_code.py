@@ -82,7 +82,7 @@ def test_a_file_of_ones_own_has_recipe_task_and_data(capsys, tmp_path, guess):
     for command in (["resume", "run"], ["evaluate", "run"], ["predict", "run", "guess.py"]):
         done = alone(*command)
         assert (done.returncode, done.stdout) == (2, "")
-        assert re.fullmatch(r"vitrail: .*'guess'.*--code guess.py\n", done.stderr)
+        assert re.fullmatch(r"vitrail: .*'guess'.*--code.*\n", done.stderr)
         assert not (tmp_path / "ran").exists()  # nothing in a folder runs code
     assert alone("evaluate", "run", "--code", "guess.py").returncode == 0
     assert alone("info", "run", "--code", "guess.py").returncode == 0
@@ -110,14 +110,12 @@ def test_a_resnet_goes_through_every_command(capsys, tmp_path, guess):
     ("words", "parts"),
     [
         ("guess.py:nothing --data guess.py:noise", ["guess.py:nothing", "int", "Run"]),
-        ("guess.py:nothing", ["--data PATH"]),
-        ("guess.py:NUMBER", ["guess.py:NUMBER", "int", "Run"]),
-        ("broken.py:x", ["broken.py", "KeyError"]),
-        ("guess.py:gone", ["guess.py", "'gone'"]),
+        ("guess.py:nothing", ["--data PATH"]), ("guess.py:NUMBER", ["guess.py:NUMBER", "int", "Run"]),
+        ("broken.py:x", ["broken.py", "KeyError"]), ("guess.py:gone", ["guess.py", "'gone'"]),
         ("small --data guess.py:gone", ["guess.py", "'gone'"]),
         ("guess.py:guess --task.lukc 1", ["--task.lukc", "did you mean --task.luck?"]),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_ones_own_code_is_a_sentence(capsys, guess, words, parts):
     Path("broken.py").write_text("{}['x']")
     said = refused(capsys, "train", *words.split())

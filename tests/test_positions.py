@@ -1,6 +1,4 @@
-"""Positions at other sizes: each named kind against its author's function, the cache, and sizes with a remainder."""
-
-import copy
+"""Positions at other sizes: each named kind against its author's function, and sizes with a remainder."""
 
 import numpy as np
 import pytest
@@ -68,11 +66,6 @@ def test_half_precision_is_resampled_in_float32():
     assert torch.equal(ours, resample(positions.float(), (6, 9), (7, 12), "bicubic_antialias").to(torch.bfloat16))
 
 
-def test_a_table_of_another_length_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match=r"54 .*6 rows x 8 columns"):
-        resample(table((6, 9)), (6, 8), (7, 12), "bicubic")
-
-
 def big_vision(h, w, width):
     """posemb_sincos_2d of big_vision's models/vit.py."""
     y, x = np.mgrid[:h, :w]
@@ -122,28 +115,6 @@ def test_class_and_registers_stand_aside_when_the_grid_is_resampled(shape):
     assert not positions[rows:prefix].any()
 
 
-def test_at_its_own_size_the_parameter_itself_is_the_table():
-    vit = model()
-    assert vit.position_table((3, 2)) is vit.pos_embed
-
-
-@torch.no_grad()
-def test_the_resampled_table_follows_the_parameter_however_it_changes():
-    vit = model()
-    first = vit.position_table((5, 7))
-    vit.pos_embed.mul_(2)
-    torch.testing.assert_close(vit.position_table((5, 7)), 2 * first)
-    vit.load_state_dict({**vit.state_dict(), "pos_embed": vit.pos_embed / 2})
-    torch.testing.assert_close(vit.position_table((5, 7)), first)
-    vit.pos_embed = torch.nn.Parameter(3 * vit.pos_embed)
-    torch.testing.assert_close(vit.position_table((5, 7)), 3 * first)
-    other = copy.deepcopy(vit)
-    other.pos_embed.zero_()
-    assert not other.position_table((5, 7)).any()
-    assert vit.position_table((5, 7)).any()
-    assert vit.float().position_table((5, 7)).dtype == torch.float32
-
-
 @pytest.mark.parametrize("before", [torch.no_grad, torch.inference_mode])
 def test_gradients_and_steps_reach_the_positions_at_another_size_also_after_an_evaluation(before):
     vit, images = model(), torch.randn(2, 3, 20, 28, dtype=torch.float64)
@@ -168,34 +139,26 @@ def build(stem, remainder, size):
 
 
 @pytest.mark.parametrize("stem", [False, True], ids=["plain", "hybrid"])
+@pytest.mark.parametrize("remainder", ["pad", "crop"])
 @pytest.mark.parametrize("size", [(11, 10), (12, 9), (9, 8)])
-def test_padding_loses_no_pixel_and_is_zero_at_the_bottom_and_right(size, stem):
-    vit, size = build(stem, "pad", size)
-    images = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
-    stride = vit.config.stride
-    rows, columns = -(-size[0] // stride[0]), -(-size[1] // stride[1])
-    padded = F.pad(images, (0, columns * stride[1] - size[1], 0, rows * stride[0] - size[0]))
-    assert vit.config.grid(size) == (rows, columns)
-    torch.testing.assert_close(vit(images), vit(padded), rtol=0, atol=1e-12)
+def test_padding_is_by_zeros_and_cropping_away_at_the_bottom_and_right(size, remainder, stem):
+    vit, (height, width) = build(stem, remainder, size)
+    images = torch.randn(1, 3, height, width, dtype=torch.float64, requires_grad=True)
+    down, right = vit.config.stride
+    pad = remainder == "pad"
+    rows, columns = (-(-height // down), -(-width // right)) if pad else (height // down, width // right)
+    whole = F.pad(images, (0, columns * right - width, 0, rows * down - height))  # by less than nothing, it crops
+    assert vit.config.grid((height, width)) == (rows, columns)
+    torch.testing.assert_close(vit(images), vit(whole), rtol=0, atol=1e-12)
     vit(images).sum().backward()
-    assert (images.grad != 0).all()
+    assert (images.grad != 0).all() == (pad or images.shape == whole.shape)
 
 
-@pytest.mark.parametrize("stem", [False, True], ids=["plain", "hybrid"])
-@pytest.mark.parametrize("size", [(11, 10), (12, 9), (9, 8)])
-def test_cropping_is_the_cropped_image(size, stem):
-    vit, size = build(stem, "crop", size)
-    images = torch.randn(1, 3, *size, dtype=torch.float64)
-    stride = vit.config.stride
-    rows, columns = size[0] // stride[0], size[1] // stride[1]
-    cropped = images[..., : rows * stride[0], : columns * stride[1]]
-    assert vit.tokens(images).shape[1] == 1 + rows * columns
-    torch.testing.assert_close(vit(images), vit(cropped), rtol=0, atol=1e-12)
-
-
-def test_refusing_names_both_sizes_and_one_that_fits():
-    vit = model(remainder="refuse")
-    with pytest.raises(ValueError, match=r"11 x 10 .*4 x 4.* 12 x 8"):
-        vit(torch.zeros(1, 3, 11, 10, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"3 x 10 .*4 x 4"):
-        model(remainder="crop")(torch.zeros(1, 3, 3, 10, dtype=torch.float64))
+def test_sizes_that_do_not_agree_are_refused_with_the_numbers():
+    for remainder, height, message in (("refuse", 11, r"11 x 10 .*4 x 4.* 12 x 8"), ("crop", 3, "3 x 10 .*4 x 4")):
+        with pytest.raises(ValueError, match=message):
+            model(remainder=remainder)(torch.zeros(1, 3, height, 10, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"54 .*6 rows x 8 columns"):
+        resample(table((6, 9)), (6, 8), (7, 12), "bicubic")
+    with pytest.raises(ValueError, match=r"1 channels.* 3"):
+        model()(torch.zeros(1, 1, 12, 8, dtype=torch.float64))

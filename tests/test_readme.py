@@ -24,7 +24,7 @@ def test_its_python_runs(tmp_path, monkeypatch, unchecked):
     torch.manual_seed(0)
     how = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
     small = vit.ViT(vit.Config((32, 32), (16, 16), width=64, depth=2, heads=1, mlp_dim=128, classes=9))
-    pipeline = vitrail.Pipeline(Classify(small, how, None, tuple("abcdefgh") + ("Bag",)))
+    pipeline = vitrail.Pipeline(Classify(small, how, None, (*"abcdefgh", "Bag")))
     monkeypatch.chdir(tmp_path)
     pipeline.save("runs/demo/model")
     save(read(Path("runs/demo/model")), Path("ViT-B_16.npz"), "google")

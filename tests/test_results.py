@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages import labelled, several, single
+from pages import labelled, several
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
-from vitrail.evaluate.results import BINS, MultiLabel, accuracy_interval, agreement, average_precision
+from vitrail.evaluate.results import BINS, accuracy_interval, agreement, average_precision
 
 
 def made(targets, predicted, classes, confidence=0.5):
@@ -52,10 +52,8 @@ def test_pairs_are_the_confusion_off_its_diagonal_most_first(drawn):
 
 
 def test_many_classes_need_no_square_of_memory():
-    classes = 1_000_000
-    result = made([0, 5, classes - 1], [0, 7, 3], classes)
-    assert [(p.truth, p.predicted, p.count) for p in result.pairs()] == [(5, 7, 1), (classes - 1, 3, 1)]
-    assert result.per_class().support.sum() == 3
+    result = made([0, 5, 10**6 - 1], [0, 7, 3], 10**6)
+    assert [(p.truth, p.predicted, p.count) for p in result.pairs()] == [(5, 7, 1), (10**6 - 1, 3, 1)]
 
 
 def test_the_worst_are_the_most_confident_mistakes_or_have_the_greatest_loss():
@@ -89,22 +87,15 @@ def test_average_precision_is_scikit_learns_with_ties_too(rows):
 def test_several_labels_are_scored_as_by_scikit_learn():
     result = several()
     targets, logits = result.targets, result.logits
-    found, kept = result.metrics, targets.any(0)
+    kept = targets.any(0)
     assert not kept.all()
     macro = average_precision_score(targets[:, kept], logits[:, kept], average="macro")
-    assert found["mAP"] == pytest.approx(macro)
-    assert found["f1"] == pytest.approx(f1_score(targets, logits >= 0, average="micro"))
-    assert list(found) == ["mAP", "f1", "loss", "samples"]
+    assert result.metrics["mAP"] == pytest.approx(macro)
     expected = precision_recall_fscore_support(targets, logits >= 0, zero_division=np.nan)
     rates = result.per_class()
     for values, wanted in zip((rates.precision, rates.recall, rates.f1, rates.support), expected, strict=True):
         assert values == pytest.approx(wanted, nan_ok=True)
     assert np.isnan(result.average_precisions()).tolist() == (~kept).tolist()
-
-
-def test_images_without_any_label_cannot_be_judged():
-    with pytest.raises(ValueError, match="none of the images has a label"):
-        MultiLabel(("a",), np.arange(2), np.zeros(2), (), np.zeros((2, 1), bool), np.zeros((2, 1)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 137, 2000, 50_000])
@@ -116,13 +107,6 @@ def test_the_interval_is_scipys(count):
         assert 0 <= low <= right / count <= high <= 1
     with pytest.raises(AssertionError, match="3 of 2"):
         accuracy_interval(3, 2)
-
-
-def test_what_was_left_out_is_counted():
-    result = single(problems=("a.jpg is damaged", "b.jpg is empty"))
-    assert list(result.metrics) == ["accuracy", "loss", "samples", "unreadable"]
-    assert (result.metrics["samples"], result.metrics["unreadable"]) == (200, 2)
-    assert list(single(tuple("abcdef")).metrics) == ["accuracy", "top5", "loss", "samples"]
 
 
 def test_a_model_whose_outputs_are_nan_is_still_reported():

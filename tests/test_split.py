@@ -1,7 +1,6 @@
 """Validation images and balancing: fractions, stability, and every class on both sides."""
 
 from collections import Counter
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,32 +16,17 @@ fractions = st.floats(0.01, 0.9)
 
 
 @given(labels, fractions, st.integers(0, 2**64 - 1))
-def test_every_image_is_on_one_side_in_the_sources_order(labels, fraction, seed):
-    source = arrays(labels)
+def test_every_image_is_on_one_side_and_every_class_gives_its_fraction_and_stays_on_both(labels, fraction, seed):
     if max(Counter(labels).values()) < 2:
         return
-    train, val = stratified(source, fraction, seed)
-    for part in (train, val):
-        assert part.indices.tolist() == sorted(part.indices)
+    train, val = stratified(arrays(labels), fraction, seed)
+    assert all(part.indices.tolist() == sorted(part.indices) for part in (train, val))
     assert sorted([*train.indices, *val.indices]) == list(range(len(labels)))
-
-
-@given(labels, fractions)
-def test_every_class_gives_its_fraction_and_stays_on_both_sides(labels, fraction):
-    if max(Counter(labels).values()) < 2:
-        return
-    kept = Counter(targets(stratified(arrays(labels), fraction, 0)[1]))
+    kept = Counter(targets(val))
     for label, size in Counter(labels).items():
         exact = fraction * size
         fair = {min(max(n, 1), size - 1) for n in (int(exact), int(exact) + 1)} if size > 1 else {0}
         assert kept[label] in fair
-
-
-@given(st.lists(st.integers(20, 40), min_size=3, max_size=3), st.fractions(Fraction(1, 10), Fraction(1, 2)))
-def test_the_whole_is_right_where_no_class_is_tiny(sizes, fraction):
-    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
-    exact = Fraction(float(fraction)).limit_denominator(10**6) * len(labels)
-    assert len(stratified(arrays(labels), float(fraction), 0)[1]) == round(exact)
 
 
 def test_by_hand():
@@ -61,15 +45,6 @@ def test_the_seed_alone_decides():
     assert first != stratified(source, 0.1, 8)[1].indices.tolist()
     # Pinned: another choice would let a resumed run train on what it had validated on.
     assert first[:6] == [10, 19, 46, 58, 59, 69]
-
-
-def test_each_image_is_kept_equally_often():
-    source, seen = arrays([0] * 10 + [1] * 10), np.zeros(20)
-    for seed in range(200):
-        seen[stratified(source, 0.3, seed)[1].indices] += 1
-    # 60 expected, std 6.5.
-    assert (np.abs(seen - 60) < 4.5 * 6.5).all()
-    assert seen.sum() == 200 * 6
 
 
 def test_an_image_with_several_labels_counts_for_the_rarest_and_one_without_for_none():
@@ -104,5 +79,5 @@ def test_balance_goes_through_the_classes_in_turn():
 
 def test_balance_leaves_out_what_has_no_class_and_needs_one_label_each():
     assert set(targets(balanced(arrays([0, -1, 2, 2])))) == {0, 2}
-    with pytest.raises(ValueError, match="balance needs one label per image"):
+    with pytest.raises(ValueError, match="balance needs one label each"):
         balanced(Tagged((0, 1)))

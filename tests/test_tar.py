@@ -1,6 +1,7 @@
 """Tar files as Sources: class folders and webdataset's shards, indexed once; damage and hostile names are refused."""
 
 import gzip
+import os
 import pickle
 import random
 import tarfile
@@ -13,6 +14,7 @@ from made_sources import put as put_files
 from made_sources import tarred
 
 import vitrail.data.sources.tar as shards
+from vitrail.data.sources.source import classes_of
 from vitrail.data.sources.tar import splits
 
 
@@ -36,12 +38,11 @@ def only(path):
 
 def read(source):
     """[(content, class or classes)], in order; (content,) without a label."""
-    found = []
-    for index in range(len(source)):
-        content, target, _, _ = source[index]
-        numbers = () if target is None else target if isinstance(target, tuple) else (target,)
-        found.append((content, *(source.class_names[number] for number in numbers)))
-    return found
+    return [(one.image, *(source.class_names[number] for number in classes_of(one.target))) for one in source]
+
+
+def every(path):
+    return {split: read(source) for split, source in splits(path).items()}
 
 
 PETS = {
@@ -52,33 +53,21 @@ PETS = {
 READ = {"train": [(b"1", "cat"), (b"22", "cat"), (b"333", "dog")], "test": [(b"4", "dog")]}
 
 
-def every(path):
-    return {split: read(source) for split, source in splits(path).items()}
-
-
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_class_folders_in_splits_whose_headers_are_read_once(tmp_path, monkeypatch, folder, form):
+def test_class_folders_in_splits_whose_headers_are_read_once(tmp_path, monkeypatch, form):
     tar = put(tmp_path / "pets.tar", PETS, form=form)
     assert every(tar) == READ
     assert splits(tar)["train"].name(1) == f"{tar}/pets/train/cat/2.b.PNG"
-    (place,) = folder.iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(shards.tarfile, "TarFile", None)
-        assert every(tar) == READ
-    place.write_bytes(place.read_bytes()[:-5])
+    monkeypatch.setattr(shards.tarfile, "TarFile", None)
     assert every(tar) == READ
-    put(tar, {"cat/1.jpg": b"new"})
-    assert read(only(tar)) == [(b"new", "cat")]
 
 
 @pytest.mark.parametrize(
     ("names", "classes"),
     [
-        (["cat/1.jpg", "dog/1.jpg"], ["cat", "dog"]),
         (["./root/cat/1.jpg", "./root/dog/1.jpg"], ["cat", "dog"]),
         (["root/pets/other/1.jpg", "root/cars/other/1.jpg"], ["pets/other", "cars/other"]),
         (["car/1.jpg", "train/1.jpg", "train/2.jpg"], ["car", "train", "train"]),
-        (["10/1.jpg", "9/1.jpg"], ["10", "9"]),
         (["cafe\u0301/1.jpg", "caf\u00e9/2.jpg"], ["caf\u00e9", "caf\u00e9"]),
         (["x" * 150 + "/1.jpg", "é" * 60 + "/" + "é" * 60 + ".jpg"], ["x" * 150, "é" * 60]),
     ],
@@ -89,25 +78,10 @@ def test_the_folder_is_the_class(tmp_path, names, classes):
 
 
 @pytest.mark.parametrize(
-    ("members", "found"),
-    [
-        ({"train/1.jpg": b"1", "val/3.jpg": b"3"}, {"train": [(b"1",)], "val": [(b"3",)]}),
-        ({"1.jpg": b"1", "a/2.jpg": b"2"}, {"all": [(b"1",), (b"2", "a")]}),
-        ({"1.jpg": b"1", "1.cls": b"7", "2.jpg": b"2", "2.cls": b"", "b/1.jpg": b"3"},
-         {"all": [(b"1", "7"), (b"2",), (b"3",)]}),
-        ({"1.jpg": b"1", "1.mask.png": b"x", "1.cls": b"0", "2.mask.png": b"x", "2.jpg": b"2", "2.cls": b"1"},
-         {"all": [(b"1", "0"), (b"2", "1")]}),
-    ],
-)  # fmt: skip
-def test_images_with_less_or_more_beside_them(tmp_path, members, found):
-    assert every(put(tmp_path / "x.tar", members)) == found
-
-
-@pytest.mark.parametrize(
     ("beside", "classes"),
     [
-        ([{"cls": b"10\n"}, {"cls": b"9"}], ["10", "9"]),
-        ([{"cls.txt": b"1"}, {"CLS": b"0"}], ["1", "0"]),
+        ([{"cls": b"10\n"}, {"CLS": b"9", "mask.png": b"x"}], ["10", "9"]),
+        ([{"cls.txt": b"1"}, {"cls.txt": b""}], ["1", ()]),
         ([{"txt": "\ufeff Köln ".encode()}, {"txt": b"Bonn"}], ["Köln", "Bonn"]),
         ([{"json": b'{"label": 3, "cls": 7}'}, {"json": b'{"class": "x"}'}], ["3", "x"]),
         ([{"json": b"5"}, {"json": b'"x"'}], ["5", "x"]),
@@ -147,13 +121,9 @@ names = st.lists(st.text("ab.é/", min_size=1), unique=True, min_size=1, max_siz
 def test_every_image_of_any_name_is_found_at_its_place(tmp_path_factory, names, data):
     contents = [data.draw(st.binary(max_size=1500)) for _ in names]
     tar = put(tmp_path_factory.mktemp("tar") / "x.tar", list(zip(names, contents, strict=True)))
-    if any(part == ".." for name in names for part in name.split("/")):
-        return
     shown = [index for index, name in enumerate(names) if not name.rsplit("/", 1)[-1].startswith(".")]
-    if not shown:
-        return
-    source = only(tar)
-    assert [source[index].image for index in range(len(source))] == [contents[index] for index in shown]
+    if shown and not any(".." in name.split("/") for name in names):
+        assert [example.image for example in only(tar)] == [contents[index] for index in shown]
 
 
 @pytest.mark.parametrize("name", ["pets.tar.gz", "pets.tgz"])
@@ -185,10 +155,7 @@ def test_cut_tars_say_after_how_many_files(tmp_path):
     whole = tarred({f"a/{row}.jpg": bytes(1000) for row in range(3)})
     end = 3 * (512 + 1024)
     tar = tmp_path / "x.tar"
-    for size, files in [
-        (end - 100, 2), (end - 1024, 2), (512 + 1024 + 512 + 1, 1), (600, 0), (end, 3), (end - 1536, 2), (end + 100, 3),
-        (512 + 1024 + 99, 1),
-    ]:  # fmt: skip
+    for size, files in [(end - 100, 2), (end - 1024, 2), (512 + 1024 + 99, 1), (600, 0), (end, 3), (end + 100, 3)]:
         tar.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=f"x.tar is cut short or damaged .* after {files} whole files"):
             splits(tar)
@@ -203,9 +170,7 @@ def odd(name, **fields):
     return info
 
 
-def test_links_and_devices_are_passed_over(tmp_path):
-    links = [(odd(f"a/{kind}.jpg", type=kind.encode(), linkname="/etc/passwd"), b"") for kind in "123456"]
-    assert read(only(put(tmp_path / "x.tar", [*links, ("a/0.jpg", b"0"), *links]))) == [(b"0", "a")]
+LINKS = [(odd(f"a/{kind}.jpg", type=kind.encode(), linkname="/etc/passwd"), b"") for kind in "123456"]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +179,7 @@ def test_links_and_devices_are_passed_over(tmp_path):
         ([("/a/1.jpg", b"")], "x.tar has /a/1.jpg,"),
         ([("a/../../1.jpg", b"")], r"x.tar has a/../../1.jpg,"),
         ([(odd("a/1.jpg", type=tarfile.GNUTYPE_SPARSE), b"")], "x.tar has a/1.jpg,"),
-        ([], "x.tar has no images"),
-        ([("a/1.tar", b""), ("a/1.cls", b"1")], "x.tar has no images"),
+        ([("a/1.tar", b""), ("a/1.cls", b"1"), *LINKS], "x.tar has no images"),
         ([("a\x1b/1.jpg", b"")], r"x.tar has a class .*'a\\x1b'"),
         ([("train/a/1.jpg", b""), ("a/1.jpg", b"")], "a/1.jpg is in none of train, val and test"),
     ],
@@ -231,21 +195,10 @@ def test_files_beside_the_images_that_hold_no_label_are_none(tmp_path, content):
     assert read(only(put(tmp_path / "x.tar", members))) == [(b"1", "a"), (b"2", "a")]
 
 
-def test_places_without_tars_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none.tar", tmp_path.joinpath("/dev/null")):
-        with pytest.raises(ValueError, match=f"{path.name} is neither a tar file nor"):
-            splits(path)
-    for content in (b"", b"PK\x03\x04" + bytes(2000), b'{"a": 1}' * 900):
-        (tmp_path / "x.tar").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.tar"):
-            splits(tmp_path / "x.tar")
-
-
 def test_a_tar_that_changes_while_it_is_used_is_noticed(tmp_path, monkeypatch):
     tar = put(tmp_path / "x.tar", {"a/1.jpg": bytes(1000), "a/2.jpg": b""})
     source = only(tar)
-    with tar.open("r+b") as file:
-        file.truncate(700)
+    os.truncate(tar, 700)
     with pytest.raises(ValueError, match=r"x.tar was cut short .*a/1.jpg"):
         source[0]
     again = pickle.loads(pickle.dumps(source))

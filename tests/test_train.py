@@ -5,33 +5,29 @@ from functools import partial
 
 import pytest
 import torch
-from small_runs import assert_same_run, crash_at, history, small, start, weights
+from small_runs import assert_same_run, crash_at, goes_on, history, logged, resumes, small, start, weights
 from torch._dynamo.utils import counters
 
 from vitrail import Pipeline, checkpoint, train
-from vitrail import run as runs
 from vitrail.data.sources.open import Data
+from vitrail.data.sources.source import Subset
 from vitrail.evaluate import Accuracy
 from vitrail.models import resnet, vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
-from vitrail.recipes.demo import demo
 from vitrail.runtime import blocks as parallel
 from vitrail.runtime.fp8 import Fp8Linear
 from vitrail.train import Trainer
 
 
-@pytest.mark.parametrize("micro", [3, 4, 7])
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, quick, micro):
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, quick):
     finals = []
-    for name, size in (("whole", None), ("parts", micro)):
-        run = small(precision="fp64", micro_batch=size, duration="5 steps", batch=7)
-        trainer = start(run, tmp_path / name)
+    for size, parts in ((7, 1), (3, 3)):
+        trainer = start(small(precision="fp64", micro_batch=size, duration="5 steps", batch=7), tmp_path / str(size))
         trainer.fit()
         finals.append(trainer.task.state_dict())
-        assert trainer.batches.parts == (1 if size is None else -(-7 // size))
-    worst = max(float((a - b).abs().max()) for a, b in zip(finals[0].values(), finals[1].values(), strict=True))
-    assert worst < 1e-12
+        assert trainer.batches.parts == parts
+    assert max(float((a - finals[1][name]).abs().max()) for name, a in finals[0].items()) < 1e-12
 
 
 def test_what_is_evaluated_and_saved_is_the_average(tmp_path, quick):
@@ -45,8 +41,7 @@ def test_what_is_evaluated_and_saved_is_the_average(tmp_path, quick):
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, quick, monkeypatch):
     scores = iter([0.1, 0.9, 0.3, 0.4])
-    run = small(evaluate_every="3 steps", checkpoint_every="2 steps", keep=1)
-    trainer = start(run, tmp_path / "run")
+    trainer = start(small(evaluate_every="3 steps", checkpoint_every="2 steps", keep=1), tmp_path / "run")
     real = Accuracy.run
 
     def scored(self, task, data):
@@ -68,29 +63,16 @@ def test_a_run_starts_from_weights_with_a_new_head(tmp_path, quick):
     assert trainer.task.model.pos_embed.shape == (1, 17, 16)
     assert not trainer.task.model.head.weight.any()
     trainer.fit()
-    notes = [r["note"] for r in history(tmp_path / "large") if "note" in r]
-    assert any("pos_embed: resized (1, 5, 16) -> (1, 17, 16)" in note for note in notes)
+    assert any("pos_embed: resized (1, 5, 16) -> (1, 17, 16)" in note for note in logged(tmp_path / "large", "note"))
     (tmp_path / "small" / "model" / "model.safetensors").unlink()
     assert Trainer(run, tmp_path / "large").done == 1  # its own checkpoint is enough
 
 
-def test_bfloat16_products_train_and_weights_stay_float32(tmp_path, quick):
-    trainer = start(small(precision="bf16", duration="2 steps", evaluate_every="2 steps"), tmp_path / "run")
-    result = trainer.fit()
-    assert 0 <= result["accuracy"] <= 1
-    assert {p.dtype for p in trainer.task.parameters()} == {torch.float32}
-
-
 def test_products_in_8_bits_train_and_resume(tmp_path, quick, monkeypatch):
     monkeypatch.setattr(train.fp8, "refuse", lambda device: None)  # torch's product on a CPU is the same
-    run = small(precision="fp8")
-    start(run, tmp_path / "whole").fit()
-    crash_at(start(run, tmp_path / "cut"), 7)
-    trainer = Trainer(run, tmp_path / "cut")
-    trainer.fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    assert {p.dtype for p in trainer.task.parameters()} == {torch.float32}
-    assert {type(block.mlp.fc1) for block in trainer.task.model.blocks} == {Fp8Linear}
+    task = resumes(small(precision="fp8"), tmp_path).task
+    assert {p.dtype for p in task.parameters()} == {torch.float32}
+    assert {type(block.mlp.fc1) for block in task.model.blocks} == {Fp8Linear}
 
 
 @pytest.mark.usefixtures("unchecked", "quick")
@@ -101,39 +83,31 @@ def test_compiled_blocks_are_a_graph_for_each_size_of_part_and_evaluation_is_non
     monkeypatch.setattr(train, "compile_blocks", partial(parallel.compile_blocks, backend="aot_eager"))
     start(small(compile=True, micro_batch=3), tmp_path / "run").fit()  # 3, 3 and 2 of 8
     assert counters["stats"]["unique_graphs"] == 2
-    assert [record["step"] for record in history(tmp_path / "run") if "evaluation" in record] == [6, 12]
+    assert len(logged(tmp_path / "run", "evaluation")) == 2
 
 
 @pytest.mark.parametrize("every", [1, 5])
 def test_numbers_that_are_read_a_step_late_are_the_same(tmp_path, quick, every):
     """As on a GPU."""
-    for name, late in (("now", False), ("late", True)):
-        trainer = start(small(log_every=every), tmp_path / name)
-        trainer.late = late
-        trainer.fit()
-    assert_same_run(tmp_path / "now", tmp_path / "late")
-    trainer = start(small(log_every=every), tmp_path / "cut")
-    trainer.late = True
-    crash_at(trainer, 7)
-    Trainer(small(log_every=every), tmp_path / "cut").fit()
-    assert_same_run(tmp_path / "now", tmp_path / "cut")
+    run = small(log_every=every)
+    start(run, tmp_path / "whole").fit()
+    for name in ("late", "cut"):
+        trainer = start(run, tmp_path / name)
+        trainer.late = True
+        trainer.fit() if name == "late" else crash_at(trainer, 7)
+    assert_same_run(tmp_path / "whole", tmp_path / "late")
+    goes_on(tmp_path)
 
 
 def test_a_resnet_trains_resumes_and_is_saved_as_a_vit_is(tmp_path, quick):
-    """BiT-R50x1 in small: the paper's baseline by the same commands."""
     model = resnet.Config(blocks=(1, 1), channels=1, classes=10, image_size=(28, 28))
     run = small(model=model, optim=optim.Config(lr=1e-3, schedule=Schedule("cosine")))
-    result = start(run, tmp_path / "whole").fit()
-    crash_at(start(run, tmp_path / "cut"), 7)
-    trainer = Trainer(runs.read(tmp_path / "cut"), tmp_path / "cut")
-    assert trainer.done == 6
-    trainer.fit()
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    pipeline, source = Pipeline.load(tmp_path / "whole"), trainer.val_source
+    source = resumes(run, tmp_path).val_source
+    pipeline = Pipeline.load(tmp_path / "whole")
     assert isinstance(pipeline.task.model, resnet.ResNet)
     answers = pipeline([source[index].image for index in range(100)], top=1)
     right = [answer.index == source.target(index) for index, [answer] in enumerate(answers)]
-    assert sum(right) / 100 == result["accuracy"]
+    assert sum(right) / 100 == logged(tmp_path / "whole", "evaluation")[-1]["accuracy"]
 
 
 def test_checkpointing_changes_no_bit(tmp_path, quick):
@@ -142,60 +116,22 @@ def test_checkpointing_changes_no_bit(tmp_path, quick):
     assert_same_run(tmp_path / "False", tmp_path / "True")
 
 
-def test_the_run_ends_with_its_model_and_no_half_files(tmp_path, quick):
-    start(small(), tmp_path / "run").fit()
-    names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"run.json", "metrics.jsonl", "checkpoints", "model"}
-
-
-def test_a_disk_that_is_full_is_said_and_the_checkpoint_stays(tmp_path, quick, monkeypatch):
-    trainer = start(small(), tmp_path / "run")
-    real = checkpoint.save_file
-
-    def full(tensors, path):
-        if "step-8" in str(path):
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(ValueError, match=r"step-8 could not be written .*No space left.*vitrail resume"):
-        trainer.fit()
-    assert checkpoint.newest(tmp_path / "run" / "checkpoints").name == "step-6"
-
-
-def test_a_log_that_cannot_be_written_is_said(tmp_path, quick, monkeypatch):
-    trainer = start(small(), tmp_path / "run")
-
-    def full(self, record):
+def test_a_disk_that_is_full_is_said(tmp_path, quick, monkeypatch):
+    def full(*given):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train.Log, "write", full)
     with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\); make room"):
-        trainer.fit()
+        start(small(), tmp_path / "run").fit()
 
 
-class Damaged:
+class Damaged(Subset):
     """The images of a source, of which every fortieth cannot be read."""
-
-    targets = "class"
-
-    def __init__(self, source):
-        self.source = source
-        self.class_names = source.class_names
-
-    def __len__(self):
-        return len(self.source)
 
     def __getitem__(self, index):
         if index % 40 == 0:
             raise ValueError(f"{self.name(index)} is cut short.")
-        return self.source[index]
-
-    def target(self, index):
-        return self.source.target(index)
-
-    def name(self, index):
-        return self.source.name(index)
+        return super().__getitem__(index)
 
 
 def test_unreadable_images_are_refused_or_skipped_by_choice(tmp_path, quick, monkeypatch):
@@ -203,38 +139,32 @@ def test_unreadable_images_are_refused_or_skipped_by_choice(tmp_path, quick, mon
 
     def damaged(data, needs):
         splits = opened(data, needs)
-        return replace(splits, train=Damaged(splits.train), val=Damaged(splits.val))
+        train, val = (Damaged(source, range(len(source))) for source in (splits.train, splits.val))
+        return replace(splits, train=train, val=val)
 
     monkeypatch.setattr(train, "open_splits", damaged)
     with pytest.raises(ValueError, match=r"is cut short\. --data.unreadable skip trains without such images"):
         start(small(), tmp_path / "refused").fit()
     result = start(small(data=Data(unreadable="skip")), tmp_path / "skipped").fit()
     assert (result["samples"], result["unreadable"]) == (97, 3)
-    notes = [record["note"] for record in history(tmp_path / "skipped") if "note" in record]
-    assert sum(note.startswith("skipped: train") for note in notes) >= 1
-    assert sum(note.startswith("left out: t10k") for note in notes) == 3
+    said = logged(tmp_path / "skipped", "note")
+    assert any(note.startswith("skipped: train") for note in said)
+    assert sum(note.startswith("left out: t10k") for note in said) == 3
 
 
-def test_the_seed_decides_the_run(tmp_path, quick):
+def test_the_seed_decides_the_run_which_ends_with_its_model(tmp_path, quick):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         start(small(seed=seed), tmp_path / name).fit()
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert history(tmp_path / "a") != history(tmp_path / "c")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"run.json", "metrics.jsonl", "checkpoints", "model"}  # and no half files
 
 
 def test_the_learning_rate_follows_the_schedule(tmp_path, quick):
     run = small(optim=optim.Config(lr=0.1, schedule=Schedule("linear", warmup="4 steps")))
     start(run, tmp_path / "run").fit()
-    rates = [record["lr"] for record in history(tmp_path / "run") if "lr" in record]
-    expected = [0.1 * min(t / 4, (12 - t) / 8) for t in range(12)]
-    assert rates == pytest.approx(expected)
-
-
-def test_training_lowers_the_loss(tmp_path, quick):
-    model = replace(demo().model, width=32, depth=2, heads=2, mlp_dim=64)
-    start(small(model=model, duration="150 steps", batch=32, log_every=10), tmp_path / "run").fit()
-    losses = [record["loss"] for record in history(tmp_path / "run") if "loss" in record]
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert logged(tmp_path / "run", "lr") == pytest.approx([0.1 * min(t / 4, (12 - t) / 8) for t in range(12)])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick):
@@ -258,13 +188,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick
     [
         ({"model": vit.Config(channels=1, classes=12)}, "fashion has 10 classes, but the model's head has 12"),
         ({"evaluate_every": "0 steps"}, "evaluate_every is '0 steps'; it must be a step or more"),
-        ({"checkpoint_every": "0 epochs"}, "checkpoint_every is '0 epochs'"),
-        ({"duration": "0 steps"}, "the duration '0 steps' is no training"),
-        ({"device": "tpu"}, "the device 'tpu' is not available"),
-        ({"precision": "fp8"}, "the device cpu has no products in 8 bits"),
+        ({"duration": "0 steps"}, "'0 steps' is no training"), ({"checkpoint_every": "0 epochs"}, "is '0 epochs'"),
+        ({"device": "tpu"}, "'tpu' is not available"), ({"precision": "fp8"}, "device cpu has no products in 8 bits"),
         ({"optim": optim.Config(schedule=Schedule(warmup="50 steps"))}, "longer than the run of 12 steps"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_agree_is_refused_before_training(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         Trainer(small(**changes), tmp_path)

@@ -42,23 +42,20 @@ def test_a_demo_trains_and_shows_what_it_predicts(capsys, mnist):
     assert result["metrics"].keys() == {"accuracy", "top5", "loss", "samples"}
     assert result["metrics"]["samples"] == 16
     assert len(result["predictions"]) == 5
-    assert all(p.keys() == {"file", "truth", "label", "probability"} for p in result["predictions"])
+    assert all(p.keys() >= {"file", "truth", "label", "probability"} for p in result["predictions"])
     assert all(part in err for part in ("demo: 803,338 parameters; 64 images", "16", "test images of mnist", "3 steps"))
     assert {path.name for path in (mnist.parent / "runs" / "tiny").iterdir()} == INSIDE
 
 
 def test_a_demo_of_its_own_process_speaks_to_people(mnist):
     command = [sys.executable, "-m", "vitrail", "demo", "--data", "mnist", "--duration", "2 steps", "--out", "my run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     *examples, score, report, model, following = done.stdout.splitlines()
-    assert len(examples) == 5
-    assert all(": right" in line or ": wrong" in line for line in examples)
+    assert len([line for line in examples if ": right" in line or ": wrong" in line]) == 5
     assert re.fullmatch(r"accuracy \d+\.\d% \(\d+\.\d% to \d+\.\d%\) on 16 validation images, after \d+ s", score)
     assert (report, model) == ("report: my run/report.html", "model: my run/model")
     assert following == "next: vitrail predict 'my run' IMAGE"
-    assert "step 2/2" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert ("step 2/2" in done.stderr, "Traceback" in done.stderr) == (True, False)
 
 
 def test_a_recipe_is_trained_with_its_overrides(capsys, mnist):
@@ -72,25 +69,33 @@ def test_a_recipe_is_trained_with_its_overrides(capsys, mnist):
     assert (run.batch, run.model.width, run.duration, run.data.path) == (8, 16, "3 steps", "mnist")
     assert (run.compile, run.checkpointing) == (False, True)
     assert err.splitlines()[0].endswith("3 steps = 3 steps of 8; on cpu; into runs/demo")
-    record = json.loads((mnist.parent / "runs" / "demo" / "run.json").read_text())
-    assert record["data"]["train"]["images"] == 64
-    assert record["data"]["val"]["images"] == 16
+    record = json.loads((mnist.parent / "runs" / "demo" / "run.json").read_text())["data"]
+    assert (record["train"]["images"], record["val"]["images"]) == (64, 16)
 
 
 def test_the_head_fits_the_data_unless_it_is_said_otherwise(capsys, tmp_path):
     photos(tmp_path / "photos", ["ash", "beech"])
-    words = ["train", "small", "--data", "photos", *TINY, "--duration", "2 steps", "--image-size", "24"]
-    printed(capsys, *words, "--data.val-fraction", "0.34", "--out", "a")
-    run = runs.read(tmp_path / "a")
-    assert (run.model.classes, run.model.image_size, run.preprocessing.image_size) == (2, (24, 24), (24, 24))
-    sentence = refused(capsys, *words, "--model.classes", "5", "--out", "b")
+    words = ["train", "small", "--data", "photos", *TINY, "--duration", "1 step", "--out"]
+    for size, advised in (("64", 1), ("24", 0)):
+        _, err = printed(capsys, *words, f"at{size}", "--image-size", size)
+        run = runs.read(tmp_path / f"at{size}")
+        assert (run.model.classes, run.model.image_size, run.preprocessing.image_size) == (
+            2,
+            (int(size),) * 2,
+            (int(size),) * 2,
+        )
+        # Few photographs from scratch get advice, once.
+        assert err.count("vitrail finetune DATA --weights") == advised
+        assert (tmp_path / f"at{size}" / "metrics.jsonl").read_text().count("from scratch on") == advised
+    sentence = refused(capsys, *words, "b", "--model.classes", "5")
     assert all(part in sentence for part in ("photos", "2 classes", "5"))
     assert not (tmp_path / "b").exists()
 
 
 def test_a_run_folder_that_exists_is_left_alone(capsys, tmp_path, mnist):
-    names = [printed(capsys, *started(steps=1))[0]["run"] for _ in range(3)]
-    assert names == ["runs/demo", "runs/demo-2", "runs/demo-3"]
+    names = [printed(capsys, *started(steps=1))[0]["run"] for _ in range(2)]
+    names += [printed(capsys, "train", "--data", "mnist", "--duration", "1 step")[0]["run"]]
+    assert names == ["runs/demo", "runs/demo-2", "runs/fast"]
     (tmp_path / "other").mkdir()
     for command in (["demo"], started()):
         assert refused(capsys, *command, "--out", "other").startswith("other exists already")
@@ -99,27 +104,18 @@ def test_a_run_folder_that_exists_is_left_alone(capsys, tmp_path, mnist):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        ("vit_b16_imagnet", ["'vit_b16_imagnet'", "did you mean vit_b16_imagenet?"]),
-        ("zzzzz", ["'zzzzz'", "vitrail train --help"]),
-        ("finetune", ["vitrail finetune mnist --weights"]),
-        ("demo extra --seed 1", ["no place for extra"]),
-        ("demo --optim.learning-rate 1", ["--optim.learning-rate;", "did you mean --optim.lr?"]),
-        ("demo --ouy x", ["--ouy;", "did you mean --out?"]),
-        ("demo --seed 1 --seed 2", ["--seed", "twice"]),
-        ("demo --optim.lr x", ["--optim.lr", "'x'", "a number"]),
-        ("demo --optim.schedule.warmup 50", ["'50'", "'50 steps'"]),
-        ("demo --duration 1 step --optim.schedule.warmup 9 steps", ["9 steps"]),
-        ("demo --start gone.npz", ["gone.npz does not exist"]),
-        ("demo --out mnist/train-images-idx3-ubyte/x", ["mnist/train-images-idx3-ubyte/x"]),
-        ("demo --device tpu", ["'tpu'"]),
-        ("demo --model.channels 3", ["1 channels", "3"]),
-        ("gone.py:tiny", ["gone.py"]),
-        ("mnist:tiny", ["'mnist:tiny'"]),
-    ],
-)
+BAD = [
+    ("vit_b16_imagnet", ["'vit_b16_imagnet'", "did you mean vit_b16_imagenet?"]), ("gone.py:tiny", ["gone.py"]),
+    ("zzzzz", ["'zzzzz'", "vitrail train --help"]), ("finetune", ["vitrail finetune mnist --weights"]),
+    ("demo extra --seed 1", ["no place for extra"]), ("demo --ouy x", ["--ouy;", "did you mean --out?"]),
+    ("demo --duration 1 step --optim.schedule.warmup 9 steps", ["9 steps"]), ("demo --device tpu", ["'tpu'"]),
+    ("demo --start gone.npz", ["gone.npz does not exist"]), ("demo --model.channels 3", ["1 channels", "3"]),
+    ("demo --out mnist/train-images-idx3-ubyte/x", ["mnist/train-images-idx3-ubyte/x"]),
+    ("mnist:tiny", ["'mnist:tiny'"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "parts"), BAD)
 def test_bad_words_are_one_sentence_and_leave_nothing_behind(capsys, tmp_path, mnist, arguments, parts):
     name, *rest = arguments.split()
     said = refused(capsys, "train", name, *rest, "--data", "mnist")
@@ -129,28 +125,26 @@ def test_bad_words_are_one_sentence_and_leave_nothing_behind(capsys, tmp_path, m
 
 def test_every_recipe_that_needs_only_data_is_listed_with_its_docstring(capsys):
     assert set(RECIPES) - set(listed()) == {"finetune", "finetune_small"}
-    assert all(text.split() == RECIPES[name].__doc__.split() for name, text in listed().items())
     assert status("train", "--help") == 0
     out = capsys.readouterr().out
     for name, text in listed().items():
+        assert text.split() == RECIPES[name].__doc__.split()
         assert re.search(rf"^  {name} +{re.escape(text.split()[0])}", out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("arguments", ["train small --help", "train -h --data x small"])
+@pytest.mark.parametrize(("columns", "arguments"), [(80, "train small --help"), (120, "train -h --data x small")])
 def test_a_recipes_help_has_its_docstring_and_every_option(capsys, monkeypatch, arguments, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert status(*arguments.split()) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
     text = " ".join(out.replace("│", " ").split())
-    for words in (*RECIPES["small"].__doc__.split("\n\n"), "--image-size H [W]"):
+    for words in (*RECIPES["small"].__doc__.split("\n\n"), "--image-size H [W]", "(default: 0.001)"):
         assert " ".join(words.split()) in text
     for name in names(recipe("small", "x")):
         assert f" --{name.replace('_', '-')} " in text
     assert "--optim.lr FLOAT The base learning rate, for the batch that is used" in text  # below the field
     assert "--model.layer-scale {None}|FLOAT initial value of LayerScale, or None." in text  # in the class's docstring
-    assert "(default: 0.001)" in text
 
 
 def test_a_run_that_has_ended_says_so_and_does_not_train(capsys, mnist, monkeypatch):
@@ -196,14 +190,11 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     assert all(part in first for part in ("the train pixels", "the code of vitrail"))
 
 
-@pytest.mark.parametrize(
-    ("fault", "sentence"),
-    [
-        (ValueError("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r"),
-        (ValueError("full; go on with `vitrail resume r`."), "full; go on with `vitrail resume r`."),
-        (train.torch.OutOfMemoryError(), "cpu has no memory for steps of 8 images; train with a smaller --micro-batch"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "sentence"), [
+    (ValueError("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r"),
+    (ValueError("full; go on with `vitrail resume r`."), "full; go on with `vitrail resume r`."),
+    (train.torch.OutOfMemoryError(), "cpu has no memory for steps of 8 images; train with a smaller --micro-batch"),
+])  # fmt: skip
 def test_what_goes_wrong_after_a_checkpoint_says_how_to_go_on(capsys, mnist, monkeypatch, fault, sentence):
     def fails(trainer, log):
         raise fault
@@ -217,18 +208,7 @@ def test_a_loss_that_is_nan_is_not_to_be_resumed(capsys, mnist):
     words = ["--optim.lr", "1e30", "--optim.clip", "None", "--checkpoint-every", "1 step", "--log-every", "1"]
     assert status(*started(*words, steps=9)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("vitrail: the loss is")
-    assert said.endswith(" usually helps: --optim.lr.")
-    assert "vitrail resume" not in said
-
-
-def test_few_photographs_from_scratch_get_advice_once(capsys, tmp_path):
-    photos(tmp_path / "photos", ["ash", "beech"])
-    words = ["--data", "photos", *TINY, "--duration", "1 step"]
-    for size, count in (("64", 1), ("32", 0)):
-        _, err = printed(capsys, "train", "small", *words, "--image-size", size, "--out", f"at{size}")
-        assert err.count("vitrail finetune DATA --weights") == count
-        assert (tmp_path / f"at{size}" / "metrics.jsonl").read_text().count("from scratch on") == count
+    assert re.fullmatch(r"vitrail: the loss is (?!.*vitrail resume).* usually helps: --optim\.lr\.", said)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +218,4 @@ def test_few_photographs_from_scratch_get_advice_once(capsys, tmp_path):
 def test_a_damaged_run_json_is_named(capsys, tmp_path, text, words):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
-    said = refused(capsys, "resume", str(tmp_path))
-    assert str(tmp_path) in said
-    assert words in said
+    assert re.search(f"{re.escape(str(tmp_path))}.*{words}|{words}.*{tmp_path}", refused(capsys, "resume", tmp_path))

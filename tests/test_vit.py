@@ -91,35 +91,13 @@ def test_gradients_are_those_of_finite_differences(case):
         assert slope == pytest.approx(expected, rel=1e-5, abs=1e-7), name
 
 
-def test_a_shift_of_all_keys_changes_nothing_so_their_bias_has_no_gradient():
-    model = perturb(ViT(tiny("MAP with class, tanh")))
-    model(pixels(model.config)).sum().backward()
-    for part in (*(b.attn.qkv.bias.grad.chunk(3)[1] for b in model.blocks), model.attn_pool.kv.bias.grad.chunk(2)[0]):
-        assert part.abs().max() < 1e-12
-    model = perturb(ViT(tiny("qk norm")))  # behind a norm of the keys it is no longer a shift
-    model(pixels(model.config)).sum().backward()
-    assert all(b.attn.qkv.bias.grad.chunk(3)[1].norm() > 1e-4 for b in model.blocks)
-
-
-def test_only_the_zero_head_learns_in_the_first_step():
-    model = ViT(tiny())
-    model(pixels(model.config, dtype=torch.float32))[:, 0].sum().backward()
-    assert {name for name, p in model.named_parameters() if p.grad.any()} == {"head.weight", "head.bias"}
-
-
-def test_without_classes_the_output_is_the_representation():
-    model = perturb(ViT(tiny(classes=0)))
-    images = pixels(model.config)
-    tokens = model.tokens(images)
-    assert tokens.shape == (2, 1 + 3 * 2, 16)
-    assert torch.equal(model(images), tokens[:, 0])
-
-
 def test_the_public_steps_compose_to_the_logits():
     model = perturb(ViT(tiny("registers, class without position", representation=12, norm_first=False)))
     images = pixels(model.config)
     y = model.pool(model.norm(model.blocks(model.embed(images))))
     assert torch.equal(model.head(model.pre_logits(y)), model(images))
+    headless = perturb(ViT(tiny(classes=0)))
+    assert torch.equal(headless(images), headless.tokens(images)[:, 0])
 
 
 @pytest.mark.parametrize("case", ["plain", "MAP", "hybrid"])
@@ -128,15 +106,6 @@ def test_a_samples_logits_do_not_depend_on_the_others(case):
     images = pixels(model.config, batch=5)
     alone = torch.cat([model(image[None]) for image in images])
     torch.testing.assert_close(model(images), alone, rtol=0, atol=1e-12)
-
-
-def test_patches_may_be_shuffled_where_there_are_no_positions():
-    model = perturb(ViT(tiny("no positions")))
-    images = pixels(model.config)
-    upside_down = images.unflatten(2, (3, 4)).flip(2).flatten(2, 3)
-    torch.testing.assert_close(model(upside_down), model(images), rtol=0, atol=1e-12)
-    learned = perturb(ViT(tiny()))
-    assert (learned(upside_down) - learned(images)).abs().max() > 1e-2
 
 
 def test_dropout_follows_the_positions_and_every_dense_layer_but_qkv():
@@ -149,25 +118,11 @@ def test_dropout_follows_the_positions_and_every_dense_layer_but_qkv():
     assert widths == [(0.5, 16), (0.5, 16), (0.5, 24), (0.5, 16)]
 
 
-@pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "drop_path"])
-def test_noise_is_for_training_only(rate):
-    model = perturb(ViT(tiny(**{rate: 0.5})))
-    images, quiet = pixels(model.config), perturb(ViT(tiny()))
-    assert torch.equal(model(images), quiet(images))
-    model.train()
-    torch.manual_seed(0)
-    first = model(images)
-    assert not all(torch.equal(first, model(images)) for _ in range(8))
-
-
-def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+def test_stochastic_depth_grows_with_the_depth_and_drops_whole_samples():
     rates = [(b.drop_path1.rate, b.drop_path2.rate) for b in ViT(tiny(depth=4, drop_path=0.3)).blocks]
     assert np.array(rates) == pytest.approx(np.repeat([[0.0], [0.1], [0.2], [0.3]], 2, 1))
-    torch.manual_seed(0)
-    kept = DropPath(0.25)(torch.ones(20_000, 2, 3))
-    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    kept = DropPath(0.25)(torch.ones(200, 2, 3))
     assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
-    assert kept.mean().item() == pytest.approx(1, abs=0.02)
 
 
 def test_a_dropped_block_is_the_identity():
@@ -177,28 +132,17 @@ def test_a_dropped_block_is_the_identity():
 
 
 BAD = [
-    ({"heads": 3}, "3 heads .* 16.* 2"),
-    ({"positions": "sincos", "width": 18}, "4, not 18"),
-    ({"class_token": False}, "class_token is False"),
-    ({"image_size": (0, 8)}, r"image_size is \(0, 8\)"),
-    ({"depth": 0}, "depth is 0"),
-    ({"classes": -1}, "classes is -1"),
-    ({"dropout": 1.0}, r"dropout is 1\.0"),
-    ({"pool": "max"}, "pool is 'max'.*token, avg, map"),
-    ({"remainder": "drop"}, "remainder is 'drop'.*pad, refuse, crop"),
-    ({"activation": "relu"}, "activation is 'relu'"),
+    ({"heads": 3}, "3 heads .* 16.* 2"), ({"positions": "sincos", "width": 18}, "4, not 18"),
+    ({"class_token": False}, "class_token is False"), ({"image_size": (0, 8)}, r"image_size is \(0, 8\)"),
+    ({"classes": -1}, "classes is -1"), ({"dropout": 1.0}, r"dropout is 1\.0"), ({"activation": "relu"}, "is 'relu'"),
+    ({"pool": "max"}, "pool is 'max'.*token, avg, map"), ({"stem": resnet.Config()}, "3 channels and 1000 classes"),
+    ({"depth": 0}, "depth is 0"), ({"remainder": "drop"}, "remainder is 'drop'.*pad, refuse, crop"),
     ({"image_size": (12, 10), "remainder": "refuse"}, "12 x 10 .*4 x 4"),
-    ({"stem": resnet.Config()}, "3 channels and 1000 classes"),
     ({"stem": resnet.Config(classes=0), "channels": 1}, "3 channels .* 1 channels"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("overrides", "message"), BAD)
 def test_a_configuration_that_cannot_be_is_refused_with_its_numbers(overrides, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Config(**{**SMALL, **overrides})
-
-
-def test_images_with_other_channels_are_refused():
-    with pytest.raises(ValueError, match=r"1 channels.* 3"):
-        ViT(tiny())(torch.zeros(1, 1, 12, 8))

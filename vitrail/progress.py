@@ -1,32 +1,35 @@
 """Progress of long work on standard error: a bar on a terminal, otherwise a line now and then; and lists in sentences.
 
 for image in track(images, len(images), "packing"): ...
-say("a line")
 few(["a", "b", "c"], 2)      # "a, b and 1 more"
 """
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 T = TypeVar("T")
-
 QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
 
 
-def bar(what: str, console: Console) -> Progress:
+def bar(what: str, console: "Console") -> "Progress":
     """A bar for tasks with a `text`; it is seen only on a terminal."""
-    columns = (TextColumn(what), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
+    from rich import progress as rich  # not before there is something to show: `vitrail --help` need not wait for it
+
+    columns = (rich.TextColumn(what), rich.BarColumn(24), rich.MofNCompleteColumn(), "{task.fields[text]}")
+    times = (rich.TimeElapsedColumn(), "left", rich.TimeRemainingColumn())
+    return rich.Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yields the items, with a bar on standard error where that is a terminal, elsewhere a line now and then."""
+    from rich.console import Console
+
     console = Console(stderr=True, highlight=False)
     started = spoke = time.perf_counter()
     with bar(what, console) as shown:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from vitrail import recipes
 from vitrail.cli import options
 from vitrail.cli.options import Command, Flag, Given, Out
 from vitrail.config import attribute, dump
@@ -78,6 +77,8 @@ class Train(Command):
 
     @classmethod
     def help(cls, prog: str, words: Sequence[str]) -> None:
+        from vitrail import recipes
+
         command, _ = options.parse(cls, prog, [word for word in words if word not in ("-h", "--help")])
         if name := command.recipe:
             run = recipe(name, command.data or "PATH")
@@ -106,6 +107,7 @@ class Resume(Command):
 def recipe(name: str, data: str) -> "Run":
     """The Run of a recipe in the package, or of FILE.py:NAME, whose file is run; `recipe` is that name. ValueError for
     an unknown name, a recipe that starts from weights, missing data, and what does not give a Run."""
+    from vitrail import recipes
     from vitrail.run import Run
 
     known = recipes.listed()

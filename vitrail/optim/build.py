@@ -146,10 +146,8 @@ def _apart(found: list[dict[str, Any]], module: nn.Module) -> tuple[list[dict[st
             if chosen:
                 part.append(group | {"names": [name for name, _ in chosen], "params": [p for _, p in chosen]})
     if not parts[True]:
-        raise ValueError(
-            "muon trains the matrices of a Transformer's blocks (blocks.0.attn.qkv.weight, ...), and "
-            f"{type(module).__name__} has none to train: use adamw"
-        )
+        what = "the matrices of a Transformer's blocks (blocks.0.attn.qkv.weight, ...)"
+        raise ValueError(f"muon trains {what}, and {type(module).__name__} has none to train: use adamw")
     return parts[True], parts[False]
 
 

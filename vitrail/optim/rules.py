@@ -72,10 +72,8 @@ class Rule:
             except ValueError:
                 value = None
             if value is None:
-                raise ValueError(
-                    f"rule {text!r} says {word!r} of {pattern!r}: after the last colon stand lr=NUMBER, decay=NUMBER "
-                    "or freeze, with a comma between"
-                )
+                stand = "after the last colon stand lr=NUMBER, decay=NUMBER or freeze, with a comma between"
+                raise ValueError(f"rule {text!r} says {word!r} of {pattern!r}: {stand}")
             if what in found:
                 raise ValueError(f"rule {text!r} says {what} twice: leave one, and freeze is lr=0")
             found[what] = value

@@ -18,7 +18,6 @@ from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.train import Demo, Resume, Train
 from vitrail.cli.weights import Convert, Info, Predict
 from vitrail.config import attribute
-from vitrail.runtime.malloc import keep_freed
 
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
@@ -70,6 +69,8 @@ def _run(arguments: list[str]) -> None:
     command, given = parse(kind, prog, words)
     for file in command.code:
         attribute(f"{file}:__name__", run=True)
+    from vitrail.runtime.malloc import keep_freed
+
     keep_freed()
     command.run(given)
 

@@ -92,12 +92,11 @@ def read_idx(path: Path, rank: int) -> NDArray[np.uint8]:
 
 def _parse(path: Path, stream: BufferedReader | gzip.GzipFile, rank: int) -> NDArray[np.uint8]:
     """The array in `stream`, the content of the file `path`."""
-    start, stop, magic = stream.peek(512), 4 + 4 * rank, bytes([0, 0, UINT8, rank])
-    if start[:4] != magic:
-        other = f"is not an idx file: it begins with {start[:4].hex(' ')} instead of {magic.hex(' ')}; fetch it again."
-        raise ValueError(f"{path} {stray(start) or other}")
-    header = stream.read(stop)
-    shape = tuple(int.from_bytes(header[place : place + 4]) for place in range(4, stop, 4))
+    header, magic = stream.read(4 + 4 * rank), bytes([0, 0, UINT8, rank])
+    if header[:4] != magic:
+        other = f"is not an idx file: it begins with {header[:4].hex(' ')} instead of {magic.hex(' ')}; fetch it again."
+        raise ValueError(f"{path} {stray(header + stream.read(500)) or other}")
+    shape = tuple(int.from_bytes(header[place : place + 4]) for place in range(4, 4 + 4 * rank, 4))
     promised = math.prod(shape)
     data = bytearray()  # which grows with what is there, not with what the header promises
     # One byte too many is asked for: gzip checks its sum only at the end.

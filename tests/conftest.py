@@ -1,12 +1,15 @@
 """Shapes and types of vitrail's signatures are checked while the tests run (jaxtyping and beartype)."""
 
 import inspect
+import os
 import sys
 from dataclasses import replace
 
 import pytest
 from jaxtyping import install_import_hook
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n 2: a core each, before torch counts them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook("vitrail", "beartype.beartype")
 
 

@@ -43,7 +43,7 @@ class Accuracy(Evaluator):
             data.skipped(problem)
             problems.append(problem)
 
-        classes, several, parts = len(data.source.class_names), data.source.targets != "class", []
+        classes, several, parts = len(data.source.class_names), data.source.targets == "classes", []
         for batch in replace(data, skipped=skipped if data.skipped else None).batches():
             outputs = task.predict(batch)
             if (found := outputs["logits"].shape[1]) != classes:

@@ -66,7 +66,7 @@ class ClassifyConfig(TaskConfig):
         found = len(source.class_names)
         if found != run.model.classes:
             raise ValueError(f"{run.data.path} has {found} classes, but the model's head has {run.model.classes}.")
-        if source.targets != "class" and self.loss == "softmax":
+        if source.targets == "classes" and self.loss == "softmax":
             raise ValueError(f"the images of {run.data.path} have several labels; train with --task.loss sigmoid.")
         weights = class_weights(counts(source)) if self.class_weights else None
         return Classify(run.model.build("meta"), run.preprocessing, self, source.class_names, weights)
@@ -79,7 +79,7 @@ class ClassifyConfig(TaskConfig):
         """
         classes, task = len(source.class_names), self
         biased = task.loss == "sigmoid" and task.head_bias and classes != run.model.classes
-        if source.targets != "class":
+        if source.targets == "classes":
             biased = biased or (task.loss == "softmax" and not task.head_bias)
             task = replace(task, loss="sigmoid", smoothing=0.0)
         if biased:
@@ -175,7 +175,7 @@ class Classify(Task):
 
     def for_targets(self, targets: Targets) -> "Classify":
         """Where images may have several labels, each class is judged by itself."""
-        several = targets != "class" and self.config.loss == "softmax"
+        several = targets == "classes" and self.config.loss == "softmax"
         config = replace(self.config, loss="sigmoid") if several else self.config
         return Classify(self.model, self.preprocessing, config, self.class_names)
 

@@ -190,7 +190,7 @@ def _ratio(config: vit.Config) -> int:
 def describe(config: vit.Config, names: tuple[str, ...] | None) -> dict[str, Any]:
     """config.json of a model, or of the nearest one. ValueError where it cannot have the classifier or the MLP."""
     if config.classes and (config.layer_scale is not None or config.representation):
-        raise ValueError("transformers has no classifier beside LayerScale or a pre-logits layer; choose another.")
+        raise ValueError("transformers has no classifier beside LayerScale or pre-logits; choose another format.")
     height, width = config.image_size
     kind = "vit" if config.layer_scale is None else "dinov2_with_registers" if config.registers else "dinov2"
     back = {ours: theirs for theirs, ours in ACTIVATIONS.items()}

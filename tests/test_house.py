@@ -19,12 +19,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 12
 FLOORS, INNER_FLOORS = 6, 4
-TOTAL = {"vitrail": 13_500, "benchmarks": 3_800}
+TOTAL = {"vitrail": 15_300, "benchmarks": 3_900}
 # Lines per room: what it should have when all is built, and a tenth more (LOG.md says why where one was changed).
 ROOMS = {
-    "batch": 80, "checkpoint": 200, "cli": 1_210, "config": 175, "data": 4_300, "evaluate": 1_350, "log": 240,
-    "models": 1_450, "optim": 750, "pipeline": 260, "plan": 300, "progress": 50, "recipes": 950, "report": 560,
-    "run": 180, "runtime": 850, "tasks": 1_700, "train": 320, "weights": 1_700,
+    "batch": 80, "checkpoint": 200, "cli": 1_350, "config": 175, "data": 4_500, "evaluate": 1_350, "log": 240,
+    "models": 1_450, "optim": 750, "pipeline": 290, "plan": 300, "progress": 50, "recipes": 950, "report": 560,
+    "run": 200, "runtime": 850, "tasks": 1_700, "train": 320, "weights": 2_300,
 }  # fmt: skip
 Graph = dict[str, set[str]]
 

@@ -13,6 +13,7 @@ from scipy.ndimage import zoom
 
 from vitrail.models import resnet, vit
 from vitrail.weights.load import load, load_and_report, read
+from vitrail.weights.place import Asked
 from vitrail.weights.save import save
 
 SIZES = {"width": files.WIDTH, "depth": 2, "heads": files.HEADS, "mlp_dim": files.MLP, "classes": 5}
@@ -158,7 +159,7 @@ def test_a_model_of_ours_is_written_in_the_dialect_that_holds_it(tmp_path, name)
     assert save(weights, tmp_path / "w.npz", "google") == []
     with np.load(tmp_path / "w.npz") as back:
         assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in found.items()}
-    again = read(tmp_path / "w.npz", config.image_size)
+    again = read(tmp_path / "w.npz", Asked(config.image_size))
     assert again.config == config
     assert all(torch.equal(again.tensors[n], tensor) for n, tensor in weights.tensors.items())
 

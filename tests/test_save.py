@@ -16,6 +16,7 @@ from test_load import HUGGING_FACE, hugging_face
 
 from vitrail.models import resnet, vit
 from vitrail.weights.load import load, read
+from vitrail.weights.place import Asked
 from vitrail.weights.save import save
 
 SMALL = vit.Config((32, 48), (8, 8), 3, 32, 2, 4, 48, 5)
@@ -61,7 +62,7 @@ def test_state_dicts_are_written_back_bit_for_bit(tmp_path, library, suffix, dty
     model = timm.create_model("vit_tiny_patch16_224", depth=1) if library == "timm" else model
     tensors = {name: tensor.to(dtype) for name, tensor in perturb(model).state_dict().items()}
     (save_file if suffix == ".safetensors" else torch.save)(tensors, tmp_path / f"a{suffix}")
-    save(read(tmp_path / f"a{suffix}", heads=3), tmp_path / f"b{suffix}", library)
+    save(read(tmp_path / f"a{suffix}", Asked(heads=3)), tmp_path / f"b{suffix}", library)
     back = load_file(tmp_path / "b.safetensors") if suffix == ".safetensors" else torch.load(tmp_path / "b.pth")
     assert_same_tensors(back, tensors)
 
@@ -101,13 +102,13 @@ def test_one_model_goes_through_every_format_and_back(tmp_path):
     path = tmp_path / "0"
     way = [("google", ".npz"), ("huggingface", ""), ("timm", ""), ("vitrail", ""), ("google", ".npz"), ("timm", ".pth")]
     for number, (form, suffix) in enumerate(way, 1):
-        save(read(path, heads=4), tmp_path / f"{number}{suffix}", form)
+        save(read(path, Asked(heads=4)), tmp_path / f"{number}{suffix}", form)
         path = tmp_path / f"{number}{suffix}"
-        assert_same_tensors(dict(read(path, heads=4).tensors), tensors)
+        assert_same_tensors(dict(read(path, Asked(heads=4)).tensors), tensors)
     # torchvision's format does not tell that GELU is of the tanh form: the tensors are all there, and we are told.
     notes = save(read(tmp_path / "4"), tmp_path / "t.pth", "torchvision")
     assert any("gelu_tanh" in note for note in notes)
-    assert_same_tensors(dict(read(tmp_path / "t.pth", heads=4).tensors), tensors)
+    assert_same_tensors(dict(read(tmp_path / "t.pth", Asked(heads=4)).tensors), tensors)
 
 
 FOLDERS = {

@@ -10,6 +10,8 @@ from reference import perturb
 
 from vitrail.models import cost, resnet
 from vitrail.models.zoo import configure, create, zoo
+from vitrail.weights.spelling import Cut
+from vitrail.weights.timm import entries, state_dict
 
 TABLE = Path(__file__).parents[1] / "docs" / "zoo.md"
 TIMM = sorted(set(zoo()) & set(timm.list_models()))
@@ -38,11 +40,6 @@ def timms(name, **settings):
     return timm.create_model(name, num_classes=zoo()[name].classes, **settings)
 
 
-def names_of(model):
-    """timm's parameter names; its one-convolution stems sit in `backbone.` directly, ours in `backbone.stem.`."""
-    return {re.sub(r"^patch_embed\.backbone\.(?=conv|norm)", "patch_embed.backbone.stem.", n): n for n in model}
-
-
 # SiLU is of GluMlp and of its packed form.
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "swiglu"}
 
@@ -53,15 +50,20 @@ def test_a_name_that_timm_has_is_timms_model(name):
     with torch.device("meta"):
         theirs = timms(name)
     shapes = {key: tuple(p.shape) for key, p in theirs.state_dict().items()}
-    ours = {key: tuple(p.shape) for key, p in config.build("meta").state_dict().items()}
-    assert {new: shapes[old] for new, old in names_of(shapes).items()} == ours
+    ours, cut, found = config.build("meta").state_dict(), Cut.timm(config), {}
+    for entry in entries(config, cut):
+        parts = entry.back(ours[entry.ours])
+        found |= {cut.timm_name(n): tuple(t.shape) for n, t in zip(entry.theirs, parts, strict=True)}
+    assert found == shapes
     block = theirs.blocks[0]
     assert ACTIVATIONS[type(block.mlp.act).__name__] == config.activation
     norms = [m for m in theirs.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {m.eps for m in norms} == {config.norm_eps}
     assert tuple(theirs.patch_embed.grid_size) == config.grid(config.image_size)
-    assert (theirs.global_pool, block.attn.num_heads) == (config.pool, config.heads)
-    assert bool(theirs.no_embed_class) == (not config.class_position) or not config.class_token
+    pool = "token" if config.pool == "distilled" else config.pool
+    assert (theirs.global_pool, block.attn.num_heads) == (pool, config.heads)
+    if config.positions == "learned" and config.class_token:
+        assert bool(theirs.no_embed_class) != config.class_position
     assert theirs.num_prefix_tokens == config.prefix
 
 
@@ -71,9 +73,14 @@ PARITY = [  # cheap ones, cut to two blocks; and another image size
     ("vit_small_patch14_reg4_dinov2", (98, 154)), ("vit_giant_patch14_dinov2", (56, 42)),
     ("vit_base_patch32_siglip_256", (96, 160)), ("vit_base_patch32_clip_quickgelu_224", (96, 160)),
     ("vit_small_r26_s32_224", (96, 160)), ("vit_tiny_r_s16_p8_224", (96, 160)),
+    ("deit_tiny_distilled_patch16_224", (96, 160)), ("beit_base_patch16_224", (96, 160)),
+    ("eva02_tiny_patch14_224", (98, 154)), ("eva02_base_patch16_clip_224", (96, 160)), ("eva_large_patch14_196", (98, 154)),
+    ("vit_small_plus_patch16_dinov3_qkvb", (96, 160)), ("vit_small_patch16_dinov3", (96, 160)),
+    ("vit_small_patch16_rope_ape_224", (96, 160)), ("vit_mediumd_patch16_rope_reg1_gap_256", (96, 160)),
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")  # of timm's resizing
 @pytest.mark.parametrize("own", [True, False], ids=["own size", "other size"])
 @pytest.mark.parametrize(("name", "size"), PARITY)
 def test_logits_are_timms_also_where_height_and_width_differ(name, size, own, monkeypatch):
@@ -81,14 +88,17 @@ def test_logits_are_timms_also_where_height_and_width_differ(name, size, own, mo
     # deviation and have 1e-6. For this test timm's are made Google's.
     monkeypatch.setattr(timm.layers.StdConv2dSame, "forward", google_convolution)
     image_size = (112, 112) if zoo()[name].image_size == (518, 518) else zoo()[name].image_size
-    theirs = timms(name, depth=2, img_size=image_size, dynamic_img_size=not own).eval()
+    dynamic = {} if "beit" in name else {"dynamic_img_size": not own}
+    theirs = timms(name, depth=2, img_size=image_size, **dynamic).eval()
     for module in theirs.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.eps = 1e-6
     model = perturb(create(name, depth=2, image_size=image_size), dtype=torch.float32)
     state = model.state_dict()
-    theirs.load_state_dict({old: state[new] for new, old in names_of(theirs.state_dict()).items()})
+    theirs.load_state_dict(state_dict(model.config, state))
     shape = image_size if own else size
+    if "beit" in name and not own:
+        theirs.set_input_size(size)
     images = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected, logits = theirs(images), model(images)

@@ -130,9 +130,10 @@ class Convert(Command):
         from vitrail.pipeline import locate
         from vitrail.weights.hub import resolve
         from vitrail.weights.load import read
+        from vitrail.weights.place import Asked
         from vitrail.weights.save import save
 
-        weights = read(locate(resolve(self.source)), heads=self.heads or None)
+        weights = read(locate(resolve(self.source)), Asked(heads=self.heads or None))
         lost = save(weights, Path(self.target), self.to)
         left = [] if self.to == weights.format else sorted(weights.extra)
         done = {"source": self.source, "from": weights.format, "target": self.target, "to": self.to}

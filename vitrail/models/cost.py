@@ -37,7 +37,8 @@ def activations(config: Config, width: int = 4, again: bool = False) -> int:
     # The inputs of the block, its two norms' outputs, q, k, v, the heads' output, the sum between attention and MLP;
     # the MLP before and after its activation.
     inner = 8 * dim + (4 if gated else 2) * config.mlp_dim
-    inner += 2 * dim * ((config.layer_scale is not None) + config.qk_norm)
+    inner += 2 * dim * ((config.layer_scale is not None) + config.qk_norm + (config.rotary is not None))
+    inner += dim * config.attention_norm + config.mlp_dim * config.mlp_norm
     block = count * inner * width
     if config.dropout:  # a byte for each element, thrice a block, says which were kept
         block += count * (2 * dim + config.mlp_dim)
@@ -52,7 +53,7 @@ def _convolutions(config: resnet.Config, image_size: tuple[int, int], width: int
     """Of a ResNet: each convolution keeps its input and its norm's, at strides 2 to 16."""
     area, total = image_size[0] * image_size[1] // 16, 0
     for stage, depth in enumerate(config.blocks):
-        total += depth * (area >> 2 * stage) * (64 * config.width_factor << stage) * 14
+        total += depth * (area >> 2 * stage) * (config.root << stage) * 14
     return total * width
 
 
@@ -68,18 +69,18 @@ def _vit(config: vit.Config, image_size: tuple[int, int]) -> int:
     total += config.depth * (T * (4 * D * D + mlp) + 2 * T * T * D)
     if config.pool == "map":  # q once for all images: the probe is the same
         total += D * D + 2 * T * D * D + 2 * T * D + D * D + mlp
-    features = config.representation or D
-    return total + (D * features if config.representation else 0) + features * config.classes
+    features = config.representation or config.features
+    return total + (config.features * features if config.representation else 0) + features * config.classes
 
 
 def _resnet(config: resnet.Config, image_size: tuple[int, int]) -> int:
     def area(stride: int) -> int:
         return math.prod(math.ceil(side / stride) for side in image_size)
 
-    inputs = 64 * config.width_factor
+    inputs = config.root
     total = area(2) * 49 * config.channels * inputs
     for s, depth in enumerate(config.blocks):
-        outputs, cells = 256 * config.width_factor * 2**s, area(4 * 2**s)
+        outputs, cells = 4 * config.root * 2**s, area(4 * 2**s)
         middle = outputs // 4
         for block in range(depth):
             before = area(2 * 2**s) if s > 0 and block == 0 else cells

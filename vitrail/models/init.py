@@ -48,7 +48,7 @@ def table(layer_scale: float | None, gated: bool) -> list[tuple[str, Fill]]:
     """(pattern, initial value), first match first. gated: the MLP's first layer holds two kernels (SwiGLU)."""
     zero, one = constant(0.0), constant(1.0)
     return [
-        (r"^cls_token$", zero),
+        (r"^cls_token$|\b(relative_position_bias_table|[qv]_bias)$", zero),
         (r"^(pos_embed|reg_token)$", partial(nn.init.normal_, std=0.02)),
         (r"\bls[12]\.gamma$", constant(layer_scale or 0.0)),
         # The last scale of a bottleneck: it starts as the identity.

@@ -13,7 +13,7 @@ Parameter names are timm's ResNetV2 (with `preact=False`), so that its hybrids l
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,25 +22,32 @@ from torch import Tensor, nn
 
 from vitrail.models.init import initialise
 
+Device = torch.device | None
+
 
 @dataclass(frozen=True)
 class Config:
     """A BiT ResNet.
 
     blocks: bottlenecks in each stage; stage s is 2^s times narrower and 256 * 2^s * width_factor channels wide.
-    width_factor: the "x2" of R50x2.
+    width_factor: the "x2" of R50x2; a fraction where int(64 * width_factor) channels make 32 groups.
     channels: of the image. classes: 0 leaves the head off. image_size: what it is meant for, (height, width).
+    numerics: where the small numbers stand that keep divisions finite: Google's code has 1e-5 outside the root of a
+        kernel's variance and 1e-6 in the norms, timm 1e-8 inside it and 1e-5.
     """
 
     kind: ClassVar[str] = "resnet"
     blocks: tuple[int, ...] = (3, 4, 6, 3)
-    width_factor: int = 1
+    width_factor: int | float = 1
     channels: int = 3
     classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
+    numerics: Literal["google", "timm"] = "google"
 
     def __post_init__(self) -> None:
-        for field, least in {"width_factor": 1, "channels": 1, "classes": 0}.items():
+        if self.root % 32 or not self.root:  # groups of GroupNormReLU
+            raise ValueError(f"width_factor is {self.width_factor}; int(64 * width_factor) must be a multiple of 32.")
+        for field, least in {"channels": 1, "classes": 0}.items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be {least} or more.")
         if any(n < 1 for n in self.blocks):
@@ -56,9 +63,14 @@ class Config:
         return 4 * 2 ** max(0, len(self.blocks) - 1)
 
     @property
+    def root(self) -> int:
+        """Channels of the first convolution, as Google's code computes them."""
+        return int(64 * self.width_factor)
+
+    @property
     def features(self) -> int:
         """Channels of the feature map."""
-        return 64 * self.width_factor * (4 * 2 ** (len(self.blocks) - 1) if self.blocks else 1)
+        return self.root * (4 * 2 ** (len(self.blocks) - 1) if self.blocks else 1)
 
 
 def same_padding(images: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
@@ -72,19 +84,16 @@ def same_padding(images: Tensor, kernel: int, stride: int, value: float = 0.0) -
 
 
 class StdConv2d(nn.Conv2d):
-    """Convolution with SAME padding, no bias, and weights standardised over their input: (w - mean) / (std + 1e-5).
+    """Convolution with SAME padding, no bias, and weights standardised over their input: (w - mean) / (std + 1e-5), or,
+    with timm's numerics, / sqrt(var + 1e-8), which differs by up to 1e-3 in the logits."""
 
-    The 1e-5 is outside the root, as in Google's code; timm's 1e-8 inside it differs by up to 1e-3 in the logits.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, config: Config, inputs: int, outputs: int, kernel: int, stride: int, device: Device) -> None:
         super().__init__(inputs, outputs, kernel, stride, bias=False, device=device)
+        self.inside = config.numerics == "timm"
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) / (std + 1e-5)
+        weight = (self.weight - mean) / ((std.square() + 1e-8).sqrt() if self.inside else std + 1e-5)
         input = same_padding(input, self.kernel_size[0], self.stride[0])
         return F.conv2d(input, weight.to(input.dtype), None, self.stride)
 
@@ -92,8 +101,8 @@ class StdConv2d(nn.Conv2d):
 class GroupNormReLU(nn.GroupNorm):
     """Group norm with 32 groups and eps 1e-6 (flax's defaults), followed by ReLU unless `relu` is False."""
 
-    def __init__(self, channels: int, relu: bool = True, device: torch.device | None = None) -> None:
-        super().__init__(32, channels, eps=1e-6, device=device)
+    def __init__(self, config: Config, channels: int, relu: bool, device: Device) -> None:
+        super().__init__(32, channels, eps=1e-6 if config.numerics == "google" else 1e-5, device=device)
         self.relu = relu
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -104,19 +113,20 @@ class GroupNormReLU(nn.GroupNorm):
 class Bottleneck(nn.Module):
     """y = relu(shortcut(x) + gn3(conv1x1(relu(gn2(conv3x3(relu(gn1(conv1x1(x))))))))), the stride on the 3x3."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, device: torch.device | None) -> None:
+    def __init__(self, config: Config, inputs: int, outputs: int, stride: int, device: Device) -> None:
         super().__init__()
         middle = outputs // 4
         self.downsample = nn.Identity()
         if stride != 1 or inputs != outputs:  # the shortcut's projection
-            norm = GroupNormReLU(outputs, relu=False, device=device)
-            self.downsample = nn.Sequential(OrderedDict(conv=StdConv2d(inputs, outputs, 1, stride, device), norm=norm))
-        self.conv1 = StdConv2d(inputs, middle, 1, 1, device)
-        self.norm1 = GroupNormReLU(middle, device=device)
-        self.conv2 = StdConv2d(middle, middle, 3, stride, device)
-        self.norm2 = GroupNormReLU(middle, device=device)
-        self.conv3 = StdConv2d(middle, outputs, 1, 1, device)
-        self.norm3 = GroupNormReLU(outputs, relu=False, device=device)
+            norm = GroupNormReLU(config, outputs, False, device)
+            conv = StdConv2d(config, inputs, outputs, 1, stride, device)
+            self.downsample = nn.Sequential(OrderedDict(conv=conv, norm=norm))
+        self.conv1 = StdConv2d(config, inputs, middle, 1, 1, device)
+        self.norm1 = GroupNormReLU(config, middle, True, device)
+        self.conv2 = StdConv2d(config, middle, middle, 3, stride, device)
+        self.norm2 = GroupNormReLU(config, middle, True, device)
+        self.conv3 = StdConv2d(config, middle, outputs, 1, 1, device)
+        self.norm3 = GroupNormReLU(config, outputs, False, device)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         y = self.norm1(self.conv1(x))
@@ -128,10 +138,10 @@ class Bottleneck(nn.Module):
 class Root(nn.Module):
     """7x7 convolution with stride 2, group norm, ReLU, 3x3 max-pool with stride 2: a quarter of the size."""
 
-    def __init__(self, channels: int, outputs: int, device: torch.device | None) -> None:
+    def __init__(self, config: Config, device: Device) -> None:
         super().__init__()
-        self.conv = StdConv2d(channels, outputs, 7, 2, device)
-        self.norm = GroupNormReLU(outputs, device=device)
+        self.conv = StdConv2d(config, config.channels, config.root, 7, 2, device)
+        self.norm = GroupNormReLU(config, config.root, True, device)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         x = self.norm(self.conv(x))
@@ -144,13 +154,13 @@ class ResNet(nn.Module):
     def __init__(self, config: Config, device: torch.device | None = None) -> None:
         super().__init__()
         self.config = config
-        inputs = 64 * config.width_factor
-        self.stem = Root(config.channels, inputs, device)
+        inputs = config.root
+        self.stem = Root(config, device)
         stages = []
         for s, depth in enumerate(config.blocks):
-            outputs = 256 * config.width_factor * 2**s
+            outputs = 4 * config.root * 2**s
             shapes = [(inputs, 1 if s == 0 else 2)] + [(outputs, 1)] * (depth - 1)
-            blocks = nn.Sequential(*(Bottleneck(i, outputs, stride, device) for i, stride in shapes))
+            blocks = nn.Sequential(*(Bottleneck(config, i, outputs, stride, device) for i, stride in shapes))
             stages.append(nn.Sequential(OrderedDict(blocks=blocks)))
             inputs = outputs
         self.stages = nn.Sequential(*stages)

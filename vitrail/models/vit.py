@@ -18,7 +18,7 @@ Parameter names are timm's. Any image size works at call time.
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,125 +26,35 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.models import resnet
+from vitrail.models.config import Fields
 from vitrail.models.init import initialise
 from vitrail.models.layers import Activation, Dropout, DropPath, LayerScale, activate
-from vitrail.models.positions import Resample, resample, sincos
+from vitrail.models.positions import resample, sincos
+from vitrail.models.relative import Relative, RelativePositions, relative_bias, relative_count
+from vitrail.models.rotary import Turn, turn
 
-Pool = Literal["token", "avg", "map"]
-Positions = Literal["learned", "sincos", "sincos_mae", "none"]
-Remainder = Literal["pad", "refuse", "crop"]
 # True where a token (row) attends to another (column).
 Mask = Bool[Tensor, "#B #heads #N N"]
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that shapes a ViT. The defaults are ViT-B/16.
+class Places(NamedTuple):
+    """Where the tokens of an image are, for attention that knows it. turn: of rotary positions. bias: (1, heads, N, N),
+    what all blocks add to the scores."""
 
-    image_size, patch_size: (height, width) in pixels; image_size is what the learned positions are made for.
-    remainder: an image size that patch_size does not divide is padded with 0 (grey, once normalised) at the bottom
-        and right, refused, or cropped there as the VALID convolution of the authors' code does.
-    representation: size of the pre-logits layer (Dense + tanh before the head, while pre-training), or None.
-    class_position: whether the table of learned positions has a row for [class]; registers have no position.
-    norm_first: the final norm stands before the pooling, as in the paper; False puts it after (timm's `fc_norm`).
-    pre_norm, patch_bias: CLIP's towers have a norm before the blocks, and no bias on the patches.
-    layer_scale: initial value of LayerScale, or None. mlp_dim: hidden width (after the gate, for swiglu).
-    dropout: after every dense layer except qkv, and after the positions (appendix B.1); drop_path: stochastic depth,
-        rising linearly from 0 at the first block to this at the last.
-    stem: a ResNet whose feature map the patches are cut from (the hybrid); classes: 0 leaves the head off.
-    """
+    grid: tuple[int, int]
+    turn: Turn | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Config(Fields):
+    """Everything that shapes a ViT."""
 
     kind: ClassVar[str] = "vit"
-    image_size: tuple[int, int] = (224, 224)
-    patch_size: tuple[int, int] = (16, 16)
-    channels: int = 3
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_dim: int = 3072
-    classes: int = 1000
-    pool: Pool = "token"
-    representation: int | None = None
-    class_token: bool = True
-    registers: int = 0
-    positions: Positions = "learned"
-    class_position: bool = True
-    resample: Resample = "bicubic_antialias"
-    remainder: Remainder = "pad"
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-6
-    norm_first: bool = True
-    pre_norm: bool = False
-    patch_bias: bool = True
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    layer_scale: float | None = None
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    drop_path: float = 0.0
-    stem: resnet.Config | None = None
-
-    def __post_init__(self) -> None:
-        for field, size in (("image_size", self.image_size), ("patch_size", self.patch_size)):
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"{field} is {size}; it must be (height, width), each 1 pixel or more.")
-        counts = {"channels": 1, "width": 1, "depth": 1, "heads": 1, "mlp_dim": 1, "classes": 0, "registers": 0}
-        for field, least in {**counts, "representation": 1, "norm_eps": 0.0}.items():
-            if getattr(self, field) is not None and getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be {least} or more.")
-        for field in ("dropout", "attention_dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; a rate must be in [0, 1).")
-        choices = {"pool": Pool, "positions": Positions, "resample": Resample, "remainder": Remainder}
-        for field, kind in {**choices, "activation": Activation}.items():
-            if getattr(self, field) not in get_args(kind):
-                raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(kind))}.")
-        if self.width % self.heads:
-            fewer = max(h for h in range(1, self.heads + 1) if self.width % h == 0)
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}; {fewer} would.")
-        if self.pool == "token" and not self.class_token:
-            raise ValueError("pool='token' reads the [class] token, but class_token is False; use 'avg' or 'map'.")
-        if self.positions.startswith("sincos") and self.width % 4:
-            raise ValueError(f"2-D sin-cos positions need a width divisible by 4, not {self.width}.")
-        if self.stem and (self.stem.classes or self.stem.channels != self.channels):
-            has = f"{self.stem.channels} channels and {self.stem.classes} classes"
-            raise ValueError(f"the stem has {has}; it must have the image's {self.channels} channels and no classes.")
-        self.grid(self.image_size)
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Pixels of the image per token, (height, width): the patch times the stem's own stride."""
-        stem = self.stem.stride if self.stem else 1
-        return self.patch_size[0] * stem, self.patch_size[1] * stem
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches: [class] and registers."""
-        return int(self.class_token) + self.registers
-
-    @property
-    def prefix_rows(self) -> int:
-        """Rows of the table of learned positions before those of the patches: 1 where [class] has one."""
-        return int(self.class_token and self.class_position)
 
     def build(self, device: torch.device | str | None = None) -> "ViT":
         """The model, with its initial values (none on the meta device)."""
         return ViT(self, None if device is None else torch.device(device))
-
-    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of patches for an image of (height, width). ValueError where `remainder` refuses it."""
-        (height, width), (sh, sw) = image_size, self.stride
-        if self.remainder == "refuse" and (height % sh or width % sw):
-            fits = f"{max(1, round(height / sh)) * sh} x {max(1, round(width / sw)) * sw}"
-            raise ValueError(
-                f"an image of {height} x {width} is not divisible by the patch {sh} x {sw}; "
-                f"resize it to {fits}, or choose remainder='pad'."
-            )
-        if self.remainder == "crop":
-            if height < sh or width < sw:
-                raise ValueError(f"an image of {height} x {width} is smaller than one patch of {sh} x {sw}.")
-            return height // sh, width // sw
-        return math.ceil(height / sh), math.ceil(width / sw)
 
 
 class PatchEmbed(nn.Module):
@@ -179,25 +89,58 @@ class Attention(nn.Module):
     def __init__(self, config: Config, device: torch.device | None) -> None:
         super().__init__()
         D, self.heads = config.width, config.heads
-        self.qkv = nn.Linear(D, 3 * D, bias=config.qkv_bias, device=device)
+        self.qkv = nn.Linear(D, 3 * D, bias=config.qkv_bias and config.key_bias, device=device)
+        keyless = config.qkv_bias and not config.key_bias
+        self.q_bias = nn.Parameter(torch.empty(D, device=device)) if keyless else None
+        self.v_bias = nn.Parameter(torch.empty(D, device=device)) if keyless else None
         normed, size = config.qk_norm, D // self.heads
         self.q_norm = nn.LayerNorm(size, config.norm_eps, device=device) if normed else nn.Identity()
         self.k_norm = nn.LayerNorm(size, config.norm_eps, device=device) if normed else nn.Identity()
+        self.own: tuple[int, int] = config.grid(config.image_size)
+        self.relative: Relative = config.relative
+        own_table = self.relative != "none" and not config.relative_shared
+        table = torch.empty(relative_count(self.own), self.heads, device=device) if own_table else None
+        self.relative_position_bias_table = None if table is None else nn.Parameter(table)
         self.attn_drop = Dropout(config.attention_dropout)
+        self.norm = nn.LayerNorm(D, config.norm_eps, device=device) if config.attention_norm else nn.Identity()
         self.proj = nn.Linear(D, D, device=device)
         self.drop = Dropout(config.dropout)
 
-    def forward(self, z: Float[Tensor, "B N D"], mask: Mask | None = None) -> Float[Tensor, "B N D"]:
-        # Cut before the heads are parted: the gradients of q, k and v then meet in one copy, not two.
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(z).chunk(3, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
+    def forward(
+        self, z: Float[Tensor, "B N D"], mask: Mask | None = None, places: Places | None = None
+    ) -> Float[Tensor, "B N D"]:
+        q, k, v = self.project(z)
+        if places is not None and places.turn is not None:
+            q, k = turn(q, places.turn), turn(k, places.turn)
+        bias = self.bias(places, mask)
         if self.training and self.attn_drop.rate:  # fused attention would draw from torch's stream
             scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            if bias is not None:
+                scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
             z = self.attn_drop(scores.softmax(-1)) @ v
         else:
-            z = F.scaled_dot_product_attention(q, k, v, mask)
-        return self.drop(self.proj(z.transpose(1, 2).flatten(2)))
+            z = F.scaled_dot_product_attention(q, k, v, bias)
+        return self.drop(self.proj(self.norm(z.transpose(1, 2).flatten(2))))
+
+    def project(self, z: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each (B, heads, N, D_h)."""
+        # Cut before the heads are parted: the gradients of q, k and v then meet in one copy, not two.
+        q, k, v = self.qkv(z).chunk(3, dim=-1)
+        if self.q_bias is not None:
+            q, v = q + self.q_bias, v + self.v_bias
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return self.q_norm(q), self.k_norm(k), v
+
+    def bias(self, places: Places | None, mask: Mask | None) -> Tensor | None:
+        """What is added to the scores: those of relative positions, -inf where the mask is False; or the mask itself
+        where there are none."""
+        bias = None if places is None else places.bias
+        if self.relative_position_bias_table is not None:
+            assert places is not None, "relative positions need the grid of the patches"
+            bias = relative_bias(self.relative_position_bias_table, self.own, places.grid, self.relative)
+        if bias is None or mask is None:
+            return bias if mask is None else mask
+        return bias.masked_fill(~mask, -math.inf)
 
 
 class MLP(nn.Module):
@@ -209,10 +152,12 @@ class MLP(nn.Module):
         hidden = 2 * config.mlp_dim if config.activation == "swiglu" else config.mlp_dim
         self.fc1 = nn.Linear(config.width, hidden, device=device)
         self.fc2 = nn.Linear(config.mlp_dim, config.width, device=device)
+        normed = config.mlp_norm
+        self.norm = nn.LayerNorm(config.mlp_dim, config.norm_eps, device=device) if normed else nn.Identity()
         self.drop, self.out_drop = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return self.out_drop(self.fc2(self.drop(activate(self.fc1(z), self.activation))))
+        return self.out_drop(self.fc2(self.norm(self.drop(activate(self.fc1(z), self.activation)))))
 
 
 class Block(nn.Module):
@@ -229,8 +174,10 @@ class Block(nn.Module):
         self.ls2 = LayerScale(D, device) if scaled else nn.Identity()
         self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
-    def forward(self, z: Float[Tensor, "B N D"], mask: Mask | None = None) -> Float[Tensor, "B N D"]:
-        z = z + self.drop_path1(self.ls1(self.attn(self.norm1(z), mask)))
+    def forward(
+        self, z: Float[Tensor, "B N D"], mask: Mask | None = None, places: Places | None = None
+    ) -> Float[Tensor, "B N D"]:
+        z = z + self.drop_path1(self.ls1(self.attn(self.norm1(z), mask, places)))
         return z + self.drop_path2(self.ls2(self.mlp(self.norm2(z))))
 
 
@@ -271,15 +218,17 @@ class ViT(nn.Module):
         def norm(present: bool) -> nn.Module:
             return nn.LayerNorm(D, config.norm_eps, device=device) if present else nn.Identity()
 
+        shared = config.relative != "none" and config.relative_shared
+        self.rel_pos_bias = RelativePositions(config.grid(config.image_size), config.heads, device) if shared else None
         self.norm_pre = norm(config.pre_norm)
         self.blocks = nn.Sequential(*(Block(config, config.drop_path * i / max(1, L - 1), device) for i in range(L)))
         self.norm = norm(config.norm_first)
         self.attn_pool = AttentionPool(config, device) if config.pool == "map" else None
         self.fc_norm = norm(not config.norm_first)
-        features, self.pre_logits = D, nn.Identity()
+        features, self.pre_logits = config.features, nn.Identity()
         if config.representation:
-            features = config.representation
-            self.pre_logits = nn.Sequential(OrderedDict(fc=nn.Linear(D, features, device=device), act=nn.Tanh()))
+            dense = nn.Linear(features, config.representation, device=device)
+            features, self.pre_logits = config.representation, nn.Sequential(OrderedDict(fc=dense, act=nn.Tanh()))
         self.head = nn.Linear(features, config.classes, device=device) if config.classes else nn.Identity()
         if self.patch_embed.proj.weight.device.type != "meta":
             self.init_weights()
@@ -317,20 +266,35 @@ class ViT(nn.Module):
         z = z if positions is None else z + positions
         return self.norm_pre(self.pos_drop(z))
 
+    def places(self, images: Float[Tensor, "B C H W"]) -> Places | None:
+        """Where the tokens of these images are, which every block is told; None where attention need not know."""
+        config, shared = self.config, self.rel_pos_bias
+        if config.rotary is None and config.relative == "none":
+            return None
+        grid, dtype = config.grid((images.shape[-2], images.shape[-1])), self.patch_embed.proj.weight.dtype
+        turned = config.rotary and config.rotary.turn(grid, config.width // config.heads, images.device, dtype)
+        return Places(grid, turned, None if shared is None else shared(grid, config.relative))
+
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """(B, C, H, W) -> (B, prefix + rows * columns, D) after the final norm (before it, where it is `fc_norm`)."""
-        z = self.embed(images)
+        z, places = self.embed(images), self.places(images)
         for block in self.blocks:  # not self.blocks(z): this frame would keep z_0 alive through all of them
-            z = block(z)
+            z = block(z) if places is None else block(z, None, places)
         return self.norm(z)
 
-    def pool(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-        """The image representation y (eq. 4): [class], the mean of the patches, or the MAP head's answer."""
+    def pool(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B E"]:
+        """The image representation y (eq. 4): [class], the mean of the patches, both beside each other, [class] beside
+        the distillation token (the first register), or the MAP head's answer."""
         if self.attn_pool is not None:
             return self.fc_norm(self.attn_pool(z))
-        return self.fc_norm(z[:, 0] if self.config.pool == "token" else z[:, self.config.prefix :].mean(dim=1))
+        if self.config.pool == "token":
+            return self.fc_norm(z[:, 0])
+        if self.config.pool == "distilled":
+            return self.fc_norm(z[:, :2]).flatten(1)
+        mean = z[:, self.config.prefix :].mean(dim=1)
+        return self.fc_norm(mean) if self.config.pool == "avg" else torch.cat([z[:, 0], mean], dim=1)
 
-    def represent(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+    def represent(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
         """(B, C, H, W) -> what the head reads: the pooled tokens, through the pre-logits layer where there is one."""
         return self.pre_logits(self.pool(self.tokens(images)))
 

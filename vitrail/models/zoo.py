@@ -17,6 +17,7 @@ import torch
 
 from vitrail.config import parse_field
 from vitrail.models import Config, Model, resnet, vit
+from vitrail.models.rotary import Rotary
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -24,20 +25,34 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 SIZES = {
     "tiny": (192, 12, 3, 768),
     "small": (384, 12, 6, 1536),
+    "small_plus": (384, 12, 6, 1536),
+    "xsmall": (256, 10, 4, 1024),
+    "wee": (256, 14, 4, 1280),
+    "little": (320, 14, 5, 1792),
     "medium": (512, 12, 8, 2048),
+    "mediumd": (512, 20, 8, 2048),
+    "betwixt": (640, 12, 10, 2560),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
+    "plus": (896, 12, 14, 3584),
     "so400m": (1152, 27, 16, 4304),
     "huge": (1280, 32, 16, 5120),
+    "huge_plus": (1280, 32, 20, 5120),
     "giant": (1408, 40, 16, 6144),
     "giantopt": (1536, 40, 16, 6144),
     "gigantic": (1664, 48, 16, 8192),
+    "7b": (4096, 40, 32, 8192),
 }
 LETTERS = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
 BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 R, R26, R50 = (resnet.Config(blocks, classes=0) for blocks in ((), BLOCKS[26], BLOCKS[50]))
 # R50+ViT-B/16: stage 4 is removed and its blocks are put in stage 3, so that the stride stays 16 (section 4.1).
 R50_S16 = resnet.Config((3, 4, 9), classes=0)
+
+# EVA-02's rotary positions: those of a 16 x 16 grid, whatever the image's size.
+EVA = Rotary(10_000.0, centred=False, reference=(16, 16), halves=False)
+# DINOv2's own g: wider, with a gated MLP.
+GIANT: dict[str, Any] = {"width": 1536, "heads": 24, "mlp_dim": 4096, "activation": "swiglu"}
 
 
 def sized(size: str, patch: int, image: int = 224, **more: Any) -> vit.Config:
@@ -65,7 +80,8 @@ def _paper() -> dict[str, Config]:
         for patch in patches[letter]:
             zoo[f"ViT-{letter}/{patch}"] = sized(size, patch)
     zoo["R+ViT-Ti/16"] = sized("tiny", 8, stem=R)
-    zoo["R26+ViT-S/32"] = sized("small", 1, stem=R26)
+    for letter in "SB":
+        zoo[f"R26+ViT-{letter}/32"] = sized(LETTERS[letter], 1, stem=R26)
     for letter in "BL":
         zoo[f"R50+ViT-{letter}/16"] = sized(LETTERS[letter], 1, stem=R50_S16)
         zoo[f"R50+ViT-{letter}/32"] = sized(LETTERS[letter], 1, stem=R50)
@@ -77,19 +93,31 @@ def _paper() -> dict[str, Config]:
 def _supervised() -> dict[str, Config]:
     name, mean = "vit_{size}_patch{patch}_{image}", {"class_token": False, "pool": "avg"}
     third: dict[str, Any] = {"class_position": False, "layer_scale": 1e-6}
+    distilled: dict[str, Any] = {"registers": 1, "pool": "distilled"}
+    one: dict[str, Any] = {**mean, "norm_first": False, "layer_scale": 1e-5, "registers": 1}
+    four: dict[str, Any] = {**one, "registers": 4}
     return (
         family(name, "tiny/16 224 384, small/8 224, small/16 224 384, small/32 224 384")
         | family(name, "base/8 224, base/16 224 384, base/32 224 384")
         | family(name, "large/14 224, large/16 224 384, large/32 224 384, huge/14 224, giant/14 224, gigantic/14 224")
         | family("vit_tiny_r_s16_p8_{image}", "tiny/8 224 384", stem=R)
-        | family("vit_small_r26_s32_{image}", "small/1 224 384", stem=R26)
+        | family("vit_{size}_r26_s32_{image}", "small/1 224 384, base/1 224", stem=R26)
         | family("vit_base_r50_s16_{image}", "base/1 224 384", stem=R50_S16)
         | family("vit_large_r50_s32_{image}", "large/1 224 384", stem=R50)
         | family("vit_base_patch16_224_miil", "base/16 224", qkv_bias=False)
         | family("vit_medium_patch16_gap_{image}", "medium/16 240 256 384", qkv_bias=False, layer_scale=1e-6, **mean)
         | family("vit_base_patch16_gap_224", "base/16 224", heads=16, **mean)
         | family("vit_{size}_patch{patch}_gap_{image}", "huge/14 224, huge/16 448, giant/16 224", **mean)
+        | family("vit_{size}_patch16_gap_{image}", "betwixt/16 256", qkv_bias=False, layer_scale=1e-6, **mean)
+        | family("vit_{size}_patch16_reg1_gap_256", "wee/16 256, little/16 256, medium/16 256, betwixt/16 256", **one)
+        | family("vit_{size}_patch16_reg4_gap_{image}", "little/16 256, medium/16 256", **four)
+        | family("vit_{size}_patch16_reg4_gap_{image}", "mediumd/16 256 384, betwixt/16 256 384", **four)
+        | family("vit_base_patch16_reg4_gap_256", "base/16 256", **{**four, "layer_scale": None})
+        | family("vit_base_patch{patch}_plus_{image}", "plus/16 240, plus/32 256", layer_scale=1e-5)
+        | family("vit_small_patch16_36x1_224", "small/16 224", depth=36, layer_scale=1e-5)
+        | family("flexivit_{size}", "small/16 240, base/16 240, large/16 240", class_position=False)
         | family("deit_{size}_patch16_{image}", "tiny/16 224, small/16 224, base/16 224 384")
+        | family("deit_{size}_distilled_patch16_{image}", "tiny/16 224, small/16 224, base/16 224 384", **distilled)
         | family("deit3_{size}_patch{patch}_{image}", "small/16 224 384, medium/16 224, base/16 224 384", **third)
         | family("deit3_{size}_patch{patch}_{image}", "large/16 224 384, huge/14 224", **third)
     )
@@ -100,13 +128,62 @@ def _self_supervised() -> dict[str, Config]:
     zoo |= family("DINO-B/{patch}", "base/8 224, base/16 224", classes=0)
     for letter, patch in (("B", 16), ("L", 16), ("H", 14)):
         zoo[f"MAE-{letter}/{patch}"] = sized(LETTERS[letter], patch, classes=0, positions="sincos_mae")
-    # DINOv2's own g: wider, with a gated MLP.
-    giant: dict[str, Any] = {"width": 1536, "heads": 24, "mlp_dim": 4096, "activation": "swiglu"}
     for kind, more in (("", {}), ("_reg4", {"registers": 4, "class_position": False})):
         name, dino = f"vit_{{size}}_patch14{kind}_dinov2", {"classes": 0, "layer_scale": 1e-5, **more}
         zoo |= family(name, "small/14 518, base/14 518, large/14 518", **dino)
-        zoo |= family(name, "giant/14 518", **dino, **giant)
+        zoo |= family(name, "giant/14 518", **dino, **GIANT)
     return zoo
+
+
+def _placed() -> dict[str, Config]:
+    """Those whose positions are relative or rotary, and EVA, which is of their kin."""
+    mean: dict[str, Any] = {"pool": "avg", "norm_first": False}
+    keyless: dict[str, Any] = {"key_bias": False}
+    beit: dict[str, Any] = {**mean, **keyless, "positions": "none", "relative": "geometric", "layer_scale": 1e-5}
+    zoo = family("beit_{size}_patch16_{image}", "base/16 224 384, large/16 224 384 512", **beit)
+    zoo |= family("beitv2_{size}_patch16_{image}", "base/16 224, large/16 224", **beit)
+    zoo |= family("eva_{size}_patch14_{image}", "large/14 196 336", **mean)
+    zoo |= family("eva_{size}_patch14_{image}", "giant/14 224 336 560", **mean, **keyless)
+    zoo |= family("eva_giant_patch14_clip_224", "giant/14 224", **keyless)
+    second: dict[str, Any] = {"rotary": EVA, "activation": "swiglu", **keyless}
+    for rows, mlp_dim, normed in (
+        ("tiny/14 224 336", 512, False),
+        ("small/14 224 336", 1024, False),
+        ("base/14 224 448", 2048, True),
+        ("large/14 224 448", 2730, True),
+    ):
+        zoo |= family("eva02_{size}_patch14_{image}", rows, mlp_dim=mlp_dim, mlp_norm=normed, **mean, **second)
+    normed2: dict[str, Any] = {"mlp_norm": True, "attention_norm": True, **second}
+    zoo |= family("eva02_{size}_patch{patch}_clip_{image}", "base/16 224", mlp_dim=2048, **normed2)
+    zoo |= family("eva02_{size}_patch{patch}_clip_{image}", "large/14 224 336", mlp_dim=2730, **normed2)
+    zoo |= _rope_vit()
+    third: dict[str, Any] = {"registers": 4, "positions": "none", "rotary": Rotary(), "layer_scale": 1e-5}
+    third |= {"norm_eps": 1e-5, "classes": 0, **keyless}
+    gated: dict[str, Any] = {**third, "activation": "swiglu", "pool": "avg"}
+    none: dict[str, Any] = {"qkv_bias": False, "key_bias": True}
+    for kind, bias in (("", none), ("_qkvb", {})):
+        name = f"vit_{{size}}_patch16_dinov3{kind}"
+        zoo |= family(name, "small/16 256, base/16 256, large/16 256", pool="avg", **{**third, **bias})
+        zoo |= family(name, "small_plus/16 256, huge_plus/16 256", **{**gated, **bias})
+    zoo |= family("vit_{size}_patch16_dinov3_qkvb", "tiny/16 256", pool="avg", **third)
+    zoo |= family("vit_{size}_patch16_dinov3", "7b/16 256", **{**gated, **none})
+    return zoo | family("vit_{size}_patch16_lingbot", "small/16 512, base/16 512, large/16 512", **third)
+
+
+def _rope_vit() -> dict[str, Config]:
+    """RoPE-ViT (Heo et al., 2024), and timm's own models of its kind with registers."""
+    scaled: dict[str, Any] = {"layer_scale": 1e-5, "class_position": False}
+    scaled |= {"rotary": Rotary(100.0, centred=False, rows_first=False, halves=False)}
+    sizes = "small/16 224, base/16 224, large/16 224"
+    zoo = family("vit_{size}_patch16_rope_224", sizes, **{**scaled, "positions": "none"})
+    zoo |= family("vit_{size}_patch16_rope_ape_224", sizes, **scaled)
+    gap: dict[str, Any] = {"class_token": False, "pool": "avg", "norm_first": False, "positions": "none"}
+    gap |= {"layer_scale": 1e-5, "rotary": EVA, "registers": 1, "key_bias": False}
+    zoo |= family("vit_{size}_patch16_rope_reg1_gap_256", "medium/16 256, base/16 256", **gap)
+    zoo |= family(
+        "vit_{size}_patch16_rope_reg1_gap_256", "mediumd/16 256", **{**gap, "qkv_bias": False, "key_bias": True}
+    )
+    return zoo | family("vit_{size}_patch16_rope_reg4_gap_256", "betwixt/16 256", **{**gap, "registers": 4})
 
 
 def _towers() -> dict[str, Config]:
@@ -115,6 +192,9 @@ def _towers() -> dict[str, Config]:
     tanh: dict[str, Any] = {"activation": "gelu_tanh", **siglip}
     clip: dict[str, Any] = {"classes": 0, "pre_norm": True, "patch_bias": False, "norm_eps": 1e-5}
     quick: dict[str, Any] = {"activation": "quick_gelu", **clip}
+    gap: dict[str, Any] = {"classes": 0, "class_token": False, "pool": "avg"}
+    gap_tanh: dict[str, Any] = {"activation": "gelu_tanh", **gap}
+    tips: dict[str, Any] = {"classes": 0, "class_position": False, "registers": 1, "layer_scale": 1e-5}
     kinds = ("siglip", "clip", "clip_quickgelu")
     name, plain, quickgelu = (f"vit_{{size}}_patch{{patch}}_{kind}_{{image}}" for kind in kinds)
     return (
@@ -123,7 +203,16 @@ def _towers() -> dict[str, Config]:
         | family(name, "so400m/14 384", remainder="crop", **siglip)
         | family(name, "base/32 256, large/16 512, so400m/16 256 384 512, giantopt/16 256 384", **tanh)
         | family(plain, "base/16 224 384, base/32 224 256 384 448, large/14 224 336, huge/14 224 336 378", **clip)
-        | family(plain, "giant/14 224, gigantic/14 224 378", **clip)
+        | family(plain, "giant/14 224, gigantic/14 224 378, xsmall/16 224, medium/16 224, betwixt/32 224", **clip)
+        | family(plain, "medium/32 224", **clip)
+        | family("vit_base_patch{patch}_plus_clip_{image}", "plus/16 240", **clip)
+        | family("vit_{size}_patch14_reg1_tipsv2", "base/14 448, large/14 448, so400m/14 448", **tips)
+        | family("vit_{size}_patch14_reg1_tipsv2", "giant/14 448", **tips, **GIANT)
+        | family("vit_{size}_patch{patch}_siglip_gap_{image}", "base/16 224 256 384 512, large/16 256 384", **gap)
+        | family("vit_{size}_patch{patch}_siglip_gap_{image}", "so400m/14 224 378 448 896", **gap)
+        | family("vit_{size}_patch{patch}_siglip_gap_{image}", "so400m/14 384", remainder="crop", **gap)
+        | family("vit_{size}_patch{patch}_siglip_gap_{image}", "base/32 256, large/16 512", **gap_tanh)
+        | family("vit_{size}_patch{patch}_siglip_gap_{image}", "so400m/16 256 384 512, giantopt/16 256 384", **gap_tanh)
         | family(quickgelu, "base/16 224, base/32 224, large/14 224 336, huge/14 224 378, gigantic/14 224", **quick)
     )
 
@@ -131,7 +220,7 @@ def _towers() -> dict[str, Config]:
 @cache
 def zoo() -> Mapping[str, Config]:
     """Every name and its configuration."""
-    return _paper() | _supervised() | _self_supervised() | _towers()
+    return _paper() | _supervised() | _self_supervised() | _placed() | _towers()
 
 
 def canonical(name: str) -> str:

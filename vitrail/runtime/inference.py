@@ -38,19 +38,21 @@ TOKENS = {"cpu": 3_200, "cuda": 50_000}
 class InferenceBlock(vit.Block):
     """A transformer block that overwrites what nobody reads again. With gradients it is the block that it was."""
 
-    def forward(self, z: Float[Tensor, "B N D"], mask: vit.Mask | None = None) -> Float[Tensor, "B N D"]:
-        if mask is not None or _as_it_was(z):
-            return super().forward(z, mask)
+    def forward(
+        self, z: Float[Tensor, "B N D"], mask: vit.Mask | None = None, places: vit.Places | None = None
+    ) -> Float[Tensor, "B N D"]:
+        if mask is not None or places is not None or _as_it_was(z):
+            return super().forward(z, mask, places)
         attn, mlp = self.attn, self.mlp
-        q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in attn.qkv(self.norm1(z)).chunk(3, dim=-1))
-        y = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
-        z = _sum(z, self.ls1, attn.proj, y.transpose(1, 2).flatten(2), ours=False)
-        return _sum(z, self.ls2, mlp.fc2, _activated(mlp.fc1(self.norm2(z)), mlp), ours=True)
+        y = F.scaled_dot_product_attention(*attn.project(self.norm1(z)))
+        z = _sum(z, self.ls1, attn.proj, attn.norm(y.transpose(1, 2).flatten(2)), ours=False)
+        return _sum(z, self.ls2, mlp.fc2, mlp.norm(_activated(mlp.fc1(self.norm2(z)), mlp)), ours=True)
 
     @property
     def has_first(self) -> bool:
         """Whether `first` is right: a norm of the keys is not linear, and other layers may be anything."""
-        return isinstance(self.attn.k_norm, nn.Identity) and type(self.attn.qkv) is nn.Linear
+        plain = isinstance(self.attn.k_norm, nn.Identity) and self.attn.q_bias is None
+        return plain and type(self.attn.qkv) is nn.Linear
 
     def first(self, z: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D"]:
         """`forward(z)[:, :1]` for N / D of its cost, to rounding: one token needs neither the others' keys and values
@@ -67,7 +69,7 @@ class InferenceBlock(vit.Block):
         asked = torch.bmm(q, to_k.unflatten(0, (attn.heads, -1))).transpose(0, 1)  # (B, heads, D)
         read = torch.bmm(torch.bmm(asked, n.transpose(1, 2)).softmax(-1), n).transpose(0, 1)  # (heads, B, D)
         y = torch.bmm(read, to_v.unflatten(0, (attn.heads, -1)).transpose(1, 2)).transpose(0, 1).flatten(1)[:, None]
-        out = z[:, :1] + self.ls1(attn.proj(y if in_v is None else y + in_v))
+        out = z[:, :1] + self.ls1(attn.proj(attn.norm(y if in_v is None else y + in_v)))
         return out + self.ls2(self.mlp(self.norm2(out)))
 
 
@@ -81,7 +83,8 @@ class InferenceViT(vit.ViT):
     def reads_first(self) -> bool:
         """Whether the last block's other tokens are nobody's business."""
         last = self.blocks[-1]
-        return self.config.pool == "token" and isinstance(last, InferenceBlock) and last.has_first
+        placed = self.config.rotary is not None or self.config.relative != "none"
+        return self.config.pool == "token" and not placed and isinstance(last, InferenceBlock) and last.has_first
 
     def represent(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         if _as_it_was(images):

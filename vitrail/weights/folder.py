@@ -19,7 +19,9 @@ from vitrail.config import dump, parse
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import Config, vit
 from vitrail.weights import timm
-from vitrail.weights.format import Place, Weights, from_state_dict
+from vitrail.weights.format import Weights, from_state_dict
+from vitrail.weights.place import Place
+from vitrail.weights.spelling import Cut, spelled
 from vitrail.weights.tensors import open_tensors, write_folder, write_tensors
 
 TASK = "task.safetensors"
@@ -54,19 +56,21 @@ class ModelFolder:
     def recognise(self, place: Place) -> bool:
         return "vitrail" in place.settings
 
-    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+    def read(self, place: Place) -> Weights:
         try:
             card = parse(Card, place.settings["vitrail"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{place.path / 'config.json'} cannot be used: {str(error).rstrip('.')}.") from error
-        names, how = timm.entries(card.model), card.preprocessing
-        weights = from_state_dict(self.name, place, card.model, names, how, card.class_names)
+        names, how = spelled(place.named), card.preprocessing
+        names = {ours: place.named[name] for ours, name in names.items()}
+        entries = timm.entries(card.model, Cut.of(names), names)
+        weights = from_state_dict(self.name, place, card.model, entries, how, card.class_names, names)
         fixed = isinstance(card.model, vit.Config) and card.model.positions.startswith("sincos")
         if unknown := set(weights.extra) - ({"pos_embed"} if fixed else set()):  # timm has a table for them
             shape = tuple(weights.extra[min(unknown)].shape)
             raise ValueError(f"config.json describes a model without {min(unknown)} {shape}, which is in the file.")
         extra = open_tensors(place.path / TASK) if (place.path / TASK).exists() else {}
-        return replace(weights, extra=extra, task=card.task)
+        return replace(weights, extra=extra, task=card.task, left=())
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         tensors, extra = weights.tensors, {}

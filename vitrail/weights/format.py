@@ -1,19 +1,12 @@
 """The protocol of the weights formats: recognise what a place holds, read it, write it.
 
 A new format is a class with these methods, in a file of its own, and a line in FORMATS (weights/__init__.py).
-
-    with closing(Place(Path("ViT-B_16.npz"))) as place:
-        place.arrays["embedding/kernel"]        # of an .npz, otherwise None
-        place.tensors["cls_token"]              # of safetensors or PyTorch's own files, otherwise empty
-        place.settings.get("architecture")      # config.json, {} beside a bare file
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,57 +14,10 @@ import torch
 from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.data.stray import stray
 from vitrail.models import Config, vit
 from vitrail.weights.mapping import Entry, gather
-from vitrail.weights.npz import Npz, is_npz
-from vitrail.weights.tensors import open_tensors
-
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-
-class Place:
-    """What is found at a path. settings: config.json, of a folder.
-
-    ValueError, naming the file, where it is missing, damaged, or cannot hold weights.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise ValueError(f"{path} does not exist; name a file with weights, or a model folder.")
-        self.path = path / "model" if (path / "model" / "config.json").is_file() else path  # of a run folder
-        self.settings = self.json("config.json")
-        self.arrays: Npz | None = None
-        if self.path.is_dir() and not (self.path / "config.json").exists():
-            raise ValueError(f"{path} is not a model folder: it has no config.json.")
-        if self.path.is_file() and is_npz(self.path):
-            self.arrays = Npz(_whole(self.path))
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.arrays is not None:
-            self.arrays.close()
-
-    def json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the folder; {} where there is none."""
-        path = self.path / name
-        try:
-            content = json.loads(path.read_text()) if path.exists() else {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged ({error}).") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} is not a JSON object.")
-        return content
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """name -> tensor."""
-        if self.arrays is not None:
-            return {}
-        path = next((self.path / name for name in FILES if (self.path / name).is_file()), self.path)
-        if path.is_dir():
-            raise ValueError(f"{path} has neither model.safetensors nor pytorch_model.bin.")
-        return open_tensors(_whole(path))
+from vitrail.weights.place import Place
+from vitrail.weights.spelling import COMPUTED, TRAINING
 
 
 @dataclass(frozen=True)
@@ -81,7 +27,8 @@ class Weights:
     tensors: float32. origin: our name -> the file's own names. preprocessing: the file's own, or its family's.
     class_names: None where the format does not carry them. extra: tensors that are not the model's; in our own format
     what the task has besides its model. task: what the model was trained for; only our own format tells.
-    original: what the format itself needs to write the file back as it was.
+    original: what the format itself needs to write the file back as it was. left: those of `extra` that may belong to the
+    model, but have no place in it. notes: what was chosen or guessed, in words.
     """
 
     format: str
@@ -93,6 +40,8 @@ class Weights:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=lambda: {"kind": "classify", "config": {}})
     original: Any = None
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def vit(self, to: str) -> vit.Config:
         """The configuration of a ViT. to: a format. ValueError for a ResNet, which only our own format can hold."""
@@ -110,9 +59,9 @@ class Format(Protocol):
         """Whether the place holds this layout."""
         ...
 
-    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        """The weights. image_size, heads: used only where the layout does not tell them. ValueError where something is
-        missing or does not fit."""
+    def read(self, place: Place) -> Weights:
+        """The weights, with what is asked for of `place.asked` where the layout does not tell it. ValueError where
+        something is missing or does not fit."""
         ...
 
     def write(self, weights: Weights, target: Path) -> list[str]:
@@ -123,11 +72,14 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Original:
-    """What a state dict was: the types by its own names, tensors that cannot be told from ours, config.json."""
+    """What a state dict was: the types by its own names, tensors that cannot be told from ours, config.json, and its own
+    name for each that the format knows by another."""
 
     types: Mapping[str, torch.dtype]
     kept: Mapping[str, Tensor]
     settings: Mapping[str, Any]
+    names: Mapping[str, str]
+    shapes: Mapping[str, torch.Size]
 
 
 def from_state_dict(
@@ -137,14 +89,23 @@ def from_state_dict(
     entries: Iterable[Entry],
     preprocessing: Preprocessing,
     class_names: tuple[str, ...] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Weights:
-    """Weights of the format `name`: the place's tensors by the entries, with what is needed to write them back."""
-    found = place.tensors
-    tensors, origin = gather(entries, found.get, config)
+    """Weights of the format `name`: the place's tensors by the entries, with what is needed to write them back.
+
+    names: the entries' name of a tensor -> the file's; they are the same where it is None.
+    """
+    found, table = place.tensors, list(entries)
+    names = {n: n for n in found} if names is None else names
+    tensors, theirs = gather(table, lambda name: found.get(names.get(name, "")), config)
+    origin = {ours: tuple(names[n] for n in them) for ours, them in theirs.items()}
     count = Counter(itertools.chain(*origin.values()))
-    # What two of ours are made of, together with what is added to it.
-    kept = {name for theirs in origin.values() if any(count[n] > 1 for n in theirs) for name in theirs}
+    # What two of ours are made of, with what is added to it, and what cannot be computed back from ours.
+    inexact = {entry.ours for entry in table if not entry.exact}
+    kept = {n for ours, them in origin.items() if ours in inexact or any(count[n] > 1 for n in them) for n in them}
     types = {name: tensor.dtype for name, tensor in found.items()}
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    back = {theirs: file for theirs, file in names.items() if file in count}
     return Weights(
         name,
         config,
@@ -153,21 +114,29 @@ def from_state_dict(
         preprocessing,
         class_names if class_names and len(class_names) == config.classes else None,
         extra={name: tensor for name, tensor in found.items() if name not in count},
-        original=Original(types, {name: found[name] for name in kept}, place.settings),
+        original=Original(types, {name: found[name] for name in kept}, place.settings, back, shapes),
+        left=tuple(name for ours, name in names.items() if name not in count and _belongs(ours, name, config, place)),
+        notes=tuple(place.notes),
     )
 
 
+def _belongs(ours: str, name: str, config: Config, place: Place) -> bool:
+    """Whether a tensor without a place may be the model's: one inside its root, or one that could read its answer."""
+    if COMPUTED.search(ours) or TRAINING.search(ours):
+        return False
+    if name.startswith(place.root) and place.root + ours == name:
+        return True
+    sizes = {config.width, config.features} if isinstance(config, vit.Config) else set()
+    return bool(sizes & set(place.tensors[name].shape))
+
+
 def as_it_was(weights: Weights, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the format `name`: if it came from there, in its types, and with what it had besides."""
+    """A state dict of the format `name`: if it came from there, under its own names, in its types, and with what it had
+    besides."""
     if weights.format != name:
         return dict(tensors)
-    types = weights.original.types
-    return {**{n: t.to(types[n]) for n, t in tensors.items()}, **weights.extra, **weights.original.kept}
-
-
-def _whole(path: Path) -> Path:
-    """The path. ValueError for a file whose first bytes show that it cannot hold weights."""
-    with path.open("rb") as file:
-        if seen := stray(file.read(512)):
-            raise ValueError(f"{path} {seen}")
-    return path
+    types, names = weights.original.types, weights.original.names
+    found = {names.get(n, n): t for n, t in tensors.items()}
+    shapes = weights.original.shapes
+    alike = {n: t.reshape(shapes[n]) if t.numel() == shapes[n].numel() else t for n, t in found.items()}
+    return {**{n: t.to(types[n]) for n, t in alike.items()}, **weights.extra, **weights.original.kept}

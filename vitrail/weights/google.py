@@ -12,6 +12,7 @@ with a prefix in front (params/, opt/target/, params/img/), and bfloat16 as two 
 format: tanh GELU, eps 1e-6, positions resampled bilinearly with aligned corners, a VALID patch convolution.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -26,10 +27,11 @@ from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
-from vitrail.weights.format import Place, Weights
+from vitrail.weights.format import Weights
 from vitrail.weights.google_names import NEWER, OLDER, entries
 from vitrail.weights.mapping import gather, scatter
 from vitrail.weights.npz import Form, Npz
+from vitrail.weights.place import Place
 from vitrail.weights.shapes import Shapes, placed
 
 PREFIXES = ("", "opt/target/", "params/img/", "params/", "img/")
@@ -45,20 +47,25 @@ class Google:
     def recognise(self, place: Place) -> bool:
         return place.arrays is not None and prefix_of(place.arrays.forms) is not None
 
-    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
+    def read(self, place: Place) -> Weights:
         arrays = place.arrays
         assert arrays is not None
         view = strip(arrays.forms)
         # In a stack, the first dimension is that of the blocks.
         shapes = {n: arrays.forms[name][0][0 if index is None else 1 :] for n, (name, index) in view.items()}
-        config = infer(Shapes(shapes), image_size)
+        config = infer(Shapes(shapes), place.asked.image_size)
 
         def get(name: str) -> Tensor | None:
             return _tensor(arrays, *view[name]) if name in view else None
 
         tensors, origin = gather(entries(config, PROBE in view), get, config)
         how = Preprocessing(config.image_size, mean=(0.5,) * config.channels, std=(0.5,) * config.channels)
-        return Weights(self.name, config, tensors, origin, how, original=arrays.forms)
+        # What is outside the prefix, a text tower or the optimiser's state, is listed; inside, it would be the model's.
+        used, inside = set(itertools.chain(*origin.values())), {name for name, _ in view.values()}
+        read = {view[name][0] for name in used}
+        rest = {name: torch.empty(form[0], device="meta") for name, form in arrays.forms.items() if name not in read}
+        left = tuple(name for name in rest if name in inside)
+        return Weights(self.name, config, tensors, origin, how, extra=rest, original=arrays.forms, left=left)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         config, forms, prefix = weights.vit(self.name), dict[str, Form](), ""

@@ -8,9 +8,10 @@
 Nothing is unpickled, and nothing in a file is run.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,20 +20,26 @@ from torch import Tensor
 
 from vitrail.models import Config, Model, vit
 from vitrail.models.positions import resample
+from vitrail.models.relative import resample_relative
 from vitrail.models.zoo import override
 from vitrail.progress import few
 from vitrail.weights import FORMATS, hub
-from vitrail.weights.format import Place, Weights
+from vitrail.weights.format import Weights
+from vitrail.weights.place import Asked, Place
 
+# What a head is called, wherever a wrapper has put it.
+HEAD = re.compile(r"(^|\.)(\w*head\w*|\w*classifier\w*|fc|logits)\b")
 Status = Literal["loaded", "resized", "reset", "ignored"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every tensor of the file and of the model. tensors: our name -> (what, shapes)."""
+    """What became of every tensor of the file and of the model. tensors: our name -> (what, shapes). notes: what was
+    chosen or guessed, in words."""
 
     format: str
     tensors: Mapping[str, tuple[Status, str]]
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, status: Status) -> list[str]:
         return [name for name, (found, _) in self.tensors.items() if found == status]
@@ -40,23 +47,36 @@ class Report:
     def __str__(self) -> str:
         counts = ", ".join(f"{len(self[kind])} {kind}" for kind in get_args(Status) if self[kind])
         told = [f"  {name}: {what} {detail}" for name, (what, detail) in self.tensors.items() if what != "loaded"]
-        return "\n".join([f"{self.format}: {counts}", *told])
+        return "\n".join([f"{self.format}: {counts}", *told, *(f"  {note}" for note in self.notes)])
 
 
-def load(path: Path | str, **overrides: Any) -> Model:
+def load(path: Path | str, **options: Any) -> Model:
     """The model in a file or folder, in evaluation mode; see `load_and_report`."""
-    return load_and_report(path, **overrides)[0]
+    return load_and_report(path, **options)[0]
 
 
-def load_and_report(path: Path | str, **overrides: Any) -> tuple[Model, Report]:
+def load_and_report(
+    path: Path | str,
+    *,
+    strict: bool = True,
+    ignore: Sequence[str] = (),
+    architecture: str | None = None,
+    section: str | None = None,
+    **overrides: Any,
+) -> tuple[Model, Report]:
     """The model in a file or folder, and what became of every tensor.
 
+    strict, ignore, architecture, section: as in `Asked` (weights/place.py).
     overrides: fields of the Config. `image_size` resamples the positions to its grid; `classes` puts a zero-initialised
     head in the place of the whole old one, pre-logits layer included (paper, section 3.2), unless `representation` is
     given, too. ValueError, naming the file, where it cannot be read or does not fit.
     """
     path = hub.resolve(path)
-    weights = read(path, overrides.get("image_size"), overrides.get("heads"))
+    size = overrides.get("image_size")
+    size = (size, size) if isinstance(size, int) else size
+    patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    asked = Asked(size, overrides.get("heads"), architecture, section, patterns, strict)
+    weights = read(path, asked, new_head="classes" in overrides)
     if "classes" in overrides and isinstance(weights.config, vit.Config):
         overrides = {"representation": None, **overrides}
     try:
@@ -66,17 +86,18 @@ def load_and_report(path: Path | str, **overrides: Any) -> tuple[Model, Report]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int | None = None) -> Weights:
-    """What a file or folder holds. image_size and heads: used only where a format does not tell them.
+def read(path: Path, asked: Asked | None = None, new_head: bool = False) -> Weights:
+    """What a file or folder holds. new_head: whether the old head goes, whatever it is.
 
-    ValueError, naming the file, where it is missing, damaged, or of a kind that is not known.
+    ValueError, naming the file, where it is missing, damaged, or of a kind that is not known; and, unless it is asked
+    for otherwise, where a tensor of the model has no place.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    asked = asked or Asked()
     try:
-        with closing(Place(path)) as place:
+        with closing(Place(path, asked)) as place:
             for form in FORMATS:
                 if form.recognise(place):
-                    return form.read(place, size, heads)
+                    return _strict(form.read(place), place, new_head)
             some = few(place.arrays or place.tensors, 3)
             raise ValueError(f"{path} is of an architecture that is not known; its tensors are {some}.")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -84,6 +105,23 @@ def read(path: Path, image_size: int | tuple[int, int] | None = None, heads: int
         text = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {error})."
         text = "".join(letter if letter.isprintable() else "?" for letter in text)
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def _strict(weights: Weights, place: Place, new_head: bool) -> Weights:
+    """The weights, if nothing that may be the model's is left over, or that is consented to."""
+    if (section := place.asked.section) is not None and section not in place.sections:
+        there = few(dict.fromkeys(place.sections), 5) or "only one state dict"
+        raise ValueError(f"it has no section {section!r}; there is {there}.")
+    left = [name for name in weights.left if not (new_head and HEAD.search(name))]
+    if left and place.asked.strict:
+        shape = "" if weights.extra[left[0]].ndim == 0 else f" {tuple(weights.extra[left[0]].shape)}"
+        raise ValueError(
+            f"{len(left)} of its tensors have no place in a {weights.format} model and would be left out: {left[0]}{shape}"
+            f"{', ' + few(left[1:], 2) if left[1:] else ''}; if they are not needed, leave them out by --ignore "
+            f"'PATTERN', or ignore=['PATTERN'] or strict=False in Python."
+        )
+    gone = [f"left out: {few(left, 5)}"] if left else []
+    return replace(weights, notes=(*place.notes, *weights.notes[len(place.notes) :], *gone))
 
 
 def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: int = 0) -> tuple[Model, Report]:
@@ -98,7 +136,7 @@ def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: 
         found, shape = weights.tensors.get(name), str(tuple(like.shape))
         if found is None or (new_head and name.startswith("head.")):
             state[name], report[name] = torch.empty(like.shape), ("reset", shape)
-        elif name == "pos_embed" and (resized := _resized(found, weights.config, config)) is not None:
+        elif (resized := _resized(name, found, weights.config, config)) is not None:
             state[name], report[name] = resized, ("resized", f"{tuple(found.shape)} -> {shape}")
         elif found.shape == like.shape:
             state[name], report[name] = found, ("loaded", shape)
@@ -108,17 +146,22 @@ def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: 
     for name, tensor in {**weights.tensors, **weights.extra}.items():
         report.setdefault(name, ("ignored", str(tuple(tensor.shape))))
     model.load_state_dict(state, assign=True)
-    made = Report(weights.format, report)
+    made = Report(weights.format, report, weights.notes)
     model.init_weights(seed, only=set(made["reset"]))
     return model.eval(), made
 
 
-def _resized(table: Tensor, old: Config, new: Config) -> Tensor | None:
-    """Positions (1, rows, D) of the old grid for the new one, the row of [class] kept aside; None for the same grid."""
-    assert isinstance(old, vit.Config)
-    assert isinstance(new, vit.Config)
+def _resized(name: str, table: Tensor, old: Config, new: Config) -> Tensor | None:
+    """A table of positions of the old grid for the new one, the rows of [class] kept aside; None where it is none, or
+    the grid is the same."""
+    if not isinstance(old, vit.Config) or not isinstance(new, vit.Config):
+        return None
     before, after = old.grid(old.image_size), new.grid(new.image_size)
     if before == after:  # as many rows do not make it the same: 14 x 14 and 7 x 28
+        return None
+    if name.endswith("relative_position_bias_table"):
+        return resample_relative(table, before, after, new.relative)
+    if name != "pos_embed":
         return None
     first = old.prefix_rows
     if first != new.prefix_rows:

@@ -17,12 +17,16 @@ from vitrail.progress import few
 
 @dataclass(frozen=True)
 class Entry:
-    """One of our tensors and the arrays that it is made of; `out` and `back` map values, one tensor a name."""
+    """One of our tensors and the arrays that it is made of; `out` and `back` map values, one tensor a name.
+
+    exact: whether `back` gives every bit again.
+    """
 
     ours: str
     theirs: tuple[str, ...]
     out: Callable[[list[Tensor]], Tensor]
     back: Callable[[Tensor], list[Tensor]]
+    exact: bool = True
 
 
 def same(theirs: str, ours: str) -> Entry:
@@ -40,6 +44,37 @@ def layers(names: Mapping[str, str]) -> Iterator[Entry]:
 def rows(theirs: tuple[str, ...], ours: str) -> Entry:
     """Several tensors that are rows of one of ours: query, key and value."""
     return Entry(ours, theirs, torch.cat, lambda tensor: list(tensor.chunk(len(theirs))))
+
+
+def zeros(ours: str, count: int) -> Entry:
+    """A bias that a layer of theirs does not have."""
+    return Entry(ours, (), lambda _: torch.zeros(count), lambda _: [])
+
+
+def part(theirs: str, ours: str, first: int, end: int) -> Entry:
+    """Some of three equal parts of a tensor's rows. There is no way back: the file's own tensor is kept."""
+    return Entry(ours, (theirs,), lambda found: torch.cat(found[0].chunk(3)[first:end]), lambda _: [], exact=False)
+
+
+def heads_of_two(names: Mapping[str, str]) -> Iterator[Entry]:
+    """DeiT's head of [class] and that of the distillation token, whose mean is the answer, as one head of both tokens.
+
+    names: the layer of [class] -> that of the distillation token.
+    """
+    for first, second in names.items():
+        yield Entry(
+            "head.weight",
+            (f"{first}.weight", f"{second}.weight"),
+            lambda found: torch.cat(found, 1) / 2,
+            lambda weight: [part * 2 for part in weight.chunk(2, 1)],
+        )
+        yield Entry(
+            "head.bias",
+            (f"{first}.bias", f"{second}.bias"),
+            lambda found: (found[0] + found[1]) / 2,
+            lambda bias: [bias, bias],
+            exact=False,
+        )
 
 
 def added(token: str, table: str, count: int) -> Iterator[Entry]:
@@ -65,6 +100,8 @@ def gather(
     origin: dict[str, tuple[str, ...]] = {}
     for entry in entries:
         found: list[Tensor] = []
+        if entry.ours not in expected:
+            raise ValueError(f"the configuration has no {entry.ours}, which is in the file.")
         for name in entry.theirs:
             if (tensor := get(name)) is None:
                 raise ValueError(f"there is no tensor {name}: the file is incomplete, or of another architecture.")
@@ -94,7 +131,8 @@ def scatter(entries: Iterable[Entry], tensors: Mapping[str, Tensor]) -> dict[str
         if entry.ours not in tensors:
             raise ValueError(f"the format needs {entry.ours}, which the model does not have; choose another.")
         left.discard(entry.ours)
-        theirs |= dict(zip(entry.theirs, entry.back(tensors[entry.ours]), strict=True))
+        if back := entry.back(tensors[entry.ours]):
+            theirs |= dict(zip(entry.theirs, back, strict=True))
     if left:
         raise ValueError(f"the format has no place for {few(sorted(left), 3)}; choose another, or a model without it.")
     return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}

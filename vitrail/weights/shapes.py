@@ -1,15 +1,18 @@
-"""What the shapes of a checkpoint tell about its model, and what they leave open: the grid, and the number of heads."""
+"""What the shapes of a checkpoint tell about its model."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import Tensor
 
 from vitrail.models import resnet, vit
-from vitrail.models.zoo import zoo
+from vitrail.weights.spelling import TRAINING
+
+V = TypeVar("V")
 
 
 class Shapes(dict[str, tuple[int, ...]]):
@@ -40,7 +43,12 @@ class Shapes(dict[str, tuple[int, ...]]):
         """The stem of a hybrid. pattern: finds (stage, bottleneck) in the names. width: of the first convolution."""
         units = {tuple(map(int, found.groups())) for name in self if (found := re.search(pattern, name))}
         counts = Counter(stage for stage, _ in units)
-        return resnet.Config(tuple(counts[s] for s in sorted(counts)), width // 64, channels, classes=0)
+        return resnet.Config(
+            tuple(counts[s] for s in sorted(counts)),
+            width // 64 if width % 64 == 0 else width / 64,
+            channels,
+            classes=0,
+        )
 
 
 def placed(
@@ -61,14 +69,23 @@ def placed(
     raise ValueError(f"{candidates[0][1]} positions make no square grid; give their image_size=(height, width).")
 
 
-def head_count(width: int, depth: int) -> int:
-    """The number of heads of the models of this width and depth that are known; otherwise one for 64 channels.
+def linear_head(shapes: Mapping[str, tuple[int, ...]], features: Container[int]) -> str | None:
+    """The name of the one linear layer that could read the model's answer, where it is not called `head`: "fc",
+    "classifier", "head.0". features: widths of the answer. None where there is none, or more than one."""
+    own = re.compile(
+        r"^(blocks|patch_embed|attn_pool|pre_logits|norm\w*|fc_norm|rel_pos_bias|head_dist|encoder|conv_proj|decoder\w*)\."
+    )
+    if "head.weight" in shapes:
+        return None
+    found = [n for n, shape in shapes.items() if not own.match(n) and len(shape) == 2 and n.endswith(".weight")]
+    if len(found) != 1 or shapes[found[0]][1] not in features or TRAINING.search(found[0]):
+        return None
+    return found[0].removesuffix(".weight")
 
-    ValueError where neither can be: state dicts do not tell how many heads there are.
-    """
-    known = {c.heads for c in zoo().values() if isinstance(c, vit.Config) and (c.width, c.depth) == (width, depth)}
-    if len(known) == 1:
-        return known.pop()
-    if width % 64:
-        raise ValueError(f"a width of {width} does not tell the number of heads; give heads=...")
-    return width // 64
+
+def renamed(found: Mapping[str, V], head: str | None, name: str = "head") -> dict[str, V]:
+    """The same by other names: the layer `head` is called `name`."""
+    if head is None:
+        return dict(found)
+    back = {f"{head}.{leaf}": f"{name}.{leaf}" for leaf in ("weight", "bias")}
+    return {back.get(name, name): value for name, value in found.items()}

@@ -1,14 +1,15 @@
 """Files of named tensors, safetensors and PyTorch's own, opened without running anything in them.
 
 tensors = open_tensors(Path("model.safetensors"))      # name -> Tensor
-tensors = open_tensors(Path("deit_base.pth"))          # the state dict inside its wrappers
+sections = open_sections(Path("deit_base.pth"))        # every state dict in it: {"model": ..., "model_ema": ...}
 write_tensors(Path("out.safetensors"), tensors)
 """
 
 import json
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,77 @@ from torch import Tensor
 from vitrail.progress import few
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of the files that they are written to
-# What training scripts put around a state dict, the averaged weights first: they are what is evaluated.
-WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "encoder")
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
-    """name -> tensor, of a safetensors file or of what torch.save wrote.
+    """name -> tensor, of a file that holds one state dict. Raises what `open_sections` raises."""
+    sections = open_sections(path)
+    return next(iter(sections.values()))
 
-    ValueError, naming the file, where it is missing, damaged, holds Python objects, or holds no tensors.
+
+def open_sections(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Each state dict in a safetensors file, an index of several, or what torch.save wrote: where it is ("" at the top,
+    "checkpoint.model_ema") -> name -> tensor.
+
+    ValueError, naming the file, where it is missing, damaged, or holds none.
     """
     if path.name.endswith(".index.json"):
-        return _shards(path)
+        return {"": _shards(path)}
     try:
         with path.open("rb") as file:
             start = file.read(16)
         # A safetensors file begins with the length of its header, whose first byte may be that of a pickle.
         if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
             with warnings.catch_warnings(action="ignore"):  # about how it was pickled
-                return _state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return load_file(path)
-    except pickle.UnpicklingError:
-        what = f"{path} is damaged, or holds Python objects besides tensors, which could run code: it is not read"
-        raise ValueError(f"{what}. Save the state dict alone, or as safetensors.") from None
+                content = _loaded(path)
+        else:
+            return {"": load_file(path)}
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"{found[1]}, an object" if found else "objects"
+        raise ValueError(
+            f"{path} is damaged, or holds {what} of Python code besides tensors, which is not run; save the model's "
+            "state_dict() alone, or as safetensors."
+        ) from None
     except Exception as error:  # an unpickler raises errors of many types: IndexError, AssertionError, ...
         detail = str(error).split("\n")[0]
         raise ValueError(f"{path} is not a whole file of tensors ({detail}); fetch it again.") from error
+    found = {place: tensors for place, tensors in _sections(content, "") if tensors}
+    if not found:
+        inside = f"among {few(map(str, content))}" if isinstance(content, dict) and content else "in it"
+        what = type(content).__name__ if isinstance(content, _Skipped) else "something else"
+        inside = inside if isinstance(content, dict) and content else f"in it: it is a {what}, not a dict of tensors"
+        raise ValueError(f"{path} is not read: there is no state dict {inside}; save the model's state_dict().")
+    return found
+
+
+class _Skipped(dict[Any, Any]):
+    """What stands in for an object of a class that is not tensors': its class is never imported, its code never run."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+
+def _loaded(path: Path) -> Any:
+    """What torch.save wrote, by torch's unpickler of weights alone, objects of other classes (the options of a training
+    script, numpy's scalars, paths) as `_Skipped`."""
+    try:
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # the form before PyTorch 1.6
+        others = []
+    stubs: list[Any] = [(type(name.rpartition(".")[2], (_Skipped,), {}), name) for name in others]
+    with torch.serialization.safe_globals(stubs):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _sections(content: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The dicts that hold tensors, at any depth that a training script nests them."""
+    if not isinstance(content, dict) or depth > 8:
+        return
+    if tensors := {str(name): value for name, value in content.items() if isinstance(value, Tensor)}:
+        yield place, tensors
+    for name, inside in content.items():
+        yield from _sections(inside, f"{place}.{name}" if place else str(name), depth + 1)
 
 
 def _shards(path: Path) -> dict[str, Tensor]:
@@ -55,22 +102,6 @@ def _shards(path: Path) -> dict[str, Tensor]:
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is not an index of tensors ({error}); fetch it again.") from error
     return {name: tensor for file in files for name, tensor in open_tensors(path.with_name(file)).items()}
-
-
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The innermost dict of tensors, without the prefix that data-parallel wrappers leave."""
-    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
-        inside = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), None)
-        if inside is None:
-            raise ValueError(f"there is no state dict among {few(content)}")
-        content = inside
-    if not isinstance(content, dict):
-        raise ValueError(f"a state dict was expected, this is a {type(content).__name__}")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:

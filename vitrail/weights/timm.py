@@ -5,7 +5,8 @@ settings = describe(config, preprocessing, class_names)        # config.json tha
 missing = lost(config, preprocessing)                          # what timm cannot express, in words
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from vitrail.data.images.preprocessing import Preprocessing, Resize
 from vitrail.models import Config, vit
 from vitrail.models.positions import sincos
 from vitrail.models.zoo import zoo
-from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
-from vitrail.weights.mapping import Entry, added, same, scatter
-from vitrail.weights.shapes import Shapes, head_count, placed
+from vitrail.models.relative import relative_count
+from vitrail.weights.format import Weights, as_it_was, from_state_dict
+from vitrail.weights.known import checked, completed
+from vitrail.weights.mapping import Entry, added, heads_of_two, scatter, zeros
+from vitrail.weights.place import Asked, Place
+from vitrail.weights.shapes import Shapes, linear_head, placed, renamed
+from vitrail.weights.spelling import Cut, spelled
 from vitrail.weights.tensors import SUFFIXES, write_folder, write_tensors
 
 ACTIVATIONS: dict[str, vit.Activation] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -33,6 +38,12 @@ STEM = "patch_embed.backbone."
 ARGUMENTS = {"in_chans": "channels", "embed_dim": "width", "num_heads": "heads", "reg_tokens": "registers"}
 ARGUMENTS |= {"init_values": "layer_scale", "global_pool": "pool"}
 ARGUMENTS |= {name: name for name in ("depth", "qkv_bias", "qk_norm", "class_token", "pre_norm")}
+# Arguments that are read, that shapes tell as well, or that only training needs.
+TOLD = {*ARGUMENTS, "img_size", "patch_size", "mlp_ratio", "no_embed_class", "fc_norm", "pos_embed", "act_layer"}
+TOLD |= {"num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"}
+TOLD |= {"drop_path_rate", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
+TOLD |= {"swiglu_mlp", "scale_mlp", "scale_attn_inner", "num_reg_tokens", "use_abs_pos_emb", "use_rel_pos_bias"}
+TOLD |= {"use_shared_rel_pos_bias", "qkv_fused", "use_fc_norm", "use_post_transformer_norm", "norm_layer"}
 RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
@@ -42,17 +53,28 @@ class Timm:
     name = "timm"
 
     def recognise(self, place: Place) -> bool:
-        return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= place.tensors.keys()
+        return any(n.startswith("blocks.0.") for n in place.named) and "patch_embed.proj.weight" in place.named
 
-    def read(self, place: Place, image_size: tuple[int, int] | None, heads: int | None) -> Weights:
-        settings, shapes = place.settings, Shapes.of(place.tensors)
-        config = infer(shapes, settings, image_size, heads)
+    def read(self, place: Place) -> Weights:
+        settings, names = place.settings, spelled(place.named)
+        shapes = Shapes({ours: tuple(place.tensors[place.named[name]].shape) for ours, name in names.items()})
+        names = {ours: place.named[name] for ours, name in names.items()}
+        seen = seen_in(shapes)
+        head = linear_head(shapes, (seen.width, 2 * seen.width))
+        names, shapes = renamed(names, head), Shapes(renamed(shapes, head))
+        config = infer(shapes, place)
         how, classes = preprocessing(config, settings), class_names(settings)
-        return from_state_dict(self.name, place, config, entries(config), how, classes)
+        if not settings.get("pretrained_cfg"):
+            place.notes.append("pixels are a guess, those of most of timm's ViTs: from -1 to 1, a crop of 0.9")
+        return from_state_dict(self.name, place, config, entries(config, Cut.of(names), names), how, classes, names)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         config, how = weights.vit(self.name), weights.preprocessing
-        tensors = as_it_was(weights, self.name, state_dict(config, weights.tensors))
+        if weights.format == self.name:  # under the names of the file, whatever they are
+            cut, names = Cut.of(weights.original.names), weights.original.names
+            tensors = as_it_was(weights, self.name, scatter(entries(config, cut, names), weights.tensors))
+        else:
+            tensors = state_dict(config, weights.tensors)
         own = weights.original.settings if weights.format == self.name else {}
         if target.suffix in SUFFIXES:
             write_tensors(target, tensors)
@@ -61,75 +83,149 @@ class Timm:
         return [] if own or target.suffix in SUFFIXES else lost(config, how)
 
 
-def infer(
-    shapes: Shapes, settings: Mapping[str, Any], image_size: tuple[int, int] | None, heads: int | None
-) -> vit.Config:
-    """The configuration: what the shapes tell, then what config.json or the zoo knows of the architecture."""
-    arguments, known = settings.get("model_args") or {}, zoo().get(str(settings.get("architecture")))
-    known = known if isinstance(known, vit.Config) else None
+def seen_in(shapes: Shapes) -> vit.Config:
+    """What the shapes of a state dict in our spelling tell; heads, activation, eps and some pools they do not."""
     width, channels, rows, columns = shapes.sizes("patch_embed.proj.weight", 4)
     stem = None
     if (root := next((n for n in (f"{STEM}stem.conv.weight", f"{STEM}conv.weight") if n in shapes), None)) is not None:
         outputs, channels, _, _ = shapes.sizes(root, 4)
-        stem = shapes.stem(r"stages\.(\d+)\.blocks\.(\d+)\.", outputs, channels)
-    depth = shapes.depth(r"blocks\.(\d+)\.")
-    heads = heads or arguments.get("num_heads") or (known.heads if known and known.width == width else None)
+        stem = replace(shapes.stem(r"stages\.(\d+)\.blocks\.(\d+)\.", outputs, channels), numerics="timm")
     mlp_dim = shapes.sizes("blocks.0.mlp.fc2.weight", 2)[1]
-    gated = shapes.sizes("blocks.0.mlp.fc1.weight", 2)[0] == 2 * mlp_dim
-    gelu = ACTIVATIONS.get(str(arguments.get("act_layer")), known.activation if known else "gelu")
-    token, pre_norm, before = "cls_token" in shapes, "norm_pre.weight" in shapes, "norm.weight" in shapes
-    averaged = not (token and before) or arguments.get("global_pool") == "avg"
-    config = vit.Config(
-        image_size=known.image_size if known else (224, 224),
+    gated = "blocks.0.mlp.fc1_g.weight" in shapes or shapes.size("blocks.0.mlp.fc1.weight") == 2 * mlp_dim
+    token, before = "cls_token" in shapes, "norm.weight" in shapes
+    first, table = "blocks.0.attn.", "relative_position_bias_table"
+    shared = f"rel_pos_bias.{table}" in shapes
+    distilled, apart = "dist_token" in shapes, f"{first}q_proj.bias" in shapes
+    return vit.Config(
         patch_size=(rows, columns),
         channels=channels,
         width=width,
-        depth=depth,
-        heads=heads or head_count(width, depth),
+        depth=shapes.depth(r"blocks\.(\d+)\."),
+        heads=1,
         mlp_dim=mlp_dim,
         classes=shapes.size("head.weight"),
-        pool="map" if "attn_pool.latent" in shapes else "avg" if averaged else "token",
+        pool="map"
+        if "attn_pool.latent" in shapes
+        else "distilled"
+        if "head_dist.weight" in shapes
+        else "token"
+        if token and before
+        else "avg",
         representation=shapes.size("pre_logits.fc.weight") or None,
         class_token=token,
         class_position=token,
-        registers=shapes.size("reg_token", 1, 3),
-        activation="swiglu" if gated else gelu,
-        norm_eps=known.norm_eps if known else 1e-5 if pre_norm else 1e-6,  # CLIP's towers
+        registers=1 if distilled else shapes.size("reg_token", 1, 3),
+        activation="swiglu" if gated else "gelu",
         norm_first=before,
-        pre_norm=pre_norm,
+        pre_norm="norm_pre.weight" in shapes,
         patch_bias="patch_embed.proj.bias" in shapes,
-        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
-        qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+        qkv_bias=any(f"{first}{name}" in shapes for name in ("qkv.bias", "q_bias", "q_proj.bias")),
+        key_bias=f"{first}q_bias" not in shapes and (apart is False or f"{first}k_proj.bias" in shapes),
+        qk_norm=f"{first}q_norm.weight" in shapes,
+        attention_norm=f"{first}norm.weight" in shapes,
+        mlp_norm="blocks.0.mlp.norm.weight" in shapes,
         layer_scale=1e-5 if "blocks.0.ls1.gamma" in shapes else None,
         positions="learned" if "pos_embed" in shapes else "none",
+        relative="geometric" if shared or f"{first}{table}" in shapes else "none",
+        relative_shared=shared,
         stem=stem,
     )
+
+
+def infer(shapes: Shapes, place: Place) -> vit.Config:
+    """The configuration: what the shapes tell, then what config.json or the zoo knows of the architecture.
+
+    ValueError where config.json names an architecture or an argument that is not known.
+    """
+    settings, asked = place.settings, place.asked
+    arguments = {n: v for n, v in (settings.get("model_args") or {}).items() if not place.ignores(n) or n in TOLD}
+    checked(arguments, TOLD, "config.json's model_args")
+    architecture = asked.architecture or settings.get("architecture")
+    if architecture is not None and asked.architecture is None and architecture not in zoo():
+        raise ValueError(
+            f"config.json is of the architecture {architecture!r}, which is not known; if one of docs/zoo.md computes alike, "
+            "name it with --architecture."
+        )
+    heads = asked.heads or arguments.get("num_heads")
+    # What is called ls1.gamma is of no class of timm's that calls it gamma_1. What is called so and has the same tensors
+    # is DeiT III's by its authors, or RoPE-ViT's; DeiT's training script saves {"model": ...}.
+    longer = any(name.endswith(".ls1.gamma") for name in place.named)
+    deit = place.section == "model" and not longer
+    of = [n for n, c in zoo().items() if isinstance(c, vit.Config) and not (longer and Cut.timm(c).short)]
+    of = [name for name in of if not (deit and "_rope_ape_" in name)]
+    config = completed(seen_in(shapes), architecture, heads, of)
+    told: dict[str, Any] = {}
+    if (gelu := arguments.get("act_layer")) is not None:
+        if gelu not in ACTIVATIONS:
+            raise ValueError(f"config.json's act_layer is {gelu!r}; known are {', '.join(ACTIVATIONS)}.")
+        told["activation"] = ACTIVATIONS[gelu]
+    pool = arguments.get("global_pool", settings.get("global_pool"))
+    if pool is not None and config.pool not in ("distilled", pool):
+        if pool not in ("avg", "token"):
+            raise ValueError(f"config.json's global_pool is {pool!r}; known are avg, token and map.")
+        told["pool"] = pool
+    config = replace(config, **told)
+    if config.relative != "none":
+        return _windowed(config, shapes, arguments, settings, asked)
     if "pos_embed" not in shapes:
-        return config
-    size = arguments.get("img_size") or (settings.get("pretrained_cfg") or {}).get("input_size", (0,))[1:]
-    own = (size, size) if isinstance(size, int) else tuple(size) or None
+        own = _own_size(arguments, settings) or asked.image_size
+        return replace(config, image_size=own) if own else config
     # The length of the table tells whether the tokens before the patches have rows in it, and whether the rest is cut.
     rows = shapes.sizes("pos_embed", 3)[1]
     padded = [(config, rows - config.prefix), (replace(config, class_position=False), rows)]
     cropped = [(replace(candidate, remainder="crop"), count) for candidate, count in padded]
-    return placed([*padded, *cropped], image_size, own)
+    return placed([*padded, *cropped], asked.image_size, _own_size(arguments, settings))
 
 
-def entries(config: Config) -> Iterator[Entry]:
-    """Every tensor, with timm's name for it. Where [class] has a row in the table of positions, registers do, too."""
-    names, bare = config.build("meta").state_dict(), False
+def _own_size(arguments: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The image size that config.json tells."""
+    size = arguments.get("img_size") or (settings.get("pretrained_cfg") or {}).get("input_size", (0,))[1:]
+    return (size, size) if isinstance(size, int) else tuple(size) or None
+
+
+def _windowed(
+    config: vit.Config, shapes: Shapes, arguments: Mapping[str, Any], settings: Mapping[str, Any], asked: Asked
+) -> vit.Config:
+    """With the number of heads and the image size that a table of relative positions is made for."""
+    table = "rel_pos_bias." if config.relative_shared else "blocks.0.attn."
+    rows, heads = shapes.sizes(f"{table}relative_position_bias_table", 2)
+    side = (math.isqrt(max(rows - 3, 1)) + 1) // 2
+    square = (side * config.stride[0], side * config.stride[1])
+    for size in (_own_size(arguments, settings), square, asked.image_size):
+        if size and relative_count(config.grid(size)) == rows:
+            return replace(config, heads=heads, image_size=size)
+    raise ValueError(f"{rows} relative positions make no square grid; give their image_size=(height, width).")
+
+
+def entries(config: Config, cut: Cut = Cut(), names: Container[str] | None = None) -> Iterator[Entry]:
+    """Every tensor, with timm's name for it. Where [class] has a row in the table of positions, registers do, too.
+
+    cut: what is in pieces. names: those of the file, which may lack the bias of a head, or call a register "dist_token".
+    """
+    ours, bare = config.build("meta").state_dict(), False
     if isinstance(config, vit.Config):
         bare = config.stem is not None and not config.stem.blocks  # which is not wrapped
-        if config.registers and config.prefix_rows and "pos_embed" in names:
-            yield from added("reg_token", "pos_embed", config.registers)
-            names = {name: tensor for name, tensor in names.items() if name not in ("reg_token", "pos_embed")}
-    for name in names:
-        yield same(name.replace(f"{STEM}stem.", STEM) if bare else name, name)
+        register = "dist_token" if config.pool == "distilled" else "reg_token"
+        if names is not None and "dist_token" in names:
+            register = "dist_token"
+        if config.registers and config.prefix_rows and "pos_embed" in ours:
+            yield from added(register, "pos_embed", config.registers)
+            ours = {name: tensor for name, tensor in ours.items() if name not in ("reg_token", "pos_embed")}
+        if config.pool == "distilled" and config.classes:
+            yield from heads_of_two({"head": "head_dist"})
+            ours = {name: tensor for name, tensor in ours.items() if not name.startswith("head.")}
+    for name in ours:
+        if name == "head.bias" and names is not None and name not in names:
+            yield zeros(name, ours[name].numel())
+        else:
+            for entry in cut.entries(name):
+                yield replace(entry, theirs=tuple(n.replace(f"{STEM}stem.", STEM) if bare else n for n in entry.theirs))
 
 
 def state_dict(config: vit.Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's state dict. What is computed here is a table there."""
-    found = scatter(entries(config), tensors)
+    cut = Cut.timm(config)
+    found = {cut.timm_name(name): tensor for name, tensor in scatter(entries(config, cut), tensors).items()}
     if config.positions.startswith("sincos"):
         grid = config.grid(config.image_size)
         found["pos_embed"] = sincos(grid, config.width, config.positions == "sincos_mae").float()[None]

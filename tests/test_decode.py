@@ -14,7 +14,7 @@ from photos import decode, encode, turned
 from PIL import Image
 
 from vitrail.data.images import decode as module
-from vitrail.data.images.decode import BYTES, find, opened
+from vitrail.data.images.decode import BYTES, opened
 from vitrail.data.images.geometry import Crop
 from vitrail.data.stray import stray
 
@@ -244,12 +244,3 @@ def test_threads_decode_quietly_and_leave_the_filters_as_they_were(monkeypatch):
         found = list(pool.map(decode, [KINDS["png"][0], KINDS["tiff"][0]] * 50))
     assert all(np.array_equal(pixels, RGB) for pixels in found)
     assert warnings.filters == before
-
-
-def test_images_are_found_in_folders_below_sorted(tmp_path):
-    wanted = ["a/1.JPG", "a/b/2.png", "a.jpeg", "c.tIf"]
-    for name in [*wanted, "a/notes.txt", "a/.hidden.jpg", ".cache/d.png", "b.jpg.part", "folder.png/x.txt"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert find(tmp_path) == sorted(tmp_path / name for name in wanted)
-    assert find(tmp_path / "a" / "notes.txt") == [tmp_path / "a" / "notes.txt"]

@@ -50,7 +50,6 @@ def photos(tmp_path):
     (folder / "more").mkdir(parents=True)
     for n, name in enumerate(["a.png", "b.jpg", "c.webp", "more/d.tiff", "more/e.bmp"]):
         Image.fromarray(photo(40 + 9 * n, 60, n)).save(folder / name)
-    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -61,6 +60,27 @@ def test_people_get_one_line_for_each_file(capsys, model, photos):
     files = [str(photos / name) for name in ("a.png", "b.jpg", "c.webp", "more/d.tiff", "more/e.bmp")]
     for line, file, answers in zip(out.splitlines(), files, Pipeline.load(model)(files, top=2), strict=True):
         assert line == f"{file}: " + ", ".join(f"{answer.label} {answer.probability:.1%}" for answer in answers)
+
+
+def test_every_file_of_a_folder_is_answered_named_or_counted(capsys, model, photos):
+    """Links are followed, also in circles; suffixes count in any case."""
+    Image.fromarray(photo(9, 9, 0)).save(photos / "f.JFIF", "JPEG")
+    for name in ("notes.txt", "raw.CR2", "more/raw2.cr2", ".hidden.jpg"):
+        (photos / name).write_bytes(b"?")
+    (photos / "more" / "g.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (photos.parent / "elsewhere").mkdir()
+    Image.fromarray(photo(9, 9, 0)).save(photos.parent / "elsewhere" / "h.tga")
+    (photos / "link").symlink_to(photos.parent / "elsewhere")
+    (photos / "more" / "circle").symlink_to(photos)
+    assert status("predict", model, photos, "--json") == 1
+    out, err = capsys.readouterr()
+    document = {entry["file"]: set(entry) - {"file"} for entry in json.loads(out)}
+    names = ["a.png", "b.jpg", "c.webp", "f.JFIF", "link/h.tga", "more/d.tiff", "more/e.bmp"]
+    assert document == {str(photos / n): {"predictions"} for n in names} | {str(photos / "more/g.HEIC"): {"error"}}
+    first, second, last = err.splitlines()
+    assert all(part in first for part in (str(photos), "3 files", "2 .cr2 (raw.CR2)", "1 .txt (notes.txt)"))
+    assert f"{photos}/more/g.HEIC is" in second
+    assert "1 of 8 images" in last
 
 
 def test_int8_is_the_same_command_and_nearly_the_same_answers(capsys, model, photos):
@@ -133,6 +153,7 @@ def test_the_document_has_the_errors_in_their_places(capsys, model, photos):
 @pytest.mark.parametrize("json_too", [True, False])
 def test_where_no_image_could_be_read_the_status_is_2(capsys, model, photos, json_too):
     bad = photos / "notes.txt"
+    bad.write_text("not an image")
     assert status("predict", model, bad, *(["--json"] if json_too else [])) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"vitrail: {bad} ")
@@ -144,7 +165,7 @@ def test_where_no_image_could_be_read_the_status_is_2(capsys, model, photos, jso
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("MODEL --json", ["needs", "image"]), ("MODEL empty", ["empty", ".png"]),
+        ("MODEL --json", ["needs", "image"]), ("MODEL empty", ["empty", "PNG"]),
         ("MODEL a.jpg --top x", ["--top", "'x'", "a whole number"]), ("empty a.jpg", ["empty", "config.json"]),
         ("MODEL a.jpg --tops 3", ["--tops;", "did you mean --top?"]), ("nowhere a.jpg", ["nowhere does not exist"]),
         ("run a.jpg", ["`vitrail resume run`"]), ("page.npz a.jpg", ["page.npz is a web page"]),

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vitrail.data.images.decode import BYTES
-from vitrail.data.images.decode import SUFFIXES as IMAGES
+from vitrail.data.images.kinds import SUFFIXES as IMAGES
 from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
 from vitrail.data.sources.records import COLUMNS, MARKS, Label, Labels, Texts, divide, label
 from vitrail.data.sources.source import SPLITS, Source, split_in

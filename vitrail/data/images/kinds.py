@@ -8,6 +8,7 @@ A format that a later Pillow reads is read, too. HEIC and HEIF need the package 
 without it they are images that cannot be read, which are named like damaged ones.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from vitrail.progress import few
 
 Image.init()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or what is refused here would be printed, too
 with suppress(ImportError):  # where the extra is not installed
     import_module("pillow_heif").register_heif_opener()
 
@@ -33,7 +35,8 @@ FORMATS = tuple(kind for kind in Image.ID if kind not in NOT_READ)
 SUFFIXES = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 SUFFIXES |= dict.fromkeys((".jif", ".pjpeg", ".pjp", ".mpo"), "JPEG")
 SUFFIXES |= dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), "HEIF")
-UNSIGNED = {"TGA", "DIB"}  # are tried only where the suffix says so
+# A TGA may begin like a cursor. These are tried only where the suffix says so.
+UNSIGNED = {"TGA", "DIB", "CUR"}
 KNOWN = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, HEIC and others that Pillow reads"
 
 HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -80,10 +83,11 @@ def unidentified(content: bytes) -> str:
         try:
             factory(BytesIO(content), "")
         except Exception as error:  # Pillow keeps the reason for itself
-            why = why if isinstance(why, str) else str(error) or type(error).__name__
-        if why == "unknown pixel mode" and (bands := tiff_bands(content)):
+            why = why if isinstance(why, str) else " ".join(str(error).split()) or type(error).__name__
+        why = str(why)[:80]
+        if "pixel" in why and (bands := tiff_bands(content)):
             return f"{bands}, which is no kind of image that can be shown; {ARRAY}."
-        reason = f"or of a rare kind of {kind} ({' '.join(str(why).split())[:80]})"
+        reason = f"or of a rare kind of {kind} ({why})"
         return f"is cut short or damaged, {reason}; copy or download it again, or convert it to PNG."
     found = next((what for start, what in OTHERS.items() if content.startswith(start)), None)
     if found is None and content[4:8] == b"ftyp":

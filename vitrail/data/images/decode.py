@@ -185,7 +185,8 @@ def read(path: Path) -> bytes:
                 return file.readall()
     except (OSError, ValueError) as error:
         if URL.search(str(path)):
-            raise ValueError(f"{str(path)[:80]} is an address, not a file; download it, and name the file.") from None
+            address = re.sub(":/+", "://", str(path)[:80], count=1)  # Path makes one stroke of two
+            raise ValueError(f"{address} is an address, not a file; download it, and name the file.") from None
         if not isinstance(error, OSError) or error.errno in (errno.ENOENT, errno.ENOTDIR):  # or a zero byte in the name
             raise ValueError(f"{path} does not exist; check its name.") from None
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from None

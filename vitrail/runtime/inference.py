@@ -15,7 +15,6 @@ a ViT that is quantised as a whole loses its accuracy.
 
 import copy
 import math
-import warnings
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.data.quiet import quiet
 from vitrail.models import resnet, vit
 from vitrail.models.layers import LayerScale, activate
 from vitrail.runtime.threads import share_out, shared
@@ -125,8 +125,7 @@ class Int8Linear(nn.Module):
         # Without VNNI the processor adds pairs of products in 16 bits; activations of 7 bits cannot overflow them.
         self.reduced = not torch.cpu._is_vnni_supported()
         try:
-            # The tensor's type is deprecated; what it is packed into is what counts here.
-            with warnings.catch_warnings(action="ignore", category=UserWarning):
+            with quiet():  # the tensor's type is deprecated; what it is packed into is what counts here
                 quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
                 self.packed = torch.ops.quantized.linear_prepack(quantised, bias)
         except (AttributeError, RuntimeError) as error:  # an operation that is missing is one or the other

@@ -18,8 +18,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.audit.duplicates import COLOURS, SIDE, digest, thumbnail
-from vitrail.data.images.decode import BITS, ORIENTATION, UPRIGHT, quiet
+from vitrail.data.images.decode import BITS, ORIENTATION, UPRIGHT
 from vitrail.data.images.kinds import SUFFIXES, by_pillow
+from vitrail.data.quiet import quiet
 from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.data.stream import prefetch
 from vitrail.progress import track

@@ -22,7 +22,6 @@ import os
 import re
 import stat
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -38,6 +37,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from vitrail.data.images import jpeg
 from vitrail.data.images.geometry import Crop
 from vitrail.data.images.kinds import ARRAY, by_pillow, unidentified
+from vitrail.data.quiet import quiet
 from vitrail.data.stray import stray
 
 PIXELS = 2**27  # 11,585 x 11,585: the largest cameras' photographs, 400 MB as RGB; Pillow itself refuses above 2**27.4
@@ -257,29 +257,3 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
         if image.tag_v2.get(PHOTOMETRIC) == 0:  # 0 is white
             values = 2**bits - 1 - values
     return (values >> (bits - 8)).astype(np.uint8)
-
-
-class _Overlap:
-    """How many threads decode at this moment, and the warnings' filters as the first of them found them."""
-
-    lock = threading.Lock()
-    threads = 0
-    filters = warnings.catch_warnings()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Pillow's warnings, in threads, too: where `catch_warnings` overlap, each restores another's filters."""
-    with _Overlap.lock:
-        if _Overlap.threads == 0:
-            _Overlap.filters = warnings.catch_warnings()
-            _Overlap.filters.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        _Overlap.threads += 1
-    try:
-        yield
-    finally:
-        with _Overlap.lock:
-            _Overlap.threads -= 1
-            if _Overlap.threads == 0:
-                _Overlap.filters.__exit__(None, None, None)

@@ -52,14 +52,6 @@ def test_larger_patches_give_what_the_small_ones_gave(new):
 def test_smaller_patches_come_as_near_as_any_kernel_does():
     patches = torch.randn(400, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     smaller = F.interpolate(patches, (4, 3), mode="bicubic", antialias=True).flatten(1)
-    wanted = F.conv2d(patches, kernel())[..., 0, 0]
-    ours = smaller @ for_patch_size(kernel(), (4, 3)).flatten(1).T
-    best = smaller @ torch.linalg.lstsq(smaller, wanted).solution
-    assert (best - wanted).norm() <= (ours - wanted).norm() <= 1.1 * (best - wanted).norm()
-
-
-def test_what_no_kernel_can_have_is_refused():
-    with pytest.raises(ValueError, match="channels is 0"):
-        for_channels(kernel(), 0)
-    with pytest.raises(ValueError, match=r"size is \(0, 3\)"):
-        for_patch_size(kernel(), (0, 3))
+    wanted, ours = patches.flatten(1) @ kernel().flatten(1).T, for_patch_size(kernel(), (4, 3)).flatten(1).T
+    best = torch.linalg.lstsq(smaller, wanted).solution
+    assert (smaller @ ours - wanted).norm() <= 1.1 * (smaller @ best - wanted).norm()

@@ -62,27 +62,6 @@ def test_people_get_one_line_for_each_file(capsys, model, photos):
         assert line == f"{file}: " + ", ".join(f"{answer.label} {answer.probability:.1%}" for answer in answers)
 
 
-def test_every_file_of_a_folder_is_answered_named_or_counted(capsys, model, photos):
-    """Links are followed, also in circles; suffixes count in any case."""
-    Image.fromarray(photo(9, 9, 0)).save(photos / "f.JFIF", "JPEG")
-    for name in ("notes.txt", "raw.CR2", "more/raw2.cr2", ".hidden.jpg"):
-        (photos / name).write_bytes(b"?")
-    (photos / "more" / "g.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    (photos.parent / "elsewhere").mkdir()
-    Image.fromarray(photo(9, 9, 0)).save(photos.parent / "elsewhere" / "h.tga")
-    (photos / "link").symlink_to(photos.parent / "elsewhere")
-    (photos / "more" / "circle").symlink_to(photos)
-    assert status("predict", model, photos, "--json") == 1
-    out, err = capsys.readouterr()
-    document = {entry["file"]: set(entry) - {"file"} for entry in json.loads(out)}
-    names = ["a.png", "b.jpg", "c.webp", "f.JFIF", "link/h.tga", "more/d.tiff", "more/e.bmp"]
-    assert document == {str(photos / n): {"predictions"} for n in names} | {str(photos / "more/g.HEIC"): {"error"}}
-    first, second, last = err.splitlines()
-    assert all(part in first for part in (str(photos), "3 files", "2 .cr2 (raw.CR2)", "1 .txt (notes.txt)"))
-    assert f"{photos}/more/g.HEIC is" in second
-    assert "1 of 8 images" in last
-
-
 def test_int8_is_the_same_command_and_nearly_the_same_answers(capsys, model, photos):
     assert status("predict", model, photos, "--json", "--top", "4") == 0
     exact = json.loads(capsys.readouterr().out)

@@ -181,11 +181,14 @@ class Pipeline:
         name = os.fsdecode(image) if file else name
         try:
             found = opened(read_bytes(Path(name)) if file else content(image, channels, name), name)
+        except ValueError as error:
+            return _Item(name, None, error)
+        try:
             view = centred(found.size, self.preprocessing)
             pixels = view.apply(found.decode(view.crop, channels))
         except ValueError as error:
             text = str(error)
-            return _Item(name, None, error if not file or text.startswith(name[:60]) else ValueError(f"{name}: {text}"))
+            return _Item(name, None, error if text.startswith(name) else ValueError(f"{name}: {text}"))
         return _Item(name, view, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
     def _answers(self, items: Sequence["_Item"], module: Module, options: dict[str, Any]) -> list[Any]:

@@ -156,7 +156,8 @@ def _sentences(name: str, content: bytes) -> Iterator[None]:
     except Exception as error:  # damaged bytes make Pillow's parsers raise anything
         reason = " ".join(str(error).split()).rstrip(".")[:120] or type(error).__name__
         if re.search("support|available|implement", reason):
-            raise ValueError(f"{name} cannot be decoded here ({reason}); convert it to JPEG or PNG.") from error
+            what = f"is cut short or damaged, or of a rare kind ({reason})"
+            raise ValueError(f"{name} {what}; copy or download it again, or convert it to PNG.") from error
         raise ValueError(f"{name} is cut short or damaged ({reason}); copy or download it again.") from error
 
 

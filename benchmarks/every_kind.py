@@ -1,29 +1,36 @@
-"""A folder with an image of every kind and of every odd mode, and what is to become of each file.
+"""A folder with an image of every kind and of every odd mode, to try commands on; and what is to become of each file.
 
-`python tests/every_kind.py FOLDER` writes it, for trying commands on.
+    python -m benchmarks.every_kind FOLDER
+    vitrail predict RUN FOLDER
+
+tests/test_kinds.py holds that predict, data check and training read, name or count each of them.
 """
 
 import struct
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from photos import photo
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from vitrail.data.images.kinds import FORMATS, SUFFIXES
 
-PHOTO = Image.fromarray(photo(24, 40, noise=0))
+ROWS, COLUMNS = np.mgrid[:24, :40]
+WAVES = [127 * (1 + np.sin(ROWS / 7 + c) * np.cos(COLUMNS / (11 - c))) for c in range(3)]
+PHOTO = Image.fromarray(np.stack(WAVES, 2).astype(np.uint8))
 GREY = np.array(PHOTO.convert("L"))
 HEIF = find_spec("pillow_heif") is not None
 
 
-def tiff(samples, compression=1, photometric=1, **tags):
-    """A TIFF that Pillow does not write: samples (H, W, n) of any dtype in one strip."""
+def tiff(samples: NDArray[Any], compression: int = 1, photometric: int = 1, bits: int = 0, **tags: int) -> bytes:
+    """A TIFF that Pillow does not write: samples (H, W, n) of any dtype in one strip; tags such as t254=1."""
     (height, width, bands), data = samples.shape, samples.tobytes()
-    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
-    entries = {256: (4, [width]), 257: (4, [height]), 258: (3, [8 * samples.itemsize] * bands), 259: (3, [compression])}
+    kind, bits = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind], bits or 8 * samples.itemsize
+    width = width * 8 * samples.itemsize // bits
+    entries = {256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * bands), 259: (3, [compression])}
     entries |= {262: (3, [photometric]), 273: (4, [8]), 277: (3, [bands]), 278: (4, [height]), 279: (4, [len(data)])}
     entries |= {339: (3, [kind] * bands)} | {int(tag[1:]): (4, [value]) for tag, value in tags.items()}
     if photometric == 2 and bands > 3:
@@ -38,10 +45,10 @@ def tiff(samples, compression=1, photometric=1, **tags):
     return b"II*\0" + struct.pack("<L", end) + data + struct.pack("<H", len(entries)) + out + bytes(4) + extra
 
 
-def write(folder):
+def write(folder: Path) -> dict[str, str]:
     """name -> "read", "left out", or words of the sentence that refuses it, of every file in the folder."""
     folder.mkdir(parents=True)
-    found = {}
+    found: dict[str, str] = {}
     for suffix, kind in SUFFIXES.items():
         if kind in FORMATS and kind in Image.SAVE:
             mode = {"MSP": "1", "XBM": "1", "PALM": "P"}.get(kind, "1" if suffix == ".pbm" else "RGB")

@@ -76,6 +76,7 @@ def write(folder: Path) -> dict[str, str]:
         "signed8.tif": (tiff(bands[..., :1].astype(np.int8)), "signed"),
         "signed16.tif": (tiff(bands[..., :1].astype(np.int16)), "signed"),
         "13.tif": (tiff(bands.astype(np.uint16)), "13 bands of 16 bits.*numpy.save"),
+        "2.tif": (tiff(bands[..., :2].copy()), "2 bands"),
         "3f.tif": (tiff(bands[..., :3].astype(np.float32), photometric=2), "3 bands of 32 floating-point bits"),
         "rgbx.tif": (tiff(np.concatenate([np.array(PHOTO), bands[..., :1]], 2), photometric=2), "read"),
         "raw.tif": (tiff(np.array(PHOTO), photometric=2, t254=1), "preview.*raw files"),

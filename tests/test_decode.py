@@ -163,8 +163,6 @@ def test_an_image_that_is_cut_short_is_named(tmp_path, kind, left):
 
 
 NO_IMAGES = {
-    "empty": b"",
-    "web page": b"\n<!DOCTYPE html><html>Not Found</html>",
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid",
     "convert it to JPEG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "convert": bytes(1000),

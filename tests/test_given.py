@@ -3,14 +3,13 @@
 import io
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from photos import encode, photo
-from PIL import Image
+from PIL import Image, ImageSequence
 from test_pipeline import pipeline, same
 
 from vitrail.data.images.given import content
@@ -29,14 +28,11 @@ class Foreign:
 
 def alike():
     """name -> the same image, in each of its forms."""
-    named = tempfile.NamedTemporaryFile()  # noqa: SIM115
-    named.write(FILE)
-    named.seek(0)
     return {
         "array": PIXELS, "strided": np.repeat(PIXELS, 2, 1)[:, ::2], "floats": PIXELS / 255, "foreign": Foreign(),
         "half": (PIXELS / 255).astype(np.float16), "alpha": np.dstack([PIXELS, np.full((9, 12), 255, np.uint8)]),
         "tensor": PLANES, "tensor of floats": (PLANES / 255).requires_grad_(), "tensor of halves": PLANES.half() / 255,
-        "pillow": Image.fromarray(PIXELS), "lazy": Image.open(io.BytesIO(FILE)), "bytes": FILE, "named": named,
+        "pillow": Image.fromarray(PIXELS), "lazy": Image.open(io.BytesIO(FILE)), "bytes": FILE,
         "bytearray": bytearray(FILE), "memoryview": memoryview(FILE), "open": io.BytesIO(FILE),
     }  # fmt: skip
 
@@ -68,6 +64,24 @@ def test_several_are_a_batch_a_list_or_an_iterator(unchecked):
             same(found, wanted)
     assert predict([]) == predict(batch[:0]) == predict(iter(())) == []
     assert next(predict.stream(PIXELS)) == predict(PIXELS)  # and not its rows
+
+
+def test_an_iterator_may_give_one_object_again_and_again(unchecked):
+    predict, film, frame = pipeline(), [photo(8, 8, wave=n + 2) for n in range(40)], np.empty((8, 8, 3), np.uint8)
+    data = io.BytesIO(encode(film[0], "TIFF", save_all=True, append_images=list(map(Image.fromarray, film[1:]))))
+
+    def frames():
+        for pixels in film:
+            frame[:] = pixels
+            yield frame
+
+    turned = Image.fromarray(PIXELS)
+    turned.getexif()[0x0112] = 6
+    for images in (frames(), map(torch.Tensor.permute, map(torch.from_numpy, frames()), [(2, 0, 1)] * 40)):
+        assert predict(images) == predict(film)
+    with Image.open(data) as shown:
+        assert predict(ImageSequence.Iterator(shown)) == predict(film)
+    assert predict(iter([turned])) == predict([turned])
 
 
 GREY = PIXELS[..., 0]

@@ -47,11 +47,3 @@ def test_larger_patches_give_what_the_small_ones_gave(new):
     larger = F.interpolate(patches, new, mode="bicubic", antialias=True)
     before = F.conv2d(patches, kernel())
     torch.testing.assert_close(F.conv2d(larger, for_patch_size(kernel(), new)), before)
-
-
-def test_smaller_patches_come_as_near_as_any_kernel_does():
-    patches = torch.randn(400, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    smaller = F.interpolate(patches, (4, 3), mode="bicubic", antialias=True).flatten(1)
-    wanted, ours = patches.flatten(1) @ kernel().flatten(1).T, for_patch_size(kernel(), (4, 3)).flatten(1).T
-    best = torch.linalg.lstsq(smaller, wanted).solution
-    assert (smaller @ ours - wanted).norm() <= 1.1 * (smaller @ best - wanted).norm()

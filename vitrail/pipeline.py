@@ -10,6 +10,7 @@ Every consumer uses this one description, so that a prediction does not depend o
 """
 
 import copy
+import itertools
 import operator
 import os
 import sys
@@ -28,7 +29,7 @@ from vitrail.config import dump, kinds, parse
 from vitrail.data.images.decode import opened
 from vitrail.data.images.decode import read as read_bytes
 from vitrail.data.images.geometry import View, centred
-from vitrail.data.images.given import content, listed
+from vitrail.data.images.given import content, listed, own
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.stream import prefetch
 from vitrail.evaluate.evaluator import evaluating
@@ -144,13 +145,10 @@ class Pipeline:
         Threads decode ahead while the model works; images that have one size by then go through it together, which
         changes no answer by more than rounding.
         """
-        several = listed(images)
-        named = (
-            ((f"images[{n}]", image) for n, image in enumerate(several))
-            if several is not None
-            else [("the image", images)]
-        )
-        module = self.module
+        several, module = listed(images), self.module
+        several = map(own, several) if isinstance(several, Iterator) else several
+        names = ("the image",) if several is None else map("images[{}]".format, itertools.count())
+        named = zip(names, [images] if several is None else several, strict=False)
         # At their own size, a few images may already fill the memory.
         ahead = WORKERS if self.preprocessing.resize == "native" else 32
         waiting: list[_Item] = []

@@ -29,6 +29,7 @@ from vitrail.runtime.threads import share_out, shared
 
 Linear = Literal["plain", "int8"]
 M = TypeVar("M", bound=nn.Module)
+PLAIN = vit.Block, vit.Attention, vit.MLP  # of other parts, somebody else knows what they compute
 
 # Tokens that go through the model together: 16 images of 224 pixels on a CPU. Fewer are no slower there on an idle
 # machine, but on a busy one each operation waits for the slowest core; more only need more memory.
@@ -174,7 +175,7 @@ def _twin(module: M) -> M:
     twin._compiled_call_impl = None  # which is bound to the original, as a checkpointed block's `forward` is
     twin.__dict__.pop("forward", None)
     kind = type(module)
-    if kind is vit.Block:
+    if isinstance(module, vit.Block) and (kind, type(module.attn), type(module.mlp)) == PLAIN:
         twin.__class__ = InferenceBlock
     elif kind is vit.ViT:
         twin.__class__ = InferenceViT
@@ -197,7 +198,8 @@ def _replace(twin: M) -> M:
     for block in parts:
         if type(block) is InferenceBlock and not any(block is one for one in spared):
             for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
-                setattr(owner, name, Int8Linear(getattr(owner, name)))
+                if type(layer := getattr(owner, name)) is nn.Linear:
+                    setattr(owner, name, Int8Linear(layer))
     return twin
 
 

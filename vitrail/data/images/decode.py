@@ -126,6 +126,8 @@ def _opened(image: Image.Image, content: bytes, name: str, head: jpeg.Header | N
     if isinstance(image, TiffImageFile):
         if image.tag_v2.get(REDUCED, 0) & 1 or DNG in image.tag_v2:
             raise _Refused(f"{name} begins with a preview, as cameras' raw files do; convert it to JPEG or PNG.")
+        if image.mode in ("1", "L", "I;16") and (bands := image.tag_v2.get(SAMPLES, 1)) > 1:
+            raise _Refused(f"{name} has {bands} bands, of which nothing says what they show; {ARRAY}.")
         if 2 in image.tag_v2.get(SORT, ()) and image.mode == "L":
             raise _Refused(f"{name} holds signed numbers, of which none is known to be white; save it without a sign.")
     if head is None or image.format != "JPEG" or image.mode not in ("L", "RGB"):

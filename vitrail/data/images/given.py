@@ -2,6 +2,7 @@
 
     listed(photos)              # an iterable of single images; None where it is one image
     content(image, 3, "cat")    # what decode.opened takes
+    own(image)                  # a copy, where it may be changed
 
 Arrays are (H, W), or (H, W, C) with the channels last; tensors are (C, H, W), as torchvision has them. One dimension
 more, in front, makes a batch. Their numbers are uint8; or bool, where True is white; or floats in [0, 1], which become
@@ -46,6 +47,22 @@ def listed(images: Any) -> Iterable[Any] | None:
         return list(images) if images.ndim == 4 else None
     single = str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Readable | Mapping
     return images if isinstance(images, Iterable) and not isinstance(images, single) else None
+
+
+def own(image: Any) -> Any:
+    """A copy, where whoever gave the image may change it before it is read: frames of a film are often one object."""
+    if isinstance(image, np.ndarray):
+        return image.copy()
+    if isinstance(image, Tensor):
+        return image.detach().clone()
+    if isinstance(image, Image.Image):
+        try:
+            made = image.copy()
+            made.getexif().update(image.getexif())
+            return made
+        except Exception:  # a damaged one, of which `content`'s reader says what is wrong
+            return image
+    return image
 
 
 def content(image: Any, channels: int, name: str) -> bytes | NDArray[np.uint8] | Image.Image:

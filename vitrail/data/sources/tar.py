@@ -35,7 +35,7 @@ from vitrail.progress import track
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
-INDEX = "3.index"  # another version has another name
+INDEX = f"4.{len(IMAGES)}.index"  # another version, or a Pillow that reads more kinds, has another name
 OPEN = 256  # tars that stay open: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
 

@@ -61,8 +61,8 @@ class Pipeline:
     and several of them (data/images/given.py). Threads may call it at the same time.
 
     int8: whether the linear layers of the blocks are computed in 8 bits (runtime/inference.py). What is replaced in the
-    task, and weights that change, count from the next call on. ValueError where the task is none, or its model is
-    another library's; what torch.compile or a parallel wrapper put around them is taken off.
+    task, and weights that change (int8: not by way of `.data`), count from the next call on. ValueError where the task
+    is none, or its model is another library's; what torch.compile or a parallel wrapper put around them is taken off.
     """
 
     task: Task

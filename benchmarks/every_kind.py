@@ -88,7 +88,7 @@ def write(folder: Path) -> dict[str, str]:
         "page.pdf": (b"%PDF-1.7", "left out"), "bands.npy": (b"\x93NUMPY", "left out"), "README": (b"a", "left out"),
     }  # fmt: skip
     if not HEIF:
-        data["phone.HEIC"] = (b"\0\0\0\x18ftypheic\0\0\0\0", r"pip install vitrail\[heif\]")
+        data["phone.HEIC"] = (b"\0\0\0\x18ftypheic\0\0\0\0", r"pip install 'vitrail\[heif\]'")
     for name, (content, words) in data.items():
         (folder / name).write_bytes(content)
         found[name] = words

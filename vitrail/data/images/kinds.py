@@ -4,8 +4,8 @@
     image = by_pillow(content, "IMG_1.JFIF")        # by the content; the suffix counts where a format has no signature
     left_out(["a.cr2", "b.txt"])                    # "2 files of no kind of image: 1 .cr2 (a.cr2), 1 .txt (b.txt)"
 
-A format that a later Pillow reads is read, too. HEIC and HEIF need the package pillow-heif (pip install vitrail[heif]);
-without it they are images that cannot be read, which are named like damaged ones.
+A format that a later Pillow reads is read, too. HEIC and HEIF need the package pillow-heif (the extra `heif`); without
+it they are images that cannot be read, which are named like damaged ones.
 """
 
 import logging
@@ -74,7 +74,7 @@ def by_pillow(content: bytes, name: str) -> Image.Image:
 def unidentified(content: bytes) -> str:
     """Why Pillow does not open an image, and what to do: the end of a sentence that begins with its name."""
     if content[4:8] == b"ftyp" and content[8:12] in HEIF and "HEIF" not in FORMATS:
-        return "is HEIC or HEIF, which the package pillow-heif reads; pip install vitrail[heif]."
+        return "is HEIC or HEIF, which the package pillow-heif reads; pip install 'vitrail[heif]'."
     for kind in FORMATS:
         factory, accepts = Image.OPEN[kind]
         # A string says what this Pillow was built without.

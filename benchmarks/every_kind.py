@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from vitrail.data.images.kinds import FORMATS, SUFFIXES
+from vitrail.data.images.kinds import FORMATS, KINDS
 
 ROWS, COLUMNS = np.mgrid[:24, :40]
 WAVES = [127 * (1 + np.sin(ROWS / 7 + c) * np.cos(COLUMNS / (11 - c))) for c in range(3)]
@@ -49,7 +49,7 @@ def write(folder: Path) -> dict[str, str]:
     """name -> "read", "left out", or words of the sentence that refuses it, of every file in the folder."""
     folder.mkdir(parents=True)
     found: dict[str, str] = {}
-    for suffix, kind in SUFFIXES.items():
+    for suffix, kind in KINDS.items():
         if kind in FORMATS and kind in Image.SAVE:
             mode = {"MSP": "1", "XBM": "1", "PALM": "P"}.get(kind, "1" if suffix == ".pbm" else "RGB")
             try:

@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.audit.duplicates import COLOURS, SIDE, digest, thumbnail
 from vitrail.data.images.decode import BITS, ORIENTATION, UPRIGHT
-from vitrail.data.images.kinds import SUFFIXES, by_pillow
+from vitrail.data.images.kinds import KINDS, by_pillow
 from vitrail.data.quiet import quiet
 from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.data.stream import prefetch
@@ -147,7 +147,7 @@ def _header(data: bytes, name: str) -> tuple[str, tuple[bool, ...]]:
                 image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
                 image.format != "MPO" and bool(getattr(image, "is_animated", False)),
                 image.getexif().get(ORIENTATION, 1) in UPRIGHT,
-                SUFFIXES.get(PurePath(name).suffix.lower(), form) != form,
+                KINDS.get(PurePath(name).suffix.lower(), form) != form,
             )
         except Exception:  # damaged EXIF or later frames say nothing about the first frame, which is whole
             return kind, NONE

@@ -37,6 +37,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from vitrail.data.images import jpeg
 from vitrail.data.images.geometry import Crop
 from vitrail.data.images.kinds import ARRAY, by_pillow, unidentified
+from vitrail.data.images.kinds import SUFFIXES as SUFFIXES
 from vitrail.data.quiet import quiet
 from vitrail.data.stray import stray
 

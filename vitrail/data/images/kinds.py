@@ -32,9 +32,10 @@ NOT_READ = {
 }  # fmt: skip
 FORMATS = tuple(kind for kind in Image.ID if kind not in NOT_READ)
 # suffix -> format
-SUFFIXES = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-SUFFIXES |= dict.fromkeys((".jif", ".pjpeg", ".pjp", ".mpo"), "JPEG")
-SUFFIXES |= dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), "HEIF")
+KINDS = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+KINDS |= dict.fromkeys((".jif", ".pjpeg", ".pjp", ".mpo"), "JPEG")
+KINDS |= dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), "HEIF")
+SUFFIXES = tuple(KINDS)
 # A TGA may begin like a cursor. These are tried only where the suffix says so.
 UNSIGNED = {"TGA", "DIB", "CUR"}
 KNOWN = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, HEIC and others that Pillow reads"
@@ -50,7 +51,7 @@ OTHERS = {
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name: the one rule for folders, tars and the command line."""
-    return PurePath(name).suffix.lower() in SUFFIXES
+    return PurePath(name).suffix.lower() in KINDS
 
 
 def left_out(names: Iterable[str]) -> str:
@@ -67,7 +68,7 @@ def left_out(names: Iterable[str]) -> str:
 
 def by_pillow(content: bytes, name: str) -> Image.Image:
     """The image as Pillow opens it. UnidentifiedImageError, or anything that a damaged header makes Pillow raise."""
-    kind = SUFFIXES.get(PurePath(name).suffix.lower())
+    kind = KINDS.get(PurePath(name).suffix.lower())
     return Image.open(BytesIO(content), formats=[form for form in FORMATS if form not in UNSIGNED or form == kind])
 
 

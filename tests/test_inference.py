@@ -223,3 +223,16 @@ def test_batches_are_small_on_a_cpu_large_on_a_gpu_and_never_empty():
     sizes = [batch_size(config, (side, side), cpu) for side in (224, 2048)]
     assert batch_size(config, (224, 224), torch.device("cuda")) >= 64 > sizes[0] > sizes[1] == 1
     assert batch_size(RESNET, (2048, 2048), cpu) >= 1
+
+
+class Twice(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_parts_of_somebody_elses_are_used_as_they_are(kind):
+    mine = model().eval()
+    mine.blocks[0].mlp.fc1, mine.blocks[1].mlp = Twice(32, 64), nn.Sequential(Twice(32, 32))
+    difference = said(prepared(mine, kind), images()) - said(mine, images())
+    assert difference.norm() < (0.05 if kind == "int8" else ROUNDING) * said(mine, images()).norm()

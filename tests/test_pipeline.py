@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -91,45 +90,76 @@ def test_predicting_leaves_image_and_mode_alone_and_is_without_dropout():
     assert np.array_equal(pixels, before)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "shown"),
-    [
-        (image().astype(np.float32), r"float32 \(8, 8, 3\)"), (image()[None], r"uint8 \(1, 8, 8, 3\)"),
-        (image(channels=5), "5 channels.* 3"), (image().transpose(2, 0, 1), "8 channels.* 3"),
-        (image(height=0), r"uint8 \(0, 8, 3\)"),
-        (image(9, 8), "9 x 8 is not divisible by the patch 4 x 4"),
-    ],
-)  # fmt: skip
-def test_an_image_of_another_kind_is_refused_with_what_it_is(unchecked, wrong, shown):
+def test_what_the_model_refuses_is_named_by_its_place():
     predict = pipeline(remainder="refuse")
     predict.task.train()
-    with pytest.raises(ValueError, match=shown):
-        predict([image(), wrong])
+    for wrong, shown in [(image(channels=5), "5 channels.* 3"), (image(9, 8), "9 x 8 is not divisible by the patch 4")]:
+        with pytest.raises(ValueError, match=rf"images\[1\].* {shown}"):
+            predict([image(), wrong])
     assert predict.task.training
 
 
-def test_an_image_may_come_in_many_forms(tmp_path):
-    predict, pixels = pipeline(), image(9, 12)
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "png")
-    (tmp_path / "image.png").write_bytes(stream.getvalue())
-    expected = predict(pixels)
-    assert predict([pixels])[0] == predict(stream.getvalue()) == predict(BytesIO(stream.getvalue())) == expected
-    assert predict(tmp_path / "image.png") == predict(str(tmp_path / "image.png")) == expected
-    assert predict(Image.fromarray(pixels)) == expected
-    for found in predict((pixels, Image.fromarray(pixels))):
-        same(found, expected)
-    opaque = np.concatenate([pixels, np.full((9, 12, 1), 255, np.uint8)], 2)
-    assert predict(opaque) == predict(Image.fromarray(opaque)) == expected
-    clear = predict(np.concatenate([pixels, np.zeros((9, 12, 1), np.uint8)], 2))
-    assert clear == predict(np.full((9, 12, 3), 255, np.uint8))
-    assert predict(pixels[..., 0]) == predict(pixels[..., :1]) == predict(np.repeat(pixels[..., :1], 3, 2))
-    assert predict(pixels[:, ::-1]) == predict(np.array(pixels[:, ::-1].tolist(), np.uint8))
-    turned = Image.fromarray(pixels)
-    turned.getexif()[0x0112] = 6
-    assert predict(turned) == predict(np.ascontiguousarray(np.rot90(pixels, -1)))
-    grey, few = pipeline(channels=1), np.array(Image.fromarray(pixels).convert("L"))[..., None]
-    assert grey(tmp_path / "image.png") == grey(few)
+WRAPPERS = {
+    "compiled": lambda task: Classify(torch.compile(task.model), task.preprocessing, task.config, NAMES),
+    "parallel": lambda task: Classify(torch.nn.DataParallel(task.model), task.preprocessing, task.config, NAMES),
+    "compiled task": torch.compile,
+}
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_wrappers_are_taken_off(how, tmp_path, unchecked):
+    before = pipeline()
+    after = Pipeline(WRAPPERS[how](before.task))
+    assert after(image()) == before(image())
+    after.save(str(tmp_path))
+    same(Pipeline.load(tmp_path)(image()), before(image()))
+
+
+def test_what_is_no_task_or_another_librarys_model_is_named(unchecked):
+    task = pipeline().task
+    for given, kind in [(task.model, "ViT"), (Classify(torch.nn.Linear(2, 2), task.preprocessing), "Linear")]:
+        with pytest.raises(ValueError, match=f"Pipeline needs a task.*{kind}|model is a {kind}"):
+            Pipeline(given)
+
+
+CHANGES = {
+    "head": lambda task: setattr(task.model, "head", torch.nn.Linear(16, 7)),
+    "layer": lambda task: setattr(task.model.blocks[0].mlp, "fc1", torch.nn.Linear(16, 32)),
+    "parameter": lambda task: setattr(task.model.blocks[0].attn.qkv, "weight", torch.nn.Parameter(torch.ones(48, 16))),
+    "weights in place": lambda task: torch.nn.init.zeros_(task.model.blocks[0].mlp.fc2.weight),
+    "loaded": lambda task: task.load_state_dict({name: value + 0.1 for name, value in task.state_dict().items()}),
+    "preprocessing": lambda task: setattr(task, "preprocessing", replace(task.preprocessing, mean=(0.1, 0.2, 0.3))),
+    "loss": lambda task: setattr(task, "config", ClassifyConfig("sigmoid")),
+    "names": lambda task: setattr(task, "class_names", NAMES[::-1]),
+}
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_in_the_task_counts_from_the_next_call(change, int8):
+    predict = replace(pipeline(), int8=int8)
+    before, module = predict(image()), predict.module
+    assert predict.module is module
+    CHANGES[change](predict.task)
+    assert predict(image()) == replace(predict)(image()) != before
+
+
+@pytest.mark.parametrize("outputs", [5, 9])
+def test_a_head_of_another_width_than_the_names_is_an_error_not_a_wrong_name(outputs, tmp_path):
+    predict = pipeline()
+    predict.task.model.head = torch.nn.Linear(16, outputs)
+    for call in (lambda: predict(image()), lambda: predict.save(tmp_path / "model")):
+        with pytest.raises(ValueError, match=f"head has {outputs} outputs.* 7 class_names"):
+            call()
+    predict.task.class_names = tuple("abcdefghi"[:outputs])
+    predict.save(str(tmp_path / "model"))
+    same(Pipeline.load(tmp_path / "model")(image()), predict(image()))
+    predict.task.model.head = torch.nn.Sequential(predict.task.model.head)
+    assert predict(image())
+    with pytest.raises(ValueError, match=r"head is a Sequential.*nn\.Linear"):
+        predict.save(tmp_path / "other")
+    with pytest.raises(ValueError, match="no option topp; it has top"):
+        predict(image(), topp=3)
 
 
 def test_the_module_is_what_the_task_predicts_and_can_be_exported():

@@ -4,24 +4,24 @@ Every consumer uses this one description, so that a prediction does not depend o
 
     predict = Pipeline.load("runs/demo")    # or a model folder, or any weights that weights/load.py reads
     predict("cat.jpg")                      # [Prediction(label="tabby", index=281, probability=0.98), ...], best first
-    predict(["cat.jpg", image])             # such a list for each
+    predict(["cat.jpg", image])             # such a list for each; a batch and a generator are several images, too
     for result in predict.stream(paths):    # the same, one by one; a bad file is a ValueError and stops no other
     outputs = predict.module(uint8_images)  # (B, C, H, W) -> a dict of tensors: what export traces
 """
 
-import io
+import copy
+import itertools
+import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
@@ -29,16 +29,16 @@ from vitrail.config import dump, kinds, parse
 from vitrail.data.images.decode import opened
 from vitrail.data.images.decode import read as read_bytes
 from vitrail.data.images.geometry import View, centred
+from vitrail.data.images.given import content, listed, own
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.stream import prefetch
 from vitrail.evaluate.evaluator import evaluating
+from vitrail.models import Model
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.tasks import Task, TaskConfig
 from vitrail.weights import folder
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import instantiate, read
-
-Image = NDArray[np.uint8] | Path | str | bytes | Pillow.Image | io.BufferedIOBase
 
 AT_ONCE = 2**20  # pixels that are collected for the model: 21 images of 224 x 224, 256 of 64 x 64 or less
 WORKERS = min(8, os.cpu_count() or 1)
@@ -57,14 +57,31 @@ class Module(nn.Module):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Call it with images of any sizes: paths, bytes or open files, Pillow's images, or uint8 arrays (H, W, C).
+    """Call it with images of any sizes: paths, bytes, open files, Pillow's images, arrays (H, W, C), tensors (C, H, W),
+    and several of them (data/images/given.py). Threads may call it at the same time.
 
-    int8: whether the linear layers of the blocks are computed in 8 bits (runtime/inference.py), with the weights as
-    they are at the first call.
+    int8: whether the linear layers of the blocks are computed in 8 bits (runtime/inference.py). What is replaced in the
+    task, and weights that change (int8: not by way of `.data`), count from the next call on. ValueError where the task
+    is none, or its model is another library's; what torch.compile or a parallel wrapper put around them is taken off.
     """
 
     task: Task
     int8: bool = False
+
+    def __post_init__(self) -> None:
+        task: Any = _bare(self.task)
+        if not isinstance(task, Task):
+            kind = type(task).__name__
+            raise ValueError(
+                f"a Pipeline needs a task, not a {kind}; give Classify(model, preprocessing, class_names=...)."
+            )
+        model: Any = _bare(task.model)
+        if not isinstance(model, Model):
+            raise ValueError(f"the task's model is a {type(model).__name__}, not a ViT or ResNet of vitrail.")
+        if model is not task.model:
+            task = copy.copy(task)
+            task._modules = task._modules | {"model": model}
+        object.__setattr__(self, "task", task)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -95,64 +112,84 @@ class Pipeline:
         return cls(task.eval(), int8)
 
     def save(self, path: Path | str) -> None:
-        """Writes the model folder. ValueError where the disk refuses."""
-        task = self.task
-        card = folder.Card(task.model.config, task.preprocessing, task.class_names, dump(task.config))
+        """Writes the model folder. ValueError where the disk refuses, or the head is not one linear layer with an
+        output for each class name."""
+        task, head = self.task, self.task.model.head
+        if not isinstance(head, nn.Linear | nn.Identity):
+            raise ValueError(f"the head is a {type(head).__name__}; only one nn.Linear can be saved.")
+        classes = head.out_features if isinstance(head, nn.Linear) else 0
+        if classes and task.class_names and classes != len(task.class_names):
+            named = f"the head has {classes} outputs, but the task {len(task.class_names)} class_names"
+            raise ValueError(f"{named}; give task.class_names as many.")
+        config = replace(task.model.config, classes=classes)
+        card = folder.Card(config, task.preprocessing, task.class_names, dump(task.config))
         folder.write(Path(path), task.model.state_dict(), card, _outside(task))
 
-    def __call__(self, images: Image | Sequence[Image], **options: Any) -> Any:
-        """The task's answers for one image or for each; without dropout, whatever the mode.
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """The task's answers for one image, or for each of several; without dropout, whatever the mode.
 
         options: as the task's `answers` takes them, such as top=5. ValueError, naming the file, for the first image
         that is of another kind or damaged.
         """
-        several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
         found = []
-        for result in self.stream(images if several else [images], **options):  # type: ignore[arg-type, list-item]
+        for result in self.stream(images, **options):
             if isinstance(result, ValueError):
                 raise result
             found.append(result)
-        return found if several else found[0]
+        return found[0] if listed(images) is None else found
 
-    def stream(self, images: Iterable[Image], **options: Any) -> Iterator[Any]:
+    def stream(self, images: Any, **options: Any) -> Iterator[Any]:
         """For each image in turn its answer, or the ValueError that says what is wrong with it. ValueError for options
         that the task refuses.
 
         Threads decode ahead while the model works; images that have one size by then go through it together, which
         changes no answer by more than rounding.
         """
+        several, module = listed(images), self.module
+        several = map(own, several) if isinstance(several, Iterator) else several
+        names = ("the image",) if several is None else map("images[{}]".format, itertools.count())
+        named = zip(names, [images] if several is None else several, strict=False)
         # At their own size, a few images may already fill the memory.
         ahead = WORKERS if self.preprocessing.resize == "native" else 32
         waiting: list[_Item] = []
         filled = 0
-        for item in prefetch(self._prepared, images, ahead, WORKERS):
+        for item in prefetch(self._prepared, named, ahead, WORKERS):
             waiting.append(item)
             filled += max(item.pixels, AT_ONCE // 256)
             if filled >= AT_ONCE:
-                yield from self._answers(waiting, options)
+                yield from self._answers(waiting, module, options)
                 waiting, filled = [], 0
-        yield from self._answers(waiting, options)
+        yield from self._answers(waiting, module, options)
 
-    @cached_property
+    @property
     def module(self) -> Module:
-        """From prepared images to what the task predicts, in evaluation mode; it shares its parameters with the task,
-        and int8 weights are made once, at the first call."""
-        return Module(prepared(self.task, "int8" if self.int8 else "plain"))
+        """From prepared images to what the task predicts, in evaluation mode; it shares its parameters with the task.
+        It stays the same one until a part of the task is replaced, or, for int8, a weight changes."""
+        state, found = _state(self.task, self.int8), self.__dict__.get("_made")
+        if found and len(state) == len(found[0]) and all(map(operator.is_, state, found[0])):
+            return found[1]
+        made = Module(prepared(self.task, "int8" if self.int8 else "plain"))
+        self.__dict__["_made"] = state, made  # at once: another thread sees both or neither
+        return made
 
-    def _prepared(self, image: Image) -> "_Item":
+    def _prepared(self, named: tuple[str, Any]) -> "_Item":
         """What the model reads of an image, or what is wrong with it."""
-        file = isinstance(image, Path | str)
-        name = str(image) if file else "the image"
+        name, image = named
+        file, channels = isinstance(image, str | os.PathLike), len(self.preprocessing.mean)
+        name = os.fsdecode(image) if file else name
         try:
-            found = opened(read_bytes(Path(image)) if file else _content(image), name)
+            found = opened(read_bytes(Path(name)) if file else content(image, channels, name), name)
+        except ValueError as error:
+            return _Item(name, None, error)
+        try:
             view = centred(found.size, self.preprocessing)
-            pixels = view.apply(found.decode(view.crop, len(self.preprocessing.mean)))
+            pixels = view.apply(found.decode(view.crop, channels))
         except ValueError as error:
             text = str(error)
-            return _Item(name, None, error if not file or text.startswith(name) else ValueError(f"{name}: {text}"))
+            return _Item(name, None, error if text.startswith(name) else ValueError(f"{name}: {text}"))
         return _Item(name, view, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
-    def _answers(self, items: Sequence["_Item"], options: dict[str, Any]) -> list[Any]:
+    def _answers(self, items: Sequence["_Item"], module: Module, options: dict[str, Any]) -> list[Any]:
         """One result an item, in their order; those of one size are one batch."""
         results: dict[int, Any] = {}
         sizes: dict[torch.Size, dict[int, Tensor]] = {}
@@ -163,7 +200,7 @@ class Pipeline:
                 sizes.setdefault(item.content.shape, {})[place] = item.content
         for group in sizes.values():
             try:
-                outputs = self._predicted(torch.stack(list(group.values())))
+                outputs = self._predicted(module, torch.stack(list(group.values())))
             except ValueError as error:  # a size that the model refuses
                 results |= {place: ValueError(f"{items[place].name}: {error}") for place in group}
                 continue
@@ -172,11 +209,11 @@ class Pipeline:
         return [results[place] for place in range(len(items))]
 
     @torch.inference_mode()
-    def _predicted(self, images: UInt8[Tensor, "B C H W"]) -> dict[str, Tensor]:
+    def _predicted(self, module: Module, images: UInt8[Tensor, "B C H W"]) -> dict[str, Tensor]:
         device, height, width = next(self.task.parameters()).device, *images.shape[-2:]
         size = batch_size(self.task.model.config, (height, width), device)
-        with evaluating(self.module):  # a compiled task is used as it is
-            parts = [self.module(part.to(device)) for part in images.split(size)]
+        with evaluating(module):  # a compiled task is used as it is
+            parts = [module(part.to(device)) for part in images.split(size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -193,14 +230,29 @@ class _Item:
         return 0 if isinstance(self.content, ValueError) else self.content[0].numel()
 
 
-def _content(
-    image: NDArray[np.uint8] | bytes | Pillow.Image | io.BufferedIOBase,
-) -> NDArray[np.uint8] | bytes | Pillow.Image:
-    """What `opened` takes: a grey array has one channel, and one of four is red, green, blue and alpha."""
-    if isinstance(image, np.ndarray):
-        image = image[..., None] if image.ndim == 2 else image
-        return Pillow.fromarray(image) if image.ndim == 3 and image.shape[2] == 4 else image
-    return image if isinstance(image, bytes | Pillow.Image) else image.read()
+def _bare(module: Any) -> Any:
+    """Without what torch.compile, DataParallel and the like put around it."""
+    while isinstance(module, nn.Module):
+        inner = module._modules.get("_orig_mod")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
+def _state(task: Task, int8: bool) -> list[Any]:
+    """All objects that a prepared copy is made from, the numbers of int8's in a text. The parameters are shared; int8
+    weights are copies, which are known by the place and the version of what they were made from."""
+    found: list[Any] = []
+    for part in task.modules():
+        found.append(part)
+        found += [value for name, value in part.__dict__.items() if name not in ("training", "_modules")]
+    if int8:
+        versions = ((w.data_ptr(), 0 if w.is_inference() else w._version) for w in task.parameters())
+        found.append(sys.intern(str([*versions])))  # equal ones are one object
+    return found
 
 
 def _outside(task: Task) -> dict[str, Tensor]:

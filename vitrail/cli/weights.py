@@ -59,7 +59,7 @@ class Predict(Command):
     model: Model
     """A run folder such as runs/demo, a model folder, or a file with weights."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE...", help_behavior_hint="(one or more)")]]
-    """Image files (JPEG, PNG, WebP, BMP, GIF, TIFF), and folders, which are searched for them."""
+    """Image files of any kind that Pillow reads, and folders, which are searched for them."""
     top: Annotated[int, arg(metavar="N")] = 5
     """How many classes of each image."""
     int8: Flag = False
@@ -71,12 +71,12 @@ class Predict(Command):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail.data.images.decode import find
+        from vitrail.data.images.files import find
         from vitrail.pipeline import Pipeline
 
         if not self.images:
             raise ValueError("vitrail predict needs an image after the model; name files or folders.")
-        files = [file for name in self.images for file in find(Path(name))]
+        files = [file for name in self.images for file in find(Path(name), say)]
         pipeline = Pipeline.load(self.model, int8=self.int8)
         pipeline.task.to("cuda" if torch.cuda.is_available() and not self.int8 else "cpu")
         results = pipeline.stream(files, top=self.top)

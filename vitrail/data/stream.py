@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.batch import Batch
+from vitrail.data.quiet import quiet
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def stream(
     else:
         # It would draw from torch's own generator. More processes than cores, of which it warns, have a reason.
         options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _begin, "generator": torch.Generator()}
-        with _postponed(), warnings.catch_warnings(action="ignore", category=UserWarning):
+        with _postponed(), quiet():
             results = iter(DataLoader(_Carried(made), batch_size=None, sampler=keys, **options))
     try:
         for loaded in results:

@@ -6,6 +6,7 @@ A value is a number, or a Result that a page has a section for. To add an evalua
 here or outside the package (docs/extend.md).
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -96,14 +97,28 @@ def judge(
     return numbers, results
 
 
+class _Modes:
+    """Modules that are in evaluation mode for some threads: for how many, and in which mode each part was before."""
+
+    lock = threading.Lock()
+    found: ClassVar[dict[nn.Module, tuple[int, dict[nn.Module, bool]]]] = {}
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode; then each in the mode that it was in, because parts may be frozen in that
-    mode."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    """All modules in evaluation mode; then, once no other thread needs it, each in the mode that it was in, because
+    parts may be frozen in that mode."""
+    with _Modes.lock:
+        count, modes = _Modes.found.get(module) or (0, {part: part.training for part in module.modules()})
+        _Modes.found[module] = count + 1, modes
+        module.eval()
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        with _Modes.lock:
+            count, _ = _Modes.found.pop(module)
+            if count > 1:
+                _Modes.found[module] = count - 1, modes
+            else:
+                for part, mode in modes.items():
+                    part.training = mode

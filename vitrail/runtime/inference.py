@@ -15,7 +15,6 @@ a ViT that is quantised as a whole loses its accuracy.
 
 import copy
 import math
-import warnings
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,12 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.data.quiet import quiet
 from vitrail.models import resnet, vit
 from vitrail.models.layers import LayerScale, activate
 from vitrail.runtime.threads import share_out, shared
 
 Linear = Literal["plain", "int8"]
 M = TypeVar("M", bound=nn.Module)
+PLAIN = vit.Block, vit.Attention, vit.MLP  # of other parts, somebody else knows what they compute
 
 # Tokens that go through the model together: 16 images of 224 pixels on a CPU. Fewer are no slower there on an idle
 # machine, but on a busy one each operation waits for the slowest core; more only need more memory.
@@ -128,8 +129,7 @@ class Int8Linear(nn.Module):
         # Without VNNI the processor adds pairs of products in 16 bits; activations of 7 bits cannot overflow them.
         self.reduced = not torch.cpu._is_vnni_supported()
         try:
-            # The tensor's type is deprecated; what it is packed into is what counts here.
-            with warnings.catch_warnings(action="ignore", category=UserWarning):
+            with quiet():  # the tensor's type is deprecated; what it is packed into is what counts here
                 quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
                 self.packed = torch.ops.quantized.linear_prepack(quantised, bias)
         except (AttributeError, RuntimeError) as error:  # an operation that is missing is one or the other
@@ -178,7 +178,7 @@ def _twin(module: M) -> M:
     twin._compiled_call_impl = None  # which is bound to the original, as a checkpointed block's `forward` is
     twin.__dict__.pop("forward", None)
     kind = type(module)
-    if kind is vit.Block:
+    if isinstance(module, vit.Block) and (kind, type(module.attn), type(module.mlp)) == PLAIN:
         twin.__class__ = InferenceBlock
     elif kind is vit.ViT:
         twin.__class__ = InferenceViT
@@ -201,7 +201,8 @@ def _replace(twin: M) -> M:
     for block in parts:
         if type(block) is InferenceBlock and not any(block is one for one in spared):
             for owner, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
-                setattr(owner, name, Int8Linear(getattr(owner, name)))
+                if type(layer := getattr(owner, name)) is nn.Linear:
+                    setattr(owner, name, Int8Linear(layer))
     return twin
 
 

@@ -162,12 +162,17 @@ class Classify(Task):
     def answers(
         self, outputs: dict[str, Tensor], views: Sequence[View], *, top: int = 5, **options: Any
     ) -> list[list[Prediction]]:
-        """The `top` most probable classes of each image, best first. ValueError where top is below 1, or there is no
-        head."""
-        if top < 1:
-            raise ValueError(f"top is {top}; it must be 1 or more.")
+        """The `top` most probable classes of each image, best first. ValueError where top is below 1, there is no head,
+        or the head has not one output for each class name."""
+        if options:
+            raise ValueError(f"classification has no option {min(options)}; it has top.")
+        if not isinstance(top, int) or top < 1:
+            raise ValueError(f"top is {top!r}; it must be 1 or more, a whole number.")
         if not self.class_names:
             raise ValueError("the model has no head, so it has no classes to predict; fine-tune it first.")
+        if (found := outputs["probabilities"].shape[1]) != len(self.class_names):
+            named = f"the head has {found} outputs, but the task {len(self.class_names)} class_names"
+            raise ValueError(f"{named}; give task.class_names as many.")
         best = outputs["probabilities"].topk(min(top, len(self.class_names)))
         rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         names = self.class_names

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import PurePath
 
 import numpy as np
@@ -19,7 +18,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vitrail.data.audit.duplicates import COLOURS, SIDE, digest, thumbnail
-from vitrail.data.images.decode import BITS, FORMATS, ORIENTATION, UPRIGHT, quiet
+from vitrail.data.images.decode import BITS, ORIENTATION, UPRIGHT
+from vitrail.data.images.kinds import KINDS, by_pillow
+from vitrail.data.quiet import quiet
 from vitrail.data.sources.source import Source, classes_of, pixels
 from vitrail.data.stream import prefetch
 from vitrail.progress import track
@@ -30,7 +31,6 @@ ROW = np.dtype([
     ("readable", "?"), ("height", "i4"), ("width", "i4"), ("size", "i8"), ("file", "u8"), ("pixels", "u8"),
     ("traits", "?", len(TRAITS)), ("blank", "?"), ("grey", "u1", (SIDE, SIDE)), ("colour", "u1", (2, COLOURS, COLOURS)),
 ])  # fmt: skip
-KINDS = {f".{kind.lower()}": kind for kind in FORMATS} | {".jpg": "JPEG", ".tif": "TIFF"}
 NONE = (False,) * len(TRAITS)
 FLAT = 8  # levels, of 255, between the darkest and the lightest pixel of an image that shows nothing
 SAMPLE = 2_000  # images that the colours are measured on
@@ -134,7 +134,7 @@ def _colours(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _header(data: bytes, name: str) -> tuple[str, tuple[bool, ...]]:
     """The kind of an image that has been decoded, and its TRAITS."""
-    with quiet(), Image.open(BytesIO(data), formats=FORMATS) as image:
+    with quiet(), by_pillow(data, name) as image:
         form = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with a preview behind it
         kind = f"{form} {image.mode}"
         try:

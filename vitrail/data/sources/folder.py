@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.images.decode import SUFFIXES
+from vitrail.data.images.kinds import KNOWN, is_image
 from vitrail.data.sources.records import Labels, Paths, divide
 from vitrail.data.sources.source import SPLITS, Source, printable
 
@@ -42,7 +42,7 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
             # os.path.isdir, unlike entry.is_dir, tolerates a link that leads to itself.
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(SUFFIXES):
+            elif is_image(entry.name):
                 images.append(entry.name)
     return sorted(folders), sorted(images)
 
@@ -89,7 +89,7 @@ def _scan(root: Path) -> dict[str, list[str]]:
 def _source(root: Path, found: dict[str, list[str]], words: dict[str, str]) -> Source:
     """The images of one split, by class; "" is no class."""
     if not found:
-        raise ValueError(f"{root} has no images ({', '.join(SUFFIXES)}), nor has any folder in it; check the path.")
+        raise ValueError(f"{root} has no images ({KNOWN}), nor has any folder in it; check the path.")
     paths, labels = Paths(root), Labels(classes=tuple(words.get(name, name) for name in found if name))
     for name, files in found.items():
         for file in files:

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vitrail.data.images.decode import BYTES
-from vitrail.data.images.decode import SUFFIXES as IMAGES
+from vitrail.data.images.kinds import SUFFIXES as IMAGES
 from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
 from vitrail.data.sources.records import COLUMNS, MARKS, Label, Labels, Texts, divide, label
 from vitrail.data.sources.source import SPLITS, Source, split_in
@@ -35,7 +35,7 @@ from vitrail.progress import track
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
-INDEX = "3.index"  # another version has another name
+INDEX = f"4.{len(IMAGES)}.index"  # another version, or a Pillow that reads more kinds, has another name
 OPEN = 256  # tars that stay open: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
 

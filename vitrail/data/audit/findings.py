@@ -21,7 +21,7 @@ from rich.table import Table
 
 from vitrail.data.audit.duplicates import alike, copies
 from vitrail.data.audit.scan import TRAITS, Record, Scan
-from vitrail.data.sources.source import Source, classes_of, counts
+from vitrail.data.sources.source import Source, classes_of, counts, many
 from vitrail.progress import few
 
 FEW = 10  # images of a class that are too few to learn it from
@@ -145,15 +145,11 @@ def check(splits: Mapping[str, Source], progress: bool = True) -> Report:
         kinds=dict(scan.kinds.most_common()),
         colours={"mean": mean, "std": std} if len(seen) else {},
         findings=tuple(
-            Finding(name, of.serious, f"{_many(len(cases[name]), of.noun)} {of.what}", of.advice, tuple(cases[name]))
+            Finding(name, of.serious, f"{many(len(cases[name]), of.noun)} {of.what}", of.advice, tuple(cases[name]))
             for name, of in KINDS.items()
             if name in cases
         ),
     )
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun if number == 1 else noun + ('es' if noun[-1] == 's' else 's')}"
 
 
 def _images(scan: Scan, cases: dict[str, list[Item]]) -> None:
@@ -189,7 +185,7 @@ def _uneven(classes: dict[str, dict[str, int]], splits: Sequence[str], cases: di
     """Classes that lack images, in the splits that have labels at all."""
     largest = max(row[splits[0]] for row in classes.values())  # the first split is what is trained on
     for name, row in classes.items():
-        size, images = row[splits[0]], _many(row[splits[0]], "image")
+        size, images = row[splits[0]], many(row[splits[0]], "image")
         if empty := [split for split in splits if not row[split]]:
             cases["missing"].append(Item((), f"{name}: none in {' and '.join(empty)}"))
         if 0 < size < FEW:
@@ -201,8 +197,8 @@ def _uneven(classes: dict[str, dict[str, int]], splits: Sequence[str], cases: di
 def text(report: Report) -> str:
     """The report for people: what a person should look at, what else was noticed, and the numbers."""
     splits = " (" + ", ".join(f"{name} {count:,}" for name, count in report.splits.items()) + ")"
-    classes = f" of {_many(len(report.classes), 'class')}" if report.classes else " without labels"
-    images = _many(sum(report.splits.values()), "image")
+    classes = f" of {many(len(report.classes), 'class')}" if report.classes else " without labels"
+    images = many(sum(report.splits.values()), "image")
     lines = [f"{images}{splits if len(report.splits) > 1 else ''}{classes}. {verdict(report.faults)}.", ""]
     for finding in filter(lambda finding: finding.serious, report.findings):
         more = len(finding.items) - SHOWN
@@ -216,7 +212,7 @@ def text(report: Report) -> str:
 
 def verdict(faults: int) -> str:
     """The result in a few words."""
-    return f"{_many(faults, 'thing')} to look at" if faults else "Nothing wrong was found"
+    return f"{many(faults, 'thing')} to look at" if faults else "Nothing wrong was found"
 
 
 def line(item: Item) -> str:

@@ -3,121 +3,153 @@
     photos/cats/1.jpg, photos/dogs/2.png                  splits(Path("photos")) gives {"all": source}
     photos/train/cats/1.jpg, photos/valid/cats/2.jpg      ... gives {"train": source, "val": source}
 
-A class is the folder that directly holds images: "cats", or "pets/cats" if it lies deeper; classes are sorted by these
-names. A file such as classes.txt beside the split folders may give them other names ("n01440764 tench"). Images outside
-any such folder have no label.
+A class is the folder that directly holds images: "cats", or "pets/cats" where classes lie in several folders (layout.py
+says which folders are splits); classes are sorted by these names. A list such as classes.txt beside the class or split
+folders may give them other names (names.py). Images outside any such folder have no label. What is no image is counted,
+but for hidden files.
 """
 
 import os
 import unicodedata
-from collections import Counter
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from vitrail.data.images.decode import SUFFIXES
+from vitrail.data.sources import names
+from vitrail.data.sources.layout import layout, speaks
 from vitrail.data.sources.records import Labels, Paths, divide
-from vitrail.data.sources.source import SPLITS, Source, printable
+from vitrail.data.sources.source import Found, Source
+from vitrail.progress import few
 
-STEMS = ("classes", "labels", "class_names", "words", "synset_words", "LOC_synset_mapping")
-WORDS = [stem + suffix for stem in STEMS for suffix in (".txt", ".tsv", ".csv")]
-WORDS_BYTES = 2**24  # read of such a file; WordNet's has 2.6 million
-
-
-def splits(path: Path) -> dict[str, Source]:
-    """The images in the folder `path`: "train", "val", "test" if it has such folders, else "all"."""
-    folders = split_folders(path) or {"all": path}
-    found = {split: _scan(folder) for split, folder in folders.items()}
-    words = _words(path, {name for files in found.values() for name in files if name})
-    return {split: _source(folders[split], files, words) for split, files in found.items()}
+# What systems leave in folders: copies of the images in small, or nothing of interest.
+JUNK = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
+Others = Mapping[str, Counter[str]]  # by folder, how many files there are of each kind that is not read
 
 
-def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the folders and of the image files in a folder, sorted, without hidden ones."""
-    folders, images = [], []
+def splits(path: Path) -> Found:
+    """The images in the folder `path`: "train", "val", "test" if it has folders for these, else "all"."""
+    files, others = scan(path)
+    if not any(files.values()):
+        there = f"; it has {kinds(others)}" if any(others.values()) else ""
+        raise ValueError(f"{path} has no images ({', '.join(SUFFIXES)}), nor has any folder in it{there}.")
+    try:
+        found = layout({folder: len(files[folder]) for folder in files if files[folder] or others[folder]})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    of = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
+    for folder, (split, name) in found.places.items():
+        # macOS writes "é" as two characters, other systems as one: it must be the same class.
+        of[split][unicodedata.normalize("NFC", name)] += files[folder]
+    named, used = _words(path, {name for classes in of.values() for name in classes if name}, found.places)
+    sources = {split or "all": _source(path, of[split], named) for split in ("", "train", "val", "test") if split in of}
+    if len(sources) > 1 and "all" in sources:
+        outside = sources["all"].name(0)
+        raise ValueError(f"{path}: {outside} is in none of train, val and test, though others are; move or delete it.")
+    notes = [f"the classes are called as in {used}"] if used else []
+    left_out = found.left_out + others_of(others, used.rpartition("/")[2])
+    return Found(sources, notes + found.notes, left_out, lost(files, others))
+
+
+def scan(root: Path) -> tuple[dict[str, list[str]], Others]:
+    """(the image files in each folder, by their paths below root, sorted; what else there is).
+
+    Every folder is read once, by its own name rather than by that of a link to it: links may lead in circles. A folder
+    for train, val or test may be a link to another.
+    """
+    found, others = dict[str, list[str]](), dict[str, Counter[str]]()
+    seen: set[tuple[int, int, str]] = set()
+    waiting, links = [""], []
+    while waiting or links:
+        place = (waiting or links).pop()
+        where = os.stat(root / place)
+        this = where.st_dev, where.st_ino, next(filter(speaks, place.split("/")), "")
+        around = _parents(place) if os.path.islink(root / place) else ()
+        if this in seen or any(os.path.samefile(root / place, root / parent) for parent in around):
+            others[os.path.dirname(place)]["links to folders that are read"] += 1
+            continue
+        seen.add(this)
+        folders, images, others[place] = listing(root / place)
+        below = f"{place}/" if place else ""
+        for name in reversed(folders):
+            (links if os.path.islink(root / place / name) else waiting).append(below + name)
+        found[place] = [below + name for name in images]
+    return {place: found[place] for place in sorted(found)}, others
+
+
+def listing(folder: Path) -> tuple[list[str], list[str], Counter[str]]:
+    """(folders, image files, how many other files of each kind) in a folder, sorted, without hidden ones."""
+    folders, images, others = [], [], Counter[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name.lower() in JUNK:
                 continue
             # os.path.isdir, unlike entry.is_dir, tolerates a link that leads to itself.
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(SUFFIXES):
                 images.append(entry.name)
-    return sorted(folders), sorted(images)
+            else:
+                others[kind(entry.name)] += 1
+    return sorted(folders), sorted(images), others
 
 
-def split_folders(path: Path) -> dict[str, Path]:
-    """The folders train, val and test in `path`, under any of their names; none if these are names of classes."""
-    folders = {name: path / name for name in listing(path)[0]}
-    named = [name for name in folders if name.lower() in SPLITS]
-    # Beside folders such as "car" and "bus", one "train" that directly holds images is a class.
-    if len(named) == 1 and len(folders) > 1 and not listing(folders[named[0]])[0]:
-        return {}
-    found: dict[str, Path] = {}
-    for name in named:
-        other = found.setdefault(SPLITS[name.lower()], folders[name])
-        if other != folders[name]:
-            raise ValueError(f"{path} has both {other.name} and {name}; put their images into one folder.")
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+def kind(name: str) -> str:
+    """What a file is counted as: its suffix, or its name where it has none or is a list of class names."""
+    return name if name in names.FILES else PurePosixPath(name).suffix.lower() or name
 
 
-def _scan(root: Path) -> dict[str, list[str]]:
-    """class -> its files below root, sorted; "" is the class of files in root itself.
-
-    Every folder is read once, by its own name rather than by that of a link to it: links may lead in circles.
-    """
-    found: dict[str, list[str]] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting, links = [""], []
-    while waiting or links:
-        place = (waiting or links).pop()
-        where = os.stat(root / place)
-        if (where.st_dev, where.st_ino) in seen:
-            continue
-        seen.add((where.st_dev, where.st_ino))
-        folders, images = listing(root / place)
-        below = f"{place}/" if place else ""
-        for name in reversed(folders):
-            (links if os.path.islink(root / place / name) else waiting).append(below + name)
-        if images:
-            # macOS writes "é" as two characters, other systems as one: it must be the same class.
-            found.setdefault(unicodedata.normalize("NFC", place), []).extend(below + name for name in images)
-    return {name: sorted(found[name]) for name in sorted(found)}
+def kinds(others: Others, but: str = "") -> str:
+    """ "12 .txt, 3 .mp4": what there is that is not read, `but` for one file."""
+    total = sum(others.values(), Counter[str]()) - Counter([but])
+    return few((f"{count:,} {name}" for name, count in total.most_common()), 8)
 
 
-def _source(root: Path, found: dict[str, list[str]], words: dict[str, str]) -> Source:
+def others_of(others: Others, but: str = "") -> list[str]:
+    """What there is besides images, in words."""
+    return [said] if (said := kinds(others, but)) != "none" else []
+
+
+def lost(images: Mapping[str, Iterable[str] | int], others: Others) -> list[str]:
+    """The folders without an image in or below them, in words, but for those that lie beside none which has some."""
+    full = {parent for folder, some in images.items() if some for parent in (folder, *_parents(folder))}
+    empty = [folder for folder in sorted(others) if folder not in full and os.path.dirname(folder) in full]
+    found = []
+    for folder in empty:
+        below = {place: of for place, of in others.items() if f"{place}/".startswith(f"{folder}/")}
+        found.append(f"{folder} ({kinds(below) if any(below.values()) else 'empty'})")
+    return found
+
+
+def _parents(folder: str) -> list[str]:
+    return [str(parent).removeprefix(".") for parent in PurePosixPath(folder).parents] if folder else []
+
+
+def _source(root: Path, found: Mapping[str, list[str]], words: Mapping[str, str]) -> Source:
     """The images of one split, by class; "" is no class."""
-    if not found:
-        raise ValueError(f"{root} has no images ({', '.join(SUFFIXES)}), nor has any folder in it; check the path.")
-    paths, labels = Paths(root), Labels(classes=tuple(words.get(name, name) for name in found if name))
-    for name, files in found.items():
-        for file in files:
+    order = sorted(found)
+    paths, labels = Paths(root), Labels(classes=tuple(words.get(name, name) for name in order if name))
+    for name in order:
+        for file in sorted(found[name]):
             paths.texts.append(file)
-        labels.extend([words.get(name, name)], np.zeros(len(files), np.int32), np.full(len(files), -1, np.int8))
+        count = len(found[name])
+        labels.extend([words.get(name, name)], np.zeros(count, np.int32), np.full(count, -1, np.int8))
     return divide(root, {"all": (paths, labels)})["all"]
 
 
-def _words(path: Path, classes: set[str]) -> dict[str, str]:
-    """The names that a file beside the split folders gives to the classes, all different."""
+def _words(path: Path, classes: set[str], folders: Iterable[str]) -> tuple[dict[str, str], str]:
+    """(the names that a list gives to the classes, its path): beside the folders of the classes, or further out."""
     whole = path.resolve()
-    places = [whole, whole.parent] if whole.name.lower() in SPLITS else [whole]
-    for file in (place / name for place in places for name in WORDS):
-        if not os.path.isfile(file):  # False, too, if the parent folder may not be read
-            continue
-        with file.open("rb") as stream:
-            lines = stream.read(WORDS_BYTES).decode("utf-8-sig", errors="replace").splitlines()
-        words = dict(pair for line in lines if (pair := _pair(unicodedata.normalize("NFC", line), classes)))
-        often = Counter([*words.values(), *classes.difference(words)])
-        if words:  # ImageNet has two cranes
-            return {name: word if often[word] == 1 else f"{word} ({name})" for name, word in words.items()}
-    return {}
-
-
-def _pair(line: str, classes: set[str]) -> tuple[str, str] | None:
-    """(folder, name) of a line such as "n01440764 tench", with a tab, a comma or a space between them."""
-    for separator in ("\t", ",", " "):
-        name, word = (part.strip().strip('"') for part in line.split(separator, 1)) if separator in line else ("", "")
-        if name in classes and word and printable(word):
-            return name, word
-    return None
+    common = os.path.commonpath([f"/{folder}" for folder in folders]).removeprefix("/")
+    inner = [path / parent for parent in (common, *_parents(common))]
+    for place in [*inner, whole.parent] if speaks(whole.name) else inner:
+        for file in (place / name for name in names.FILES):
+            if not os.path.isfile(file):  # False, too, if the parent folder may not be read
+                continue
+            with file.open("rb") as stream:
+                text = stream.read(names.BYTES).decode("utf-8-sig", errors="replace")
+            if found := names.renamed(classes, text):
+                return found, str(file)
+    return {}, ""

@@ -21,7 +21,8 @@ import numpy as np
 
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
-from vitrail.data.sources.source import SPLITS, Renumbered, Source, Split, counts
+from vitrail.data.sources.layout import speaks
+from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts
 from vitrail.data.sources.split import balanced, stratified
 from vitrail.data.stream import Unreadable
 from vitrail.progress import few
@@ -29,6 +30,7 @@ from vitrail.progress import few
 PACKAGED = "fashion"
 SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}  # by `save_to_disk`
 SPLIT_TABLE = re.compile(rf"({'|'.join(SPLITS)})\b.*\.(csv|tsv|jsonl)")
+WRAPPERS = 8  # folders in folders, as archives unpack
 TABLES = (*table.SUFFIXES, ".parquet")
 Needs = Literal["none", "classes", "number", "boxes", "masks"]
 
@@ -100,31 +102,38 @@ def open_source(data: Data, split: Split, needs: Needs = "classes") -> Source:
     return splits.train if split == "train" else splits.val
 
 
-def find_splits(data: Data) -> dict[str, Source]:
+def find_splits(data: Data) -> Found:
     """What lies at data.path: its splits, among "train", "val" and "test", or "all" if it is not divided.
 
     ValueError, naming the file and what to do, if it is missing, damaged, or of a kind that is not read.
     """
     if ".py:" in data.path:
         found = attribute(data.path)()
-        return dict(found) if isinstance(found, Mapping) else {"all": found}
+        return Found(found if isinstance(found, Mapping) else {"all": found})
     if data.path == PACKAGED:
-        return {"train": mnist.fashion("train"), "test": mnist.fashion("test")}
+        return Found({"train": mnist.fashion("train"), "test": mnist.fashion("test")})
     path = Path(data.path)
     try:
         if not path.exists():
             raise ValueError(f"{path} does not exist; name a folder or file of images.")
         if not path.is_dir():
-            return _read_file(path, data)
-        # An archive often unpacks to a folder in a folder.
-        inner = folder.listing(path)[0]
-        for place in (path, path / inner[0]) if len(inner) == 1 else (path,):
+            return _found(_read_file(path, data))
+        place = path
+        for _ in range(WRAPPERS):
             if (found := _read_folder(place, data)) is not None:
-                return found
+                return _found(found)
+            inner, images, _ = folder.listing(place)
+            if images or len(inner) != 1:
+                break
+            place /= inner[0]
         return folder.splits(path)
     except OSError as error:
         file = error.filename or path
         raise ValueError(f"{file} cannot be read ({error.strerror}); check its name and permissions.") from None
+
+
+def _found(splits: dict[str, Source]) -> Found:
+    return splits if isinstance(splits, Found) else Found(splits)
 
 
 def _read_file(path: Path, data: Data) -> dict[str, Source]:
@@ -140,8 +149,8 @@ def _read_file(path: Path, data: Data) -> dict[str, Source]:
 def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
     """The splits of a folder whose files say what it is; None if it has only images and folders."""
     columns = data.image_column, data.label_column
-    divided = folder.split_folders(path)
-    names, below = _names(path), [name for place in divided.values() for name in _names(place)]
+    names, inner = _names(path), folder.listing(path)[0]
+    below = [name for place in inner if speaks(place) for name in _names(path / place)]
     hub = _names(path / "data") if (path / "data").is_dir() else []  # where the Hugging Face Hub has them
     if found := mnist.splits(path):
         return found
@@ -155,14 +164,14 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return tar.splits(path)
     tars = [name for name in os.listdir(path) if name.lower().endswith(tar.SUFFIXES) and name[0] != "."]
     # Tars beside folders are often where these came from.
-    if tars and not folder.listing(path)[0]:
+    if tars and not inner:
         whole = path / tars[0]
         return cifar.splits(whole) if len(tars) == 1 and cifar.is_cifar(whole) else tar.splits(path)
     if any(name.endswith(".parquet") for name in names + below + hub):
         return huggingface.parquet(path, *columns)
     if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
-    return folder.splits(path) if divided else None
+    return None
 
 
 def _names(path: Path) -> list[str]:

@@ -25,7 +25,8 @@ from vitrail.data.sources.source import SPLITS, Example, Source, Target, Targets
 from vitrail.progress import few
 
 NUMBER = re.compile(r"-?[0-9]{1,18}")
-MARKS = {"train": 0, "val": 1, "test": 2}  # -1 is none of them
+MARKS = {"train": 0, "val": 1, "test": 2, "": -1}
+LEFT_OUT = -2
 # What columns are called, in lower case and with "_" for all but letters and digits.
 COLUMNS = {
     "image": ("image", "images", "file", "path", "filename", "file_name", "filepath", "file_path", "img", "img_path",
@@ -107,7 +108,7 @@ class Labels:
         if name == "":
             raise ValueError(f"the split is {str(split)[:60]!r}, which is none of train, val and test")
         self.codes.append(self.keys.setdefault(key, len(self.keys)))
-        self.marks.append(MARKS.get(name, -1) if name else -1)
+        self.marks.append(MARKS[name or ""])
 
     def extend(self, keys: Iterable[Label], codes: NDArray[np.int32], marks: NDArray[np.int8]) -> None:
         """Appends records (N,) by the numbers of their labels in `keys`, and their splits' MARKS."""
@@ -169,11 +170,11 @@ def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str
         if split != "all" or not (marks >= 0).any():
             found[split] = _records(place, images, labels, range(len(images)), several)
             continue
-        if (marks < 0).any():
-            name = images.name(int(marks.argmin()))
+        if (marks == MARKS[""]).any():
+            name = images.name(int((marks == MARKS[""]).argmax()))
             raise ValueError(f"{place}: {name} is in none of train, val and test, though others are; give it a split.")
-        for name, mark in MARKS.items():
-            if len(rows := np.flatnonzero(marks == mark)):
+        for name in ("train", "val", "test"):
+            if len(rows := np.flatnonzero(marks == MARKS[name])):
                 found[name] = _records(place, images, labels, rows, several)
     return found
 

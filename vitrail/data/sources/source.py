@@ -10,7 +10,7 @@ A source knows nothing of tasks; `targets` says what its targets are.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -26,9 +26,9 @@ Content = bytes | NDArray[np.uint8]
 Targets = Literal["none", "class", "classes", "number", "boxes", "masks"]
 # What folders, files and columns call a split.
 SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test", "eval": "test",
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 
 
@@ -82,6 +82,23 @@ class Source(Protocol):
     def target(self, index: int) -> Target: ...
 
     def name(self, index: int) -> str: ...
+
+
+class Found(dict[str, Source]):
+    """The sources of a place by split, or "all" where it is not divided.
+
+    notes: sentences on how it was read. left_out: what was not, and how much of it. lost: folders that may be classes,
+    but have no image that is read."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, Source],
+        notes: Iterable[str] = (),
+        left_out: Iterable[str] = (),
+        lost: Iterable[str] = (),
+    ) -> None:
+        super().__init__(splits)
+        self.notes, self.left_out, self.lost = tuple(notes), tuple(left_out), tuple(lost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +234,11 @@ def counts(source: Source) -> NDArray[np.int64]:
     found = np.zeros(len(source.class_names), np.int64)
     numbers = np.fromiter((n for i in range(len(source)) for n in classes_of(source.target(i))), np.int64)
     return found + np.bincount(numbers, minlength=len(found)) if len(numbers) else found
+
+
+def many(number: int, noun: str) -> str:
+    """ "1 image", "2,000 images", "3 classes"."""
+    return f"{number:,} {noun if number == 1 else noun + ('es' if noun[-1] == 's' else 's')}"
 
 
 def check_index(index: int, length: int, place: object) -> None:

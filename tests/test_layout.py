@@ -7,7 +7,8 @@ import pytest
 from made_sources import put, tarred
 
 from vitrail.data.sources import folder, tar
-from vitrail.data.sources.layout import layout, speaks
+from vitrail.data.sources.layout import layout
+from vitrail.data.sources.source import speaks
 
 AB = {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
 VAL = {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}}

@@ -60,7 +60,7 @@ def splits(path: Path, image_column: str | None, label_column: str | None) -> di
 def parquet(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
     """The splits of a Parquet file or of a folder of them, else {"all": source}."""
     groups = {}
-    for split, files in tables(path, (".parquet",)).items():
+    for split, files in tables(path, (".parquet",))[0].items():
         with _reading(files[0]) as datasets:
             features, schema = {}, _opened(files[0])[1]
             for name in schema.names:

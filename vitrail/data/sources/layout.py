@@ -14,13 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vitrail.data.sources.source import SPLITS, many
+from vitrail.data.sources.source import FILLERS, SPLITS, WORD, many, speaks
 from vitrail.progress import few
 
-WORD = re.compile(r"[^\W\d_]+|\d+")
-# What the name of a folder of images may contain, besides a split, without saying anything of them.
-FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "folder", "file",
-           "files", "jpg", "jpeg", "png", "all", "the", "unknown", "unlabeled", "unlabelled"}  # fmt: skip
 Path = tuple[str, ...]
 
 
@@ -99,15 +95,6 @@ class _Walk:
             self.left_out.append(f"{many(here.images, 'image')} beside {few(splits)}")
         elif here.images:
             self.found[here.path] = split, label
-
-
-def speaks(name: str) -> tuple[str, str] | None:
-    """(split, the rest that says something) of a folder's name: "seg_train" -> ("train", "seg"), "Test Set" -> ("test",
-    ""); None where it speaks of no split, or of two."""
-    words = WORD.findall(re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    found = [SPLITS[word] for word in words if word in SPLITS]
-    rest = [word for word in words if word not in SPLITS and word not in FILLERS]
-    return (found[0], "" if all(map(str.isdigit, rest)) else "_".join(rest)) if len(found) == 1 else None
 
 
 def _splits(here: _Folder, single: bool) -> dict[str, tuple[str, ...]]:

@@ -21,9 +21,9 @@ import numpy as np
 
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
-from vitrail.data.sources.layout import speaks
-from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts
+from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, speaks
 from vitrail.data.sources.split import balanced, stratified
+from vitrail.data.sources.walk import listing
 from vitrail.data.stream import Unreadable
 from vitrail.progress import few
 
@@ -122,7 +122,7 @@ def find_splits(data: Data) -> Found:
         for _ in range(WRAPPERS):
             if (found := _read_folder(place, data)) is not None:
                 return _found(found)
-            inner, images, _ = folder.listing(place)
+            inner, images, _ = listing(place)
             if images or len(inner) != 1:
                 break
             place /= inner[0]
@@ -149,7 +149,7 @@ def _read_file(path: Path, data: Data) -> dict[str, Source]:
 def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
     """The splits of a folder whose files say what it is; None if it has only images and folders."""
     columns = data.image_column, data.label_column
-    names, inner = _names(path), folder.listing(path)[0]
+    names, inner = _names(path), listing(path)[0]
     below = [name for place in inner if speaks(place) for name in _names(path / place)]
     hub = _names(path / "data") if (path / "data").is_dir() else []  # where the Hugging Face Hub has them
     if found := mnist.splits(path):
@@ -171,7 +171,11 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return huggingface.parquet(path, *columns)
     if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
-    return None
+    found, note = table.beside(path, [name for name in names if name.endswith(table.SUFFIXES)], *columns)
+    if note:
+        found = folder.splits(path)
+        found.notes += (note,)
+    return found
 
 
 def _names(path: Path) -> list[str]:

@@ -32,9 +32,10 @@ COLUMNS = {
     "image": ("image", "images", "file", "path", "filename", "file_name", "filepath", "file_path", "img", "img_path",
               "image_path", "image_file", "image_name", "jpg", "png"),
     "label": ("label", "labels", "cls", "class", "classes", "class_name", "target", "targets", "category",
-              "categories", "species"),
+              "categories", "species", "breed", "diagnosis", "dx", "disease", "label_name"),
     "split": ("split",),
 }  # fmt: skip
+HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SHOWN = 20  # columns in a message
 
 # As it was read: a name, several of them, or "" if it is unknown.
@@ -124,7 +125,7 @@ class Labels:
     def names(self, key: Label, several: bool) -> tuple[str, ...]:
         """The class names in one label."""
         if isinstance(key, tuple):
-            return key
+            return tuple(dict.fromkeys(key))
         if several and self.separators:
             parts = (part.strip() for part in re.split(f"[{re.escape(self.separators)}]", key))
             return tuple(dict.fromkeys(filter(None, parts)))
@@ -163,6 +164,7 @@ def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str
     If one record has a list of labels, all records of the place have one. ValueError if there is no image, or a
     record's split is unknown although others' are known.
     """
+    _decode(place, [labels for _, labels in groups.values()])
     several = any(labels.several for _, labels in groups.values())
     found: dict[str, Source] = {}
     for split, (images, labels) in groups.items():
@@ -177,6 +179,42 @@ def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str
             if len(rows := np.flatnonzero(marks == MARKS[name])):
                 found[name] = _records(place, images, labels, rows, several)
     return found
+
+
+def _decode(place: Path, every: Sequence[Labels]) -> None:
+    """Replaces labels that are vectors of 0 and 1 by the classes that these mean, one or several. ValueError where they
+    do not fit the classes."""
+    keys = {key for labels in every for key in labels.keys if key != ""}
+    if not keys or not all(isinstance(key, tuple) and set(key) <= {"0", "1"} for key in keys):
+        return
+    widths, repeat = sorted({len(key) for key in keys}), any(len(set(key)) < len(key) for key in keys)
+    if max(widths) < 2 or not (repeat or len(widths) == 1):  # [0], [1] and [0, 1] are lists of classes
+        return
+    classes = next((labels.classes for labels in every if labels.classes), tuple(map(str, range(widths[-1]))))
+    if widths != [len(classes)]:
+        lengths = f"lists of {few(widths)} numbers 0 and 1, but there are {len(classes)} classes"
+        raise ValueError(f"{place}: the labels are {lengths}; give one number for each class, or names.")
+    meant = {key: tuple(name for bit, name in zip(key, classes, strict=True) if bit == "1") for key in keys}
+    single = all(len(names) == 1 for names in meant.values())
+    for labels in every:
+        new = {(meant[key][0] if single else meant[key]) if key else "": code for key, code in labels.keys.items()}
+        labels.keys, labels.classes, labels.separators = new, classes, ""
+
+
+def hot_columns(rows: Iterable[Mapping[str, Any] | None], columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns that are 0 or 1 in every row, two or more; () where they are not all, unless each row has one 1."""
+    left, one = list(columns), True
+    for row in filter(None, rows):
+        left = [column for column in left if str(row.get(column)).strip().lower() in HOT]
+        one = one and sum(hot(row, left)) == 1
+        if len(left) < 2:
+            return ()
+    return tuple(left) if one or len(left) == len(columns) else ()
+
+
+def hot(row: Mapping[str, Any], columns: Iterable[str]) -> list[int]:
+    """The 0 and 1 in the columns of a row."""
+    return [HOT[str(row[column]).strip().lower()] for column in columns]
 
 
 def _records(place: Path, images: Images, labels: Labels, rows: Rows, several: bool) -> Records:
@@ -206,9 +244,9 @@ def label(value: Any) -> Label:
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(value if isinstance(value, bool) else int(value))
     if isinstance(value, list | tuple):
-        parts = [label(part) for part in value]
+        parts = [label(int(part) if isinstance(part, bool) else part) for part in value]
         if all(isinstance(part, str) and part for part in parts):
-            return tuple(dict.fromkeys(map(str, parts)))
+            return tuple(map(str, parts))
     if value is None:
         return ""
     raise ValueError(f"the label is {str(value)[:60]}; labels are names, whole numbers, or lists of them")
@@ -243,10 +281,11 @@ def _shown(columns: Iterable[str]) -> str:
     return few((column if column.isprintable() else ascii(column) for column in columns), SHOWN)
 
 
-def tables(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """The tables of each split in a folder, or in the folders below if it has none itself; "all": the file itself."""
+def tables(path: Path, suffixes: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """(the tables of each split in a folder, or in the folders below if it has none itself; "all": the file itself;
+    those that are of no split although others are)."""
     if path.is_file():
-        return {"all": [path]}
+        return {"all": [path]}, []
     found: list[Path] = []
     for patterns in (("*", "data/*"), ("**/*",)):
         files = sorted(file for pattern in patterns for file in path.glob(pattern))
@@ -255,11 +294,11 @@ def tables(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     for file in found:
         split = split_in(file.stem) or split_in(str(file.parent.relative_to(path))) or "all"
         groups.setdefault(split, []).append(file)
-    if len(groups) > 1:
-        groups.pop("all", None)  # class names, or a sample of what is to be handed in, beside train and test
+    # Class names, or a sample of what is to be handed in, beside train and test.
+    left_out = groups.pop("all", []) if len(groups) > 1 else []
     for files in groups.values():
         if other := [file for file in files if file.suffix.lower() != files[0].suffix.lower()]:
             raise ValueError(f"{path} has both {files[0].name} and {other[0].name}; name the one that is meant.")
     if not groups:
         raise ValueError(f"{path} has no tables ({', '.join(suffixes)}); check the path.")
-    return groups
+    return groups, left_out

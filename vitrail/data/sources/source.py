@@ -30,6 +30,10 @@ SPLITS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
     "test": "test", "testing": "test", "testset": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+WORD = re.compile(r"[^\W\d_]+|\d+")
+# What the name of a folder of images may contain, besides a split, without saying anything of them.
+FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "folder", "file",
+           "files", "jpg", "jpeg", "png", "all", "the", "unknown", "unlabeled", "unlabelled"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,3 +260,12 @@ def split_in(name: str) -> str | None:
     """The split in a file's name ("train-00000-of-00002.parquet"); None if it speaks of none or two."""
     found = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
     return found.pop() if len(found) == 1 else None
+
+
+def speaks(name: str) -> tuple[str, str] | None:
+    """(split, the rest that says something) of a folder's name: "seg_train" -> ("train", "seg"), "Test Set" -> ("test",
+    ""); None where it speaks of no split, or of two."""
+    words = WORD.findall(re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    found = [SPLITS[word] for word in words if word in SPLITS]
+    rest = [word for word in words if word not in SPLITS and word not in FILLERS]
+    return (found[0], "" if all(map(str.isdigit, rest)) else "_".join(rest)) if len(found) == 1 else None

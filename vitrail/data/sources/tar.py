@@ -29,11 +29,11 @@ import numpy as np
 from vitrail.data.images.decode import BYTES
 from vitrail.data.images.decode import SUFFIXES as IMAGES
 from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
-from vitrail.data.sources.folder import JUNK, kind, kinds, lost, others_of
 from vitrail.data.sources.layout import layout
 from vitrail.data.sources.names import FILES, renamed
 from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Texts, divide, label
 from vitrail.data.sources.source import Found, split_in
+from vitrail.data.sources.walk import JUNK, kind, kinds, lost
 from vitrail.progress import track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -77,9 +77,8 @@ def splits(path: Path) -> Found:
         if one["labels"]:
             names, codes = [tuple(key) if isinstance(key, list) else key for key in one["labels"]], index["labels"]
         labels.extend(names, codes, marks[index["folders"]])
-    left_out = found.left_out + others_of(others)
     divided = divide(path, {"all": (Members(tars, plain, indexes), labels)})
-    return Found(divided, found.notes, left_out, lost(images, others))
+    return Found(divided, found.notes, [*found.left_out, *filter(None, [kinds(others)])], lost(images, others))
 
 
 def _tars(path: Path) -> list[Path]:

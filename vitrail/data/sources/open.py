@@ -75,11 +75,13 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The images to train on, those to validate on, and a sentence that says which these are."""
+    """The images to train on, those to validate on, and a sentence that says which these are. said: lines on what the
+    places were read as, and what was left out."""
 
     train: Source
     val: Source
     words: str
+    said: tuple[str, ...] = ()
 
 
 def open_splits(data: Data, needs: Needs = "classes") -> Splits:
@@ -182,7 +184,7 @@ def _names(path: Path) -> list[str]:
     return [name.lower() for name in os.listdir(path) if not name.startswith(".")]
 
 
-def _divided(data: Data, splits: dict[str, Source], needs: Needs) -> Splits:
+def _divided(data: Data, splits: Found, needs: Needs) -> Splits:
     whole = splits.get("train", splits.get("all"))
     if whole is None:
         raise ValueError(f"{data.path} has only {' and '.join(splits)} images; name a place with some to train on.")
@@ -192,29 +194,32 @@ def _divided(data: Data, splits: dict[str, Source], needs: Needs) -> Splits:
         if len(present) == 1:
             name = whole.class_names[present[0]]
             raise ValueError(f"{data.path} has one class only ({name}); put each class's images into its own folder.")
-    train, val, how = _validation(data, splits, whole, needs)
+    train, val, how, said = _validation(data, splits, whole, needs)
     val = _agreed(val, how, train, data.path, needs)
     even = ", each class equally often" if data.balance else ""
     words = f"{len(train):,} images to train on{even}, {len(val):,} for validation: {how}"
-    return Splits(balanced(train) if data.balance else train, val, words)
+    return Splits(balanced(train) if data.balance else train, val, words, splits.said(data.path) + said)
 
 
-def _validation(data: Data, splits: dict[str, Source], whole: Source, needs: Needs) -> tuple[Source, Source, str]:
-    """(train, val, which images val are), by the rules of open_splits."""
+def _validation(
+    data: Data, splits: dict[str, Source], whole: Source, needs: Needs
+) -> tuple[Source, Source, str, tuple[str, ...]]:
+    """(train, val, which images val are, what another place was read as), by the rules of open_splits."""
     if data.val is not None:
         found = find_splits(replace(data, path=data.val, val=None))
         name = next((name for name in ("val", "test", "all") if name in found), None)
         if name is None:
             raise ValueError(f"{data.val} has only images to train on; name a place with a val or test split, or none.")
-        return whole, found[name], data.val if name == "all" else f"the {name} images of {data.val}"
+        how = data.val if name == "all" else f"the {name} images of {data.val}"
+        return whole, found[name], how, found.said(data.val)
     if data.val_fraction is None:
         for name in ("val", "test"):
             if name in splits and _has(splits[name], needs):
-                return whole, splits[name], f"the {name} images of {data.path}"
+                return whole, splits[name], f"the {name} images of {data.path}", ()
     fraction = data.val_fraction or 0.1
     train, val = stratified(whole, fraction, data.split_seed)
     part = "a tenth" if fraction == 0.1 else f"{fraction:.4g}"
-    return train, val, f"{part} of {'each class' if whole.class_names else 'them'}, by seed {data.split_seed}"
+    return train, val, f"{part} of {'each class' if whole.class_names else 'them'}, by seed {data.split_seed}", ()
 
 
 def _has(source: Source, needs: Needs) -> bool:

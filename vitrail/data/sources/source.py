@@ -10,6 +10,7 @@ A source knows nothing of tasks; `targets` says what its targets are.
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from jaxtyping import Float32, Int64, Integer
 from numpy.typing import NDArray
 
 from vitrail.data.images.decode import opened
+from vitrail.progress import few
 
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
@@ -103,6 +105,20 @@ class Found(dict[str, Source]):
     ) -> None:
         super().__init__(splits)
         self.notes, self.left_out, self.lost = tuple(notes), tuple(left_out), tuple(lost)
+
+    def said(self, place: str) -> tuple[str, ...]:
+        """What the place was read as, and what of it was not, in lines for people."""
+        splits = ", ".join(f"{len(source):,} {name}" for name, source in self.items() if name != "all")
+        whole = splits or f"{sum(map(len, self.values())):,}"
+        names = list(dict.fromkeys(name for source in self.values() for name in source.class_names))
+        cases = Counter(map(str.casefold, names))
+        alike = [name for name in names if cases[name.casefold()] > 1]
+        lines = [f"{whole} images, {many(len(names), 'class')}" + (f": {few(names)}" if names else "")]
+        lines += self.notes
+        lines += [f"classes that differ in case only: {few(alike)}"] if alike else []
+        lines += [f"left out: {'; '.join(self.left_out)}"] if self.left_out else []
+        lines += [f"folders without an image that is read: {few(self.lost)}"] if self.lost else []
+        return tuple(f"{place}: {line}" for line in lines)
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,11 +117,11 @@ class _Files:
 
     def placed(self, table: Path, texts: Texts) -> Texts:
         """The paths as they are where all that are tried exist; else those of the files that end so."""
-        if all((self.base / texts[row]).exists() for row in spread(len(texts), TRIED)):
+        if all(os.path.exists(self.base / texts[row]) for row in spread(len(texts), TRIED)):
             return texts
         placed = Texts()
         for row in range(len(texts)):
-            found = None if (self.base / texts[row]).exists() else self.find(texts[row])
+            found = None if os.path.exists(self.base / texts[row]) else self.find(texts[row])
             if found == "":
                 raise ValueError(f"{table}: {texts[row]} may be several files below {self.base}; give whole paths.")
             placed.append(found or texts[row])

@@ -173,11 +173,15 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return huggingface.parquet(path, *columns)
     if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
-    found, note = table.beside(path, [name for name in names if name.endswith(table.SUFFIXES)], *columns)
+    found, note = table.beside(path, _tables(path), *columns)
     if note:
         found = folder.splits(path)
         found.notes += (note,)
     return found
+
+
+def _tables(path: Path) -> list[str]:
+    return [name for name in os.listdir(path) if name[0] != "." and name.lower().endswith(table.SUFFIXES)]
 
 
 def _names(path: Path) -> list[str]:

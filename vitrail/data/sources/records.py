@@ -170,7 +170,9 @@ def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str
     for split, (images, labels) in groups.items():
         marks = np.frombuffer(labels.marks, np.int8)
         if split != "all" or not (marks >= 0).any():
-            found[split] = _records(place, images, labels, range(len(images)), several)
+            kept = marks != LEFT_OUT
+            rows = range(len(images)) if kept.all() else np.flatnonzero(kept)
+            found[split] = _records(place, images, labels, rows, several)
             continue
         if (marks == MARKS[""]).any():
             name = images.name(int((marks == MARKS[""]).argmax()))

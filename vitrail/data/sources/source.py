@@ -285,3 +285,11 @@ def speaks(name: str) -> tuple[str, str] | None:
     found = [SPLITS[word] for word in words if word in SPLITS]
     rest = [word for word in words if word not in SPLITS and word not in FILLERS]
     return (found[0], "" if all(map(str.isdigit, rest)) else "_".join(rest)) if len(found) == 1 else None
+
+
+def says_nothing(names: Iterable[str]) -> bool:
+    """Whether folders are not classes by their names: part_1 and part_2, images, "HAM images part 2"."""
+    words = [[word for word in WORD.findall(name.lower()) if word not in FILLERS] for name in names]
+    texts = [[word for word in of if not word.isdigit()] for of in words]
+    alike = len({tuple(of) for of in texts}) == 1 and any(word in ("part", "batch", "chunk") for word in texts[0])
+    return alike or (not any(texts) and not all(name.isdigit() for name in names))

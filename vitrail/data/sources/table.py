@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.sources.fingerprint import spread
-from vitrail.data.sources.records import Labels, Paths, Texts, divide, find_column, hot, hot_columns, tables
-from vitrail.data.sources.source import FILLERS, WORD, Found, many
+from vitrail.data.sources.records import LEFT_OUT, Labels, Paths, Texts, divide, find_column, hot, hot_columns, tables
+from vitrail.data.sources.source import Found, many, says_nothing
 from vitrail.data.sources.walk import scan
 from vitrail.progress import few
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 SEPARATORS = "|;"
-VECTOR = re.compile(r"\[\s*[01](\.0*)?([\s,;]+[01](\.0*)?)+\s*\]|[01](\s*[,;|]\s*[01])+")
+VECTOR = re.compile(r"\[\s*[01](\.0*)?([\s,;]+[01](\.0*)?)+\s*\]|[01](\s*[\s,;|]\s*[01])+")
 TRIED = 100  # rows whose images are looked for beforehand
 
 Numbered = Iterator[tuple[int, dict[str, Any] | None]]  # (line, row, or None if it is damaged)
@@ -41,7 +41,7 @@ def splits(path: Path, image_column: str | None, label_column: str | None) -> Fo
     found, left_out = tables(path, SUFFIXES)
     for split, some in found.items():
         groups[split] = _group(some, files, image_column, label_column)
-        notes += _repeated(some[0], *groups[split])
+        notes += _once(some[0], *groups[split])
     return Found(divide(path, groups), notes, [f"{file.name}, which is of no split" for file in left_out])
 
 
@@ -64,14 +64,14 @@ def beside(
     pairs = {(os.path.basename(os.path.dirname(images.texts[row])), code) for row, code in enumerate(labels.codes)}
     folders = {folder for folder, _ in pairs}
     if any(labels.keys):
+        notes = _once(table, images, labels)
         found = divide(path, {"all": (images, labels)})
         if len(found) == 1 < len(folders) == len(pairs) == len({code for _, code in pairs}):
             return None, f"{table.name} names the same classes as the folders"
         without = sum(map(len, files.images.values())) - len({images.texts[row] for row in range(len(images))})
-        notes = [f"images and labels are those of {table.name}", *_repeated(table, images, labels)]
-        return Found(found, notes, [f"{many(without, 'image')} without a row in {table.name}"] * (without > 0)), ""
-    words = [[w for w in WORD.findall(f.lower()) if not w.isdigit() and w not in FILLERS] for f in folders]
-    if len(folders) < 2 or (all(w in ([], ["part"]) for w in words) and not all(map(str.isdigit, folders))):
+        left_out = [f"{many(without, 'image')} without a row in {table.name}"] if without > 0 else []
+        return Found(found, [f"images and labels are those of {table.name}", *notes], left_out), ""
+    if len(folders) < 2 or says_nothing(folders):
         where = f"{table} names the images in {few(sorted(folders))}, but no column is known to hold their labels"
         raise ValueError(f"{where}; name one as label_column: {few(next(_rows(table))[1] or ())}.")
     return None, f"{table.name} is not read: no column is known to hold labels"
@@ -151,7 +151,7 @@ def _group(files: Sequence[Path], known: _Files, image: str | None, label: str |
                 if isinstance(value, str) and VECTOR.fullmatch(value.strip()):
                     value = [int(number) for number in re.findall(r"(?<!\.)[01]", value)]
                 labels.add(hot(row, ones) if ones else value, split)
-                texts.append(os.path.join(below, path.strip()))
+                texts.append(os.path.join("" if below == "." else below, path.strip()))
         except UnicodeDecodeError:
             raise ValueError(f"{file} is not UTF-8, somewhere after line {line}; save it as UTF-8.") from None
         except csv.Error as error:
@@ -178,20 +178,25 @@ def _image(columns: Sequence[str], table: Path, given: str | None, known: _Files
         return best
 
 
-def _repeated(table: Path, images: Paths, labels: Labels) -> list[str]:
-    """How many rows name an image again, in words. ValueError where they give it other labels."""
-    first, again = dict[int, int](), 0
+def _once(table: Path, images: Paths, labels: Labels) -> list[str]:
+    """Leaves out rows that name an image again; says how many, and how many images are in two splits. ValueError where
+    an image has two labels."""
+    first, again, across = dict[int, int](), 0, 0
     for row in range(len(images)):
         text = images.texts[row]
         other = first.setdefault(hash(text), row)
         if other == row or images.texts[other] != text:
             continue
-        again += 1
-        if labels.codes[row] != labels.codes[other] and labels.marks[row] == labels.marks[other]:
+        if labels.codes[row] != labels.codes[other]:
             keys = list(labels.keys)
             both = f"{keys[labels.codes[other]]} and {keys[labels.codes[row]]}"
             raise ValueError(f"{table}: {text} has two labels, {both}; leave one, or write both into one row.")
-    return [f"{many(again, 'row')} of {table.name} name an image again"] if again else []
+        if labels.marks[row] == labels.marks[other]:
+            labels.marks[row], again = LEFT_OUT, again + 1
+        else:
+            across += 1
+    said = (again, "name an image again and do not count"), (across, "name an image of another split")
+    return [f"{count:,} rows of {table.name} {what}" for count, what in said if count]
 
 
 def _rows(file: Path) -> Numbered:

@@ -32,9 +32,9 @@ from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
 from vitrail.data.sources.layout import layout
 from vitrail.data.sources.names import FILES, renamed
 from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Texts, divide, label
-from vitrail.data.sources.source import Found, split_in
+from vitrail.data.sources.source import Found, says_nothing, split_in
 from vitrail.data.sources.walk import JUNK, kind, kinds, lost
-from vitrail.progress import track
+from vitrail.progress import few, track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
@@ -66,8 +66,13 @@ def splits(path: Path) -> Found:
         found = layout({**dict.fromkeys(others, 0), **images}, all(one["labels"] for one in about))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    lists = [text for one in about for text in one["lists"]]
     classes = {name for _, name in found.places.values() if name}
+    tables = [suffix for of in others.values() for suffix in of if suffix in (".csv", ".tsv", ".jsonl")]
+    if tables and len(classes) > 1 and says_nothing(classes):
+        raise ValueError(
+            f"{path} has a table ({tables[0]}) beside {few(sorted(classes))}; unpack it."
+        )
+    lists = [text for one in about for text in one["lists"]]
     words = next(filter(None, (renamed(classes, text) for text in lists)), {})
     labels, none = Labels(), ("left out", "")
     for index, one in zip(indexes, about, strict=True):

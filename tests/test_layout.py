@@ -17,7 +17,7 @@ VAL = {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}}
 def read(*folders, images=1):
     """split -> class -> images."""
     found = {}
-    for split, name in layout(dict.fromkeys(folders, images)).places.values():
+    for split, name in layout("x", dict.fromkeys(folders, images)).places.values():
         counts = found.setdefault(split, {})
         counts[name] = counts.get(name, 0) + images
     return found

@@ -18,9 +18,9 @@ import torch
 
 from vitrail import checkpoint
 from vitrail import run as runs
-from vitrail.data.audit.headers import look
 from vitrail.data.sources.fingerprint import fingerprint
 from vitrail.data.sources.open import Splits, open_splits
+from vitrail.evaluate.headers import look
 from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
 from vitrail.plan import refuse

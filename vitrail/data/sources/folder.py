@@ -17,24 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.images.decode import SUFFIXES
 from vitrail.data.sources import names
 from vitrail.data.sources.layout import layout
 from vitrail.data.sources.records import Labels, Paths, divide
 from vitrail.data.sources.source import Found, Source, speaks
-from vitrail.data.sources.walk import kinds, lost, parents, scan
+from vitrail.data.sources.walk import kinds, lost, parents, scan, without_images
 
 
 def splits(path: Path) -> Found:
     """The images in the folder `path`: "train", "val", "test" if it has folders for these, else "all"."""
     files, others = scan(path)
     if not any(files.values()):
-        there = f"; it has {kinds(others)}" if any(others.values()) else ""
-        raise ValueError(f"{path} has no images ({', '.join(SUFFIXES)}), nor has any folder in it{there}.")
-    try:
-        found = layout({folder: len(files[folder]) for folder in files if files[folder] or others[folder]})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise without_images(path, others)
+    found = layout(path, {folder: len(files[folder]) for folder in files if files[folder] or others[folder]})
     of = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for folder, (split, name) in found.places.items():
         # macOS writes "é" as two characters, other systems as one: it must be the same class.

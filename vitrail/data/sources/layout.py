@@ -1,6 +1,6 @@
 """Which split and class a folder of images is, by its path: one rule for folders on the disk and for those in tars.
 
-    found = layout({"flowers/train/rose": 30, "flowers/test/rose": 9, "flowers/extra": 4})     # images in each itself
+    found = layout(place, {"flowers/train/rose": 30, "flowers/test/rose": 9, "flowers/extra": 4})   # images in each
     found.places["flowers/test/rose"]       # ("test", "rose")
     found.left_out                          # ["4 images in flowers/extra, which is none of train, val and test"]
 
@@ -42,10 +42,10 @@ class _Folder:
         return {one.path[-1] for one in inner if one.images}.union(*(one.leaves() for one in inner))
 
 
-def layout(folders: Mapping[str, int], labelled: bool = False) -> Layout:
-    """folders: how many images each holds itself, 0 where it has other files only. labelled: whether the images' labels
-    are known anyway. ValueError, naming folders, where two are the same split, one has no image, or it is uncertain
-    whether they are splits."""
+def layout(place: object, folders: Mapping[str, int], labelled: bool = False) -> Layout:
+    """place: its name in messages. folders: how many images each holds itself, 0 where it has other files only.
+    labelled: whether the images' labels are known anyway. ValueError, naming folders, where two are the same split, one
+    has no image, or it is uncertain whether they are splits."""
     root = _Folder()
     for name, images in folders.items():
         here = root
@@ -54,39 +54,42 @@ def layout(folders: Mapping[str, int], labelled: bool = False) -> Layout:
             here = here.below.setdefault(part, _Folder((*here.path, part)))
             here.total += images
         here.images += images
-    walk = _Walk(True)
+    walk = _Walk(place, True)
     walk.go(root, "", ())
     if len({bool(split) for split, _ in walk.found.values()}) > 1:  # railway/train is no split beside road/bus
-        walk = _Walk(False)
+        walk = _Walk(place, False)
         walk.go(root, "", ())
     if labelled:
         return Layout({"/".join(p): (split, "") for p, (split, _) in walk.found.items()}, walk.left_out, [])
     names = _unwrapped(walk.found)
-    return Layout({"/".join(p): (walk.found[p][0], n) for p, n in names.items()}, walk.left_out, _alike(names))
+    return Layout({"/".join(p): (walk.found[p][0], n) for p, n in names.items()}, walk.left_out, _alike(place, names))
 
 
 @dataclass
 class _Walk:
-    """single: whether a folder of splits deep within may have but one of them."""
+    """place: for messages. single: whether a folder of splits deep within may have but one of them."""
 
+    place: object
     single: bool
     found: dict[Path, tuple[str, Path]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def go(self, here: _Folder, split: str, label: Path, top: bool = True) -> None:
         """Finds the places of a folder, which is in that split and class, and of those below."""
-        splits = _splits(here, top or self.single)
+        splits = _splits(self.place, here, top or self.single)
         inner = {said[0] for said in splits.values()}
         if split and inner != {split} and len(inner) == 1:  # a class called so
             splits = {}
         elif split and not inner <= {split, *(("val",) if split == "train" else ())}:
-            raise ValueError(f"{'/'.join(here.path)} is {split} by its name, but has {few(splits)}; name one folder.")
+            where = f"{self.place}: {'/'.join(here.path)} is {split} by its name"
+            raise ValueError(f"{where}, but has {few(splits)}; name one folder.")
         for name, below in here.below.items():
             if not splits:
                 self.go(below, split, (*label, name), top and len(here.below) == 1)
             elif name in splits:
                 if not below.total:
-                    raise ValueError(f"{'/'.join(below.path)} has no images that are read; add some or delete it.")
+                    empty = f"{self.place}: {'/'.join(below.path)}"
+                    raise ValueError(f"{empty} has no images that are read; add some or delete it.")
                 self.go(below, splits[name][0], (*label, *splits[name][1:]))
             elif below.total:
                 where = f"{many(below.total, 'image')} in {'/'.join(below.path)}"
@@ -97,7 +100,7 @@ class _Walk:
             self.found[here.path] = split, label
 
 
-def _splits(here: _Folder, single: bool) -> dict[str, tuple[str, ...]]:
+def _splits(place: object, here: _Folder, single: bool) -> dict[str, tuple[str, ...]]:
     """(split, and its class if there is one in its name) of the folders in one that are splits; {} where none are."""
     said = {name: found for name in here.below if (found := speaks(name))}
     groups = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
@@ -108,11 +111,11 @@ def _splits(here: _Folder, single: bool) -> dict[str, tuple[str, ...]]:
         several = [""]
     if len(several) > 1:  # rose_train, rose_test, tulip_train, tulip_test
         if any(here.below[name].below for name in said):
-            raise ValueError(f"{few(said)} are several sets of train, val and test; name the folder of one.")
+            raise ValueError(f"{place}: {few(said)} are several sets of train, val and test; name the folder of one.")
         return {name: (split, _without(name)) for name, (split, rest) in said.items() if rest}
     for names in groups[several[0]].values() if several else ():
         if len({re.sub(r"\d", "", name) for name in names}) > 1:  # train_1 and train_2 belong together
-            raise ValueError(f"there are both {names[0]} and {names[1]}; put their images into one folder.")
+            raise ValueError(f"{place}: there are both {names[0]} and {names[1]}; put their images into one folder.")
     return {name: (split,) for name, (split, rest) in said.items() if rest in several}
 
 
@@ -166,7 +169,7 @@ def _common(labels: Iterable[Path]) -> int:
     return next(different, min(map(len, parents), default=0))
 
 
-def _alike(names: Mapping[Path, str]) -> list[str]:
+def _alike(place: object, names: Mapping[Path, str]) -> list[str]:
     """What is said of classes that are called alike in several folders. ValueError if these may be splits."""
     inner = defaultdict[str, set[str]](set)
     for name in names.values():
@@ -177,8 +180,8 @@ def _alike(names: Mapping[Path, str]) -> list[str]:
         same = [other for other in inner if len(leaves) > 1 and inner[other] == leaves]
         shared = [other for other in inner if other != parent and not leaves.isdisjoint(inner[other])]
         if shared and any(map(speaks, parent.split("/"))):
-            both = f"{parent} and {shared[0]} have classes of the same names ({few(sorted(leaves & inner[shared[0]]))})"
-            raise ValueError(f"{both}; call them train, val and test, or name one alone.")
+            both = f"{place}: {parent} and {shared[0]} have classes of the same names"
+            raise ValueError(f"{both} ({few(sorted(leaves))}); call them train, val and test, or name one alone.")
         if len(same) > 1:
             return [f"the same classes lie in {few(same)}, and count as different ones; name one to read it alone"]
     return []

@@ -164,7 +164,8 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return huggingface.splits(path, *columns)
     if any(name.endswith(tar.SUFFIXES) for name in below + hub):
         return tar.splits(path)
-    tars = [name for name in os.listdir(path) if name.lower().endswith(tar.SUFFIXES) and name[0] != "."]
+    files = [name for name in os.listdir(path) if name[0] != "."]
+    tars = [name for name in files if name.lower().endswith(tar.SUFFIXES)]
     # Tars beside folders are often where these came from.
     if tars and not inner:
         whole = path / tars[0]
@@ -173,15 +174,11 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return huggingface.parquet(path, *columns)
     if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
-    found, note = table.beside(path, _tables(path), *columns)
+    found, note = table.beside(path, [name for name in files if name.lower().endswith(table.SUFFIXES)], *columns)
     if note:
         found = folder.splits(path)
         found.notes += (note,)
     return found
-
-
-def _tables(path: Path) -> list[str]:
-    return [name for name in os.listdir(path) if name[0] != "." and name.lower().endswith(table.SUFFIXES)]
 
 
 def _names(path: Path) -> list[str]:

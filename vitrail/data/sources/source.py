@@ -274,8 +274,7 @@ def printable(name: str) -> bool:
 
 def split_in(name: str) -> str | None:
     """The split in a file's name ("train-00000-of-00002.parquet"); None if it speaks of none or two."""
-    found = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
-    return found.pop() if len(found) == 1 else None
+    return (speaks(name) or (None,))[0]
 
 
 def speaks(name: str) -> tuple[str, str] | None:

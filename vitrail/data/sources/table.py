@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def beside(
     (None, "") where no table speaks of the images. ValueError where two do, or neither table nor folders say what the
     classes are."""
     files = _Files(path)
-    speaking = [name for name in sorted(names) if files.speaks_in(path / name)]
+    fewest = min(sum(map(bool, files.images.values())), TRIED - 1)  # a list of classes has a row for each folder
+    speaking = [name for name in sorted(names) if max(files.named(path / name).values(), default=0) > fewest]
     if len(speaking) > 1:
         both = f"{path} has several tables that name its images, {few(speaking)}"
         raise ValueError(f"{both}; name the one that is meant.")
@@ -102,18 +104,15 @@ class _Files:
         """The only file whose path ends so; "" where there are several, None where there is none."""
         return self.ends.get(os.path.normpath(str(text).strip().replace("\\", "/")))
 
-    def speaks_in(self, table: Path) -> bool:
-        """Whether one of a table's first rows names an image; a number beside a folder's name is a class."""
-        folders = {os.path.basename(folder) for folder in self.images}
-        try:
-            rows = [row.values() for (_, row), _ in zip(_rows(table), range(TRIED), strict=False) if row]
-        except (ValueError, csv.Error):
-            return False
-        cells = [(str(cell), row) for row in rows for cell in row]
-        return any(
-            self.find(cell) is not None if os.path.splitext(cell)[1] else self.find(cell) and folders.isdisjoint(row)
-            for cell, row in cells
-        )
+    def named(self, table: Path) -> dict[str, int]:
+        """How many image files the first rows name in each column, TRIED more where with suffixes; {} for a table that
+        cannot be read."""
+        found = dict[str, set[str]]()
+        with suppress(ValueError, csv.Error):
+            for (_, row), _ in zip(_rows(table), range(TRIED), strict=False):
+                for column, cell in (row or {}).items():
+                    found.setdefault(column, set()).update([str(cell)] * (self.find(cell) is not None))
+        return {column: len(s) + TRIED * any(os.path.splitext(c)[1] for c in s) for column, s in found.items()}
 
     def placed(self, table: Path, texts: Texts) -> Texts:
         """The paths as they are where all that are tried exist; else those of the files that end so."""
@@ -170,10 +169,9 @@ def _image(columns: Sequence[str], table: Path, given: str | None, known: _Files
             raise ValueError(
                 f"the first line names the image {line[0]}; put the names of the columns before it"
             ) from None
-        rows = [row for (_, row), _ in zip(_rows(table), range(TRIED), strict=False) if row]
-        fitting = {column: len({known.find(row.get(column)) for row in rows} - {None, ""}) for column in columns}
-        best = max(fitting, key=lambda column: fitting[column])
-        if given is not None or list(fitting.values()).count(fitting[best]) > 1:
+        fitting = known.named(table)
+        best = max(columns, key=lambda column: fitting.get(column, 0))
+        if given is not None or [fitting.get(column) for column in columns].count(fitting.get(best)) > 1:
             raise
         return best
 

@@ -33,7 +33,7 @@ from vitrail.data.sources.layout import layout
 from vitrail.data.sources.names import FILES, renamed
 from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Texts, divide, label
 from vitrail.data.sources.source import Found, says_nothing, split_in
-from vitrail.data.sources.walk import JUNK, kind, kinds, lost
+from vitrail.data.sources.walk import JUNK, kind, kinds, listing, lost, without_images
 from vitrail.progress import few, track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -52,6 +52,10 @@ def splits(path: Path) -> Found:
     indexes = [kept_arrays(file, INDEX, lambda file=file, tar=tar: _scan(file, tar)) for file, tar in pairs]
     about = [json.loads(index["about"].tobytes()) for index in indexes]
     images, others = Counter[str](), defaultdict[str, Counter[str]](Counter)
+    if path.is_dir():
+        _, loose, others[""] = listing(path)
+        others[""].update({kind(name): 1 for name in loose})
+        del others[""][".tar"], others[""][".gz"], others[""][".tgz"]
     for tar, index, one in zip(tars, indexes, about, strict=True):
         # By the name of a tar, or of the folder that it is in; a tar that is named itself may be any split.
         split = (split_in(tar.name) or split_in(str(tar.parent.relative_to(path)))) if tar != path else None
@@ -60,18 +64,12 @@ def splits(path: Path) -> Found:
         for folder, count in one["others"].items():
             others["/".join(filter(None, (split, folder)))].update(count)
     if not images:
-        there = f"; it has {kinds(others)}" if any(others.values()) else ""
-        raise ValueError(f"{path} has no images ({', '.join(IMAGES)}){there}.")
-    try:
-        found = layout({**dict.fromkeys(others, 0), **images}, all(one["labels"] for one in about))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise without_images(path, others)
+    found = layout(path, {**dict.fromkeys(others, 0), **images}, all(one["labels"] for one in about))
     classes = {name for _, name in found.places.values() if name}
     tables = [suffix for of in others.values() for suffix in of if suffix in (".csv", ".tsv", ".jsonl")]
     if tables and len(classes) > 1 and says_nothing(classes):
-        raise ValueError(
-            f"{path} has a table ({tables[0]}) beside {few(sorted(classes))}; unpack it."
-        )
+        raise ValueError(f"{path} has a table ({tables[0]}) beside {few(sorted(classes))}; unpack it.")
     lists = [text for one in about for text in one["lists"]]
     words = next(filter(None, (renamed(classes, text) for text in lists)), {})
     labels, none = Labels(), ("left out", "")
@@ -117,41 +115,41 @@ def _scan(file: Path, tar: Path) -> Arrays:
     how many other files there are of each kind, by folder; the texts of lists of class names.
     """
     images: list[tuple[str, int, int]] = []
-    labels, others, lists = dict[str, tuple[int, Label]](), dict[str, list[str]](), dict[str, str]()
+    labels, lists = dict[str, tuple[int, Label]](), dict[str, str]()
+    others = defaultdict[str, Counter[str]](Counter)
     with file.open("rb") as stream:
         for member in _members(stream, tar):
             name = str(PurePosixPath(member.name))
-            stem, suffix = _stem(name)
+            (stem, suffix), (folder, _, base) = _stem(name), name.rpartition("/")
             if PurePosixPath(name).suffix.lower() in IMAGES:
                 images.append((name, member.offset_data, member.size))
                 continue
-            others.setdefault(stem, []).append(name)
-            if suffix in LABELS and member.size <= LABEL_BYTES:
+            others[folder][kind(base)] += 1
+            if member.size <= LABEL_BYTES and (suffix in LABELS or base in FILES):
                 content = os.pread(stream.fileno(), member.size, member.offset_data)
-                found = _label(content, suffix)
+                lists |= {base: content.decode("utf-8-sig", errors="replace")} if base in FILES else {}
+                found = _label(content, suffix) if suffix in LABELS else ""
                 if found != "" and LABELS.index(suffix) < labels.get(stem, (len(LABELS), ""))[0]:
                     labels[stem] = LABELS.index(suffix), found
-            if PurePosixPath(name).name in FILES and member.size <= LABEL_BYTES:
-                content = os.pread(stream.fileno(), member.size, member.offset_data)
-                lists[name] = content.decode("utf-8-sig", errors="replace")
     beside = any(_stem(name)[0] in labels for name, _, _ in images)
-    if beside:  # then 1.mask.png belongs to 1.jpg, and what lies beside an image says something of it
-        for name in [name for name, _, _ in images if "." + _stem(name)[1] not in IMAGES]:
-            others.setdefault(name, []).append(name)
+    if beside:  # then 1.mask.png belongs to 1.jpg
+        others[""].update("." + said for name, _, _ in images if "." + (said := _stem(name)[1]) not in IMAGES)
         images = [image for image in images if "." + _stem(image[0])[1] in IMAGES]
-        for name, _, _ in images:
-            others[_stem(name)[0]] = [o for o in others.get(_stem(name)[0], ()) if _stem(o)[1] not in LABELS]
+        others = {
+            folder: Counter({k: n for k, n in of.items() if k[1:] not in LABELS}) for folder, of in others.items()
+        }
     texts, folders, keys, rows = Texts(), dict[str, int](), dict[Label, int](), []
     for name, _, _ in images:
         texts.append(name)
         folder = folders.setdefault(name.rpartition("/")[0], len(folders))
         key = labels.get(_stem(name)[0], (0, ""))[1] if beside else ""
         rows.append((folder, keys.setdefault(key, len(keys))))
-    counted = defaultdict[str, Counter[str]](Counter)
-    for name in (name for names in others.values() for name in names):
-        counted[name.rpartition("/")[0]][kind(PurePosixPath(name).name)] += 1
-    about = {"folders": list(folders), "labels": list(keys) if beside else [], "others": counted}
-    about["lists"] = [lists[name] for name in sorted(lists, key=lambda name: FILES.index(PurePosixPath(name).name))]
+    about = {
+        "folders": list(folders),
+        "labels": list(keys) if beside else [],
+        "others": {folder: +of for folder, of in others.items()},
+    }
+    about["lists"] = [lists[name] for name in FILES if name in lists]
     codes = np.array(rows, np.int32).reshape(-1, 2)
     return {
         "names": np.frombuffer(bytes(texts.content), np.uint8),

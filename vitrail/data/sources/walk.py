@@ -71,15 +71,20 @@ def kinds(others: Others, read: str = "") -> str:
     return few((f"{count:,} {name}" for name, count in total.most_common()), 8) if total else ""
 
 
+def without_images(path: Path, others: Others) -> ValueError:
+    """That there is none of what is read, and what there is."""
+    there = f"; it has {kinds(others)}" if any(others.values()) else ""
+    return ValueError(f"{path} has no images ({', '.join(SUFFIXES)}), nor has any folder in it{there}.")
+
+
 def lost(images: Mapping[str, Iterable[str] | int], others: Others) -> list[str]:
     """The folders without an image in or below them, in words, but for those that lie beside none which has some."""
     full = {parent for folder, some in images.items() if some for parent in (folder, *parents(folder))}
-    empty = [folder for folder in sorted(others) if folder not in full and os.path.dirname(folder) in full]
-    found = []
-    for folder in empty:
-        below = {place: of for place, of in others.items() if f"{place}/".startswith(f"{folder}/")}
-        found.append(f"{folder} ({kinds(below) if any(below.values()) else 'empty'})")
-    return found
+    found = dict[str, Others]()
+    for folder in sorted(others):
+        if folder not in full and os.path.dirname(folder) in full:
+            found[folder] = {place: of for place, of in others.items() if f"{place}/".startswith(f"{folder}/")}
+    return [f"{folder} ({kinds(below) or 'empty'})" for folder, below in found.items()]
 
 
 def parents(folder: str) -> list[str]:

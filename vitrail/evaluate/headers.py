@@ -27,9 +27,8 @@ def look(splits: Splits, skip: bool) -> None:
             some = f"{len(problems):,} of the {len(places):,} {what} images that were looked at cannot be read"
             first = f"{some}, the first: {problems[0].rstrip('.')}"
             if not skip:
-                raise ValueError(
-                    f"{first}; vitrail data check lists all, vitrail train --data.unreadable skip goes on."
-                )
+                leave = "vitrail train leaves them out with --data.unreadable skip"
+                raise ValueError(f"{first}; vitrail data check lists them all, and {leave}.")
             say(f"{first}; they are left out.")
 
 

@@ -182,12 +182,15 @@ def _group(
     image, label, split = _columns(files[0][0], dataset.features, image_column, label_column)
     images = Embedded(dataset.select_columns([image]).data, files)
     names = _class_names(dataset.features[label]) if label else ()
-    labels = Labels(classes=names)
-    for batch in dataset.data.to_batches():
+    labels, batches = Labels(classes=names), dataset.data.to_batches()
+    # Lists as long as there are classes, of 0 and 1 only, say for each class whether it is there.
+    said = [v for batch in batches for v in batch.column(label).to_pylist() if v is not None] if len(names) > 1 else []
+    hot = bool(said) and all(isinstance(v, list) and len(v) == len(names) and {*v} <= {0, 1} for v in said)
+    for batch in batches:
         values, words = (batch.column(c).to_pylist() if c else [None] * len(batch) for c in (label, split))
         for value, word in zip(values, words, strict=True):
             try:
-                labels.add(_named(value, names) if names else value, word)
+                labels.add(_named(value, names) if names and not hot else value, word)
             except ValueError as error:
                 raise ValueError(f"{images.name(len(labels.codes))}: {error}.") from None
     return images, labels

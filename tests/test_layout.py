@@ -77,6 +77,14 @@ def test_what_is_uncertain_is_refused(folders, words):
         read(*folders.split())
 
 
+def test_folders_that_are_no_classes_are_refused_beside_files_that_may_have_the_labels(tmp_path):
+    files = {"x_part_1/1.png": b"", "x_part_2/2.png": b"", "labels.xlsx": b""}
+    put(tmp_path, {"place.tar": tarred(files)})
+    for read, place in ((folder.splits, put(tmp_path / "place", files)), (tar.splits, tmp_path / "place.tar")):
+        with pytest.raises(ValueError, match=r"place\S*: x_part_1, x_part_2 are no .*1 .xlsx"):
+            read(place)
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     files = ["train/a/1.png", "train/b/1.png", "val/a/1.png", "extra/1.png", "0.png", "train/a/x.txt", "val/b/2.heic",
              "train/c/.DS_Store", ".x/1.png", "__MACOSX/train/a/1.png", "Thumbs.db"]  # fmt: skip

@@ -134,6 +134,13 @@ def test_a_table_beside_images_gives_their_labels(tmp_path, table, text):
     assert (table in found.notes[0], found.left_out) == (True, (f"1 image without a row in {table}",))
 
 
+def test_columns_of_splits_are_known_by_what_they_hold_and_others_are_named(tmp_path):
+    rows = "".join(f"{n}.png,x,{('Train', 'valid')[n % 2]},{n}\n" for n in range(6))
+    found = find_splits(Data(str(put(tmp_path, {"t.csv": "image,label,fold,width\n" + rows}) / "t.csv")))
+    assert {split: len(source) for split, source in found.items()} == {"train": 3, "val": 3}
+    assert found.notes == ("columns of t.csv that are not read: width",)
+
+
 def test_a_table_beside_class_folders_that_says_nothing_new_is_named(tmp_path):
     files = {f"train/{c}/{n}{c}.png": b"" for c in "ab" for n in range(2)} | {"val/a/9.png": b"", "val/b/8.png": b""}
     for text, words in [

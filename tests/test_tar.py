@@ -89,6 +89,7 @@ def test_the_folder_is_the_class(tmp_path, names, classes):
         ([{"txt": b"a caption", "json": b'{"category": "b"}', "cls": b"c"}, {"txt": b"d", "json": b"{}"}], ["c", "d"]),
         ([{"json": b'{"labels": ["a", "b"]}'}, {"json": b'{"labels": []}'}], [("a", "b"), ()]),
         ([{"json": b"[1, 0]"}, {"cls": b"0"}], [("1", "0"), ("0",)]),
+        ([{"json": b"[1, 0]"}, {"cls": b"0 1"}], ["0", "1"]),
     ],
 )
 @pytest.mark.parametrize("place", ["", "some/", "train/"])

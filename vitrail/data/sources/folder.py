@@ -29,7 +29,8 @@ def splits(path: Path) -> Found:
     files, others = scan(path)
     if not any(files.values()):
         raise without_images(path, others)
-    found = layout(path, {folder: len(files[folder]) for folder in files if files[folder] or others[folder]})
+    sizes = {folder: len(files[folder]) for folder in files if files[folder] or others[folder]}
+    found = layout(path, sizes, beside=kinds(others))
     of = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     for folder, (split, name) in found.places.items():
         # macOS writes "é" as two characters, other systems as one: it must be the same class.

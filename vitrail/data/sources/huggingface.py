@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from vitrail.data.images.decode import read
 from vitrail.data.sources.cache import unpacked
 from vitrail.data.sources.records import Labels, divide, find_column, tables
-from vitrail.data.sources.source import SPLITS, Source
+from vitrail.data.sources.source import SPLITS, Found, Source
 from vitrail.progress import few
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
@@ -33,7 +33,7 @@ ROWS = 64  # of Parquet in a batch of Arrow
 PARTS = {"bytes": ("binary", "large_binary"), "path": ("string", "large_string")}  # of an image, by their types
 
 
-def splits(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
+def splits(path: Path, image_column: str | None, label_column: str | None) -> Found:
     """The splits of a saved DatasetDict, without those of other names; {"all": source} for a single Dataset."""
     root, rows = Path(os.path.abspath(path)), dict[Path, int]()
     with _reading(path) as datasets:
@@ -47,14 +47,15 @@ def splits(path: Path, image_column: str | None, label_column: str | None) -> di
         if not rows:
             raise ValueError(f"{path} has no images; check the path.")
         found = datasets.load_from_disk(str(root), keep_in_memory=False)
-    groups = {}
-    for split, dataset in _chosen(found, path).items():
+    groups, chosen = {}, _chosen(found, path)
+    others = [name for name in found if SPLITS.get(name.lower()) not in chosen] if isinstance(found, dict) else []
+    for split, dataset in chosen.items():
         files = [Path(file["filename"]) for file in dataset.cache_files]
         if strange := [file for file in files if file not in rows]:
             raise ValueError(f"{path} names the file {strange[0]}, which is not in it; save the data set again.")
         shown = [(path / file.relative_to(root), rows[file]) for file in files]
         groups[split] = _group(dataset, shown, image_column, label_column)
-    return divide(path, groups)
+    return Found(divide(path, groups), (), [f"the split {name}" for name in others if "all" not in chosen])
 
 
 def parquet(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:

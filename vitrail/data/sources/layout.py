@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vitrail.data.sources.source import FILLERS, SPLITS, WORD, many, speaks
+from vitrail.data.sources.source import FILLERS, SPLITS, WORD, many, says_nothing, speaks
 from vitrail.progress import few
 
 Path = tuple[str, ...]
@@ -42,10 +42,10 @@ class _Folder:
         return {one.path[-1] for one in inner if one.images}.union(*(one.leaves() for one in inner))
 
 
-def layout(place: object, folders: Mapping[str, int], labelled: bool = False) -> Layout:
+def layout(place: object, folders: Mapping[str, int], labelled: bool = False, beside: str = "") -> Layout:
     """place: its name in messages. folders: how many images each holds itself, 0 where it has other files only.
-    labelled: whether the images' labels are known anyway. ValueError, naming folders, where two are the same split, one
-    has no image, or it is uncertain whether they are splits."""
+    labelled: whether the images' labels are known anyway. beside: what else there is, in words. ValueError, naming
+    folders, where two are the same split, one has no image, or it is uncertain whether they are splits or classes."""
     root = _Folder()
     for name, images in folders.items():
         here = root
@@ -62,6 +62,10 @@ def layout(place: object, folders: Mapping[str, int], labelled: bool = False) ->
     if labelled:
         return Layout({"/".join(p): (split, "") for p, (split, _) in walk.found.items()}, walk.left_out, [])
     names = _unwrapped(walk.found)
+    classes = sorted({name for name in names.values() if name})
+    if beside and len(classes) > 1 and says_nothing(classes):
+        doubt = f"{place}: {few(classes)} are no names of classes, and the labels may be in other files ({beside})"
+        raise ValueError(f"{doubt}; name a table, or call each folder as its class.")
     return Layout({"/".join(p): (walk.found[p][0], n) for p, n in names.items()}, walk.left_out, _alike(place, names))
 
 

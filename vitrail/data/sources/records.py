@@ -35,6 +35,7 @@ COLUMNS = {
               "categories", "species", "breed", "diagnosis", "dx", "disease", "label_name"),
     "split": ("split",),
 }  # fmt: skip
+VECTOR = re.compile(r"\[\s*[01](\.0*)?([\s,;]+[01](\.0*)?)+\s*\]|[01](\s*[\s,;|]\s*[01])+")
 HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SHOWN = 20  # columns in a message
 
@@ -96,10 +97,10 @@ class Paths:
 
 class Labels:
     """Labels and splits as they are read: for each record the number of its label among the different ones. separators:
-    what stands between several labels in one text. classes: all class names, if they are known."""
+    what stands between several labels in one text. classes: all class names, if known. unread: columns of a table."""
 
     def __init__(self, separators: str = "", classes: tuple[str, ...] = ()) -> None:
-        self.separators, self.classes = separators, classes
+        self.separators, self.classes, self.unread = separators, classes, tuple[str, ...]()
         self.keys: dict[Label, int] = {}
         self.codes, self.marks = array("i"), array("b")
 
@@ -239,9 +240,12 @@ def _records(place: Path, images: Images, labels: Labels, rows: Rows, several: b
 
 
 def label(value: Any) -> Label:
-    """A label as it is kept: "cat", 3 -> "3", [1, 4] -> ("1", "4"), None -> "". ValueError for anything else."""
+    """A label as it is kept: "cat", 3 -> "3", [1, 4] -> ("1", "4"), "[0, 1]" -> ("0", "1"), None -> "". ValueError for
+    anything else."""
     if isinstance(value, str):
         text = value.strip()
+        if VECTOR.fullmatch(text):
+            return tuple(re.findall(r"(?<!\.)[01]", text))
         return text if text.isascii() else unicodedata.normalize("NFC", text)  # macOS writes "é" as two characters
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(value if isinstance(value, bool) else int(value))

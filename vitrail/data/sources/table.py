@@ -14,7 +14,6 @@ labels. Columns of 0 and 1 are labels where no other column is.
 import csv
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -23,13 +22,12 @@ from typing import Any
 
 from vitrail.data.sources.fingerprint import spread
 from vitrail.data.sources.records import LEFT_OUT, Labels, Paths, Texts, divide, find_column, hot, hot_columns, tables
-from vitrail.data.sources.source import Found, many, says_nothing
+from vitrail.data.sources.source import SPLITS, Found, many, says_nothing
 from vitrail.data.sources.walk import scan
 from vitrail.progress import few
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 SEPARATORS = "|;"
-VECTOR = re.compile(r"\[\s*[01](\.0*)?([\s,;]+[01](\.0*)?)+\s*\]|[01](\s*[\s,;|]\s*[01])+")
 TRIED = 100  # rows whose images are looked for beforehand
 
 Numbered = Iterator[tuple[int, dict[str, Any] | None]]  # (line, row, or None if it is damaged)
@@ -130,7 +128,7 @@ class _Files:
 def _group(files: Sequence[Path], known: _Files, image: str | None, label: str | None) -> tuple[Paths, Labels]:
     """The rows of CSV or JSONL files; image, label: the columns that were named."""
     json_lines, base = files[0].suffix.lower() == ".jsonl", known.base
-    texts, labels, ones = Texts(), Labels("" if json_lines else SEPARATORS), None
+    texts, labels, ones, others = Texts(), Labels("" if json_lines else SEPARATORS), None, list[str]()
     for file in files:
         below, columns, places, line = os.path.relpath(file.parent, base), {}, (None, None, None), 1
         try:
@@ -141,14 +139,15 @@ def _group(files: Sequence[Path], known: _Files, image: str | None, label: str |
                     columns |= dict.fromkeys(row)
                     asked = ("label", label), ("split", None)
                     places = _image([*columns], file, image, known), *(find_column(columns, *one) for one in asked)
+                    others = [column for column in columns if column not in places]
+                    if places[2] is None and (found := _split_column(file, others)):
+                        places = *places[:2], found
+                        others.remove(found)
                     if places[1] is None and ones is None:
-                        others = [column for column in columns if column not in places]
                         labels.classes = ones = hot_columns((row for one in files for _, row in _rows(one)), others)
                 path, value, split = (row.get(place) if place else None for place in places)
                 if not isinstance(path, str) or not path.strip():
                     raise ValueError(f"the image is {str(path)[:60]!r}, which is not a path")
-                if isinstance(value, str) and VECTOR.fullmatch(value.strip()):
-                    value = [int(number) for number in re.findall(r"(?<!\.)[01]", value)]
                 labels.add(hot(row, ones) if ones else value, split)
                 texts.append(os.path.join("" if below == "." else below, path.strip()))
         except UnicodeDecodeError:
@@ -157,7 +156,15 @@ def _group(files: Sequence[Path], known: _Files, image: str | None, label: str |
             raise ValueError(f"{file} is damaged after line {line} ({error}); mend the line.") from None
         except ValueError as error:
             raise ValueError(f"{file}, line {line}: {error}.") from None
+    labels.unread = tuple(column for column in others if column not in (ones or ()))
     return Paths(base, files[0].name, known.placed(files[0], texts)), labels
+
+
+def _split_column(table: Path, columns: Sequence[str]) -> str | None:
+    """The column in which all of the first rows have a split, not all the same."""
+    rows = [row for (_, row), _ in zip(_rows(table), range(TRIED), strict=False) if row]
+    said = {c: {SPLITS.get(str(row.get(c)).strip().lower()) for row in rows} for c in columns}
+    return next((column for column, splits in said.items() if None not in splits and len(splits) > 1), None)
 
 
 def _image(columns: Sequence[str], table: Path, given: str | None, known: _Files) -> str:
@@ -177,8 +184,8 @@ def _image(columns: Sequence[str], table: Path, given: str | None, known: _Files
 
 
 def _once(table: Path, images: Paths, labels: Labels) -> list[str]:
-    """Leaves out rows that name an image again; says how many, and how many images are in two splits. ValueError where
-    an image has two labels."""
+    """Leaves out rows that name an image again; says how many, how many images are in two splits, and which columns
+    are not read. ValueError where an image has two labels."""
     first, again, across = dict[int, int](), 0, 0
     for row in range(len(images)):
         text = images.texts[row]
@@ -194,7 +201,8 @@ def _once(table: Path, images: Paths, labels: Labels) -> list[str]:
         else:
             across += 1
     said = (again, "name an image again and do not count"), (across, "name an image of another split")
-    return [f"{count:,} rows of {table.name} {what}" for count, what in said if count]
+    unread = [f"columns of {table.name} that are not read: {few(labels.unread)}"] if labels.unread else []
+    return [f"{count:,} rows of {table.name} {what}" for count, what in said if count] + unread
 
 
 def _rows(file: Path) -> Numbered:

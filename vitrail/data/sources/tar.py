@@ -32,9 +32,9 @@ from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
 from vitrail.data.sources.layout import layout
 from vitrail.data.sources.names import FILES, renamed
 from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Texts, divide, label
-from vitrail.data.sources.source import Found, says_nothing, split_in
+from vitrail.data.sources.source import Found, split_in
 from vitrail.data.sources.walk import JUNK, kind, kinds, listing, lost, without_images
-from vitrail.progress import few, track
+from vitrail.progress import track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
@@ -65,11 +65,9 @@ def splits(path: Path) -> Found:
             others["/".join(filter(None, (split, folder)))].update(count)
     if not images:
         raise without_images(path, others)
-    found = layout(path, {**dict.fromkeys(others, 0), **images}, all(one["labels"] for one in about))
+    sizes = {**dict.fromkeys(others, 0), **images}
+    found = layout(path, sizes, all(one["labels"] for one in about), kinds(others))
     classes = {name for _, name in found.places.values() if name}
-    tables = [suffix for of in others.values() for suffix in of if suffix in (".csv", ".tsv", ".jsonl")]
-    if tables and len(classes) > 1 and says_nothing(classes):
-        raise ValueError(f"{path} has a table ({tables[0]}) beside {few(sorted(classes))}; unpack it.")
     lists = [text for one in about for text in one["lists"]]
     words = next(filter(None, (renamed(classes, text) for text in lists)), {})
     labels, none = Labels(), ("left out", "")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.data.sources.folder import splits
@@ -142,6 +142,7 @@ def test_a_file_that_speaks_of_other_things_changes_nothing(put, tmp_path, text)
     assert splits(tmp_path)["all"].class_names == ("cats", "dogs")
 
 
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_layout_keeps_every_image_once(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("any")

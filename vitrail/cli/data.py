@@ -82,8 +82,8 @@ class Pack(Command):
         from vitrail.data.sources.open import find_splits
 
         splits = find_splits(described(self.data, given, self, "vitrail data pack"))
-        say("\n".join(splits.said(self.data)))
         done = pack(splits, Path(self.out), self.size, self.kind, self.quality, self.unreadable)
+        say("\n".join(splits.said(self.data)))
         images = ", ".join(f"{count:,} {split}" for split, count in done.images.items())
         lines = [f"{self.out} has {images} images in {done.bytes / 2**20:,.1f} MiB; use it in place of {self.data}."]
         lines += [f"left out: {problem}" for problem in done.left_out[:SHOWN]]

@@ -290,5 +290,5 @@ def says_nothing(names: Iterable[str]) -> bool:
     """Whether folders are not classes by their names: part_1 and part_2, images, "HAM images part 2"."""
     words = [[word for word in WORD.findall(name.lower()) if word not in FILLERS] for name in names]
     texts = [[word for word in of if not word.isdigit()] for of in words]
-    alike = len({tuple(of) for of in texts}) == 1 and any(word in ("part", "batch", "chunk") for word in texts[0])
+    alike = len({tuple(of) for of in texts}) == 1 and not {"part", "batch", "chunk", "fold"}.isdisjoint(texts[0])
     return alike or (not any(texts) and not all(name.isdigit() for name in names))

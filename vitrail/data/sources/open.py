@@ -174,7 +174,8 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return huggingface.parquet(path, *columns)
     if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
-    found, note = table.beside(path, [name for name in files if name.lower().endswith(table.SUFFIXES)], *columns)
+    named = [name for name in files if name.lower().endswith(table.SUFFIXES) and (path / name).is_file()]
+    found, note = table.beside(path, named, *columns)
     if note:
         found = folder.splits(path)
         found.notes += (note,)

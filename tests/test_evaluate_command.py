@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -36,6 +37,59 @@ def model(here):
     how = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
     Pipeline(Classify(network, how, class_names=CLASSES)).save(here / "model")
     return "model"
+
+
+@pytest.fixture
+def trained(capsys, here):
+    """A run that has held back a tenth of twenty photographs, and what it said of them."""
+    photos(here / "photos", CLASSES[:2], count=20)
+    words = ["train", "small", "--data", "photos", *TINY, "--duration", "2 steps", "--image-size", "24", "--out", "run"]
+    return printed(capsys, *words)[0]
+
+
+def test_the_images_of_a_run_are_known_by_what_they_are(capsys, here, trained):
+    """Another spelling of the path, or a copy, counted the images that were trained on."""
+    shutil.copytree("photos", "copy")
+    (here / "link").symlink_to("photos")
+    for place in ("photos", here / "photos", "./photos/", "link", "copy"):
+        found, _ = printed(capsys, "evaluate", "run", place)
+        assert (found["metrics"], found["samples"]) == (trained["metrics"], 4)
+        assert "trained_on" not in found
+    (here / "copy" / "ash" / "0.png").rename(here / "copy" / "ash" / "new.png")
+    for model in ("run", "run/model"):
+        found, _ = printed(capsys, "evaluate", model, "copy")
+        assert (found["samples"], found["trained_on"]) == (40, 0.9)
+    assert status("evaluate", "run", "copy") == 0
+    assert "90.0% of these images were trained on" in capsys.readouterr().out
+    photos(here / "new", CLASSES[:2], count=3, seed=5)
+    assert "trained_on" not in printed(capsys, "evaluate", "run", "new")[0]
+
+
+def test_what_describes_the_data_reaches_every_command(capsys, here):
+    photos(here / "photos", CLASSES[:2], count=12)
+    rows = "".join(f"photos/{c}/{n}.png,{c},x\n" for c in CLASSES[:2] for n in range(12))
+    (here / "t.csv").write_text("where,kind,species\n" + rows)
+    columns = ["--data.image-column", "where", "--data.label-column", "kind"]
+    printed(capsys, "train", "--data", "t.csv", *columns, *TINY, "--duration", "1 steps", "--out", "run")
+    assert printed(capsys, "data", "check", "t.csv", *columns)[0]["classes"].keys() == {"ash", "beech"}
+    assert printed(capsys, "data", "pack", "t.csv", "packed", *columns)[0]["images"] == {"all": 24}
+    (here / "u.csv").write_text((here / "t.csv").read_text().replace("where", "there"))
+    assert printed(capsys, "evaluate", "run", "u.csv", "--data.image-column", "there")[0]["samples"] == 2
+    assert "--data.block" in refused(capsys, "data", "check", "t.csv", "--data.block", "3")
+
+
+def test_images_are_looked_at_before_a_run_begins(capsys, here):
+    """The run died at its first evaluation, and nothing was saved."""
+    for split in ("train", "val"):
+        photos(here / "photos" / split, CLASSES[:2], count=6)
+    for name, content in {"0.png": b"<html>404</html>", "1.png": b"", "2.png": b"\x89PNG\r\n\x1a\n"}.items():
+        (here / "photos" / "val" / "ash" / name).write_bytes(content)
+    words = ["train", "small", "--data", "photos", *TINY, "--duration", "1 steps", "--image-size", "24", "--out", "run"]
+    said = refused(capsys, *words)
+    assert [part for part in ("3 of the 12 validation images", "val/ash/0.png", "web page") if part not in said] == []
+    assert not (here / "run").exists()
+    found, err = printed(capsys, *words, "--data.unreadable", "skip")
+    assert (found["metrics"]["samples"], "left out" in err) == (9, True)
 
 
 def answers(model, folder, int8=False):

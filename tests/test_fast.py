@@ -5,6 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
+from vitrail.data.sources.open import Data
 from vitrail.models.cost import parameters, tokens
 from vitrail.optim.schedule import steps_of
 from vitrail.recipes.fast import Look, fast, look_at
@@ -29,13 +30,13 @@ def test_small_images_of_one_size_keep_it_and_others_become_a_square(tmp_path):
 
 
 def test_grey_files_make_a_grey_model(tmp_path):
-    assert look_at(photos(tmp_path / "grey", [(20, 20)], "L")) == Look((20, 20), 1, 22)
+    assert look_at(Data(photos(tmp_path / "grey", [(20, 20)], "L"))) == Look((20, 20), 1, 22)
     assert parameters(fast("fashion").model) == 803_338
     mixed = tmp_path / "mixed"
     photos(mixed, [(20, 20)], "L")
     for file in (mixed / "cat" / "0.png", *(mixed / "dog").iterdir()):
         Image.new("RGB", (20, 20), "red").save(file)
-    assert look_at(str(mixed)).channels == 3
+    assert look_at(Data(str(mixed))).channels == 3
 
 
 def test_unreadable_images_tell_nothing(tmp_path):
@@ -43,10 +44,10 @@ def test_unreadable_images_tell_nothing(tmp_path):
     photos(folder, [(20, 20)])
     for name in ("0.png", "5.png"):
         (folder / "cat" / name).write_bytes(b"no image")
-    assert look_at(str(folder)) == Look((20, 20), 3, 22)
+    assert look_at(Data(str(folder))) == Look((20, 20), 3, 22)
     for file in folder.rglob("*.png"):
         file.write_bytes(b"no image")
-    assert look_at(str(folder)) == Look(None, 3, 22)
+    assert look_at(Data(str(folder))) == Look(None, 3, 22)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 
 import pytest
+from made_sources import put
 
 from vitrail.data.sources.fingerprint import fingerprint
+from vitrail.data.sources.open import Data, find_splits
 from vitrail.data.sources.source import Example
 
 
@@ -36,9 +38,9 @@ class Made:
 
 
 @pytest.mark.parametrize(("change", "names"), [
-    *(({change: 7}, {"pixels"}) for change in ("edited", "broken")),
-    *(({change: 7}, {"names and labels"}) for change in ("relabelled", "renamed")),
-    ({"class_names": ("a", "c")}, {"classes"}), ({"length": 31}, {"images", "names and labels", "pixels"}),
+    *(({change: 7}, {"contents"}) for change in ("edited", "broken")),
+    *(({change: 7}, {"files and labels"}) for change in ("relabelled", "renamed")),
+    ({"class_names": ("a", "c")}, {"classes"}), ({"length": 31}, {"images", "files and labels", "contents"}),
 ])  # fmt: skip
 def test_what_changes_is_told_by_its_name(change, names):
     before, after = fingerprint(Made()), fingerprint(replace(Made(), **change))
@@ -56,3 +58,16 @@ def test_a_large_source_is_read_in_part():
 
     fingerprint(Counted(100_000))
     assert (len(read), read[0], read[-1]) == (256, 0, 99_999)
+
+
+def test_it_is_the_same_wherever_the_data_lies(tmp_path):
+    """A folder that was moved was data that had changed, because names hold its path."""
+    place = put(
+        tmp_path / "before", {f"{split}/{c}/{n}.png": b"x" for split in ("train", "val") for c in "ab" for n in "12"}
+    )
+    put(place, {"train/a/3.png": b"y"})
+    found = {split: fingerprint(source, before=True) for split, source in find_splits(Data(str(place))).items()}
+    place.rename(tmp_path / "after")
+    for split, source in find_splits(Data(str(tmp_path / "after"))).items():
+        assert fingerprint(source) == {name: found[split][name] for name in fingerprint(source)}
+        assert fingerprint(source, before=True)["names and labels"] != found[split]["names and labels"]

@@ -289,3 +289,13 @@ def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"/d needs `datasets`.* pip install 'vitrail\[data\]'"):
         splits(tmp_path / "d", None, None)
+
+
+def test_lists_of_0_and_1_as_long_as_there_are_classes_say_which_are_there(tmp_path):
+    """They were taken for the first two classes."""
+    several = datasets.Sequence(LABEL)
+    one, many, numbers = [[0, 1, 0], [1, 0, 0]], [[0, 1, 1], [0, 0, 0]], [[0, 1], [2]]
+    for rows, expected in ((one, [1, 0]), (many, [(1, 2), ()]), (numbers, [(0, 1), (2,)])):
+        found = featured(pa.table({"image": images(2), "label": pa.array(rows)}), label=several)
+        source = splits(save(tmp_path / str(expected), found), None, None)["all"]
+        assert (source.class_names, targets(source)) == (tuple(NAMES), expected)

@@ -14,9 +14,9 @@ from test_predict import STATISTIC, save
 from benchmarks import every_kind
 from vitrail import Pipeline
 from vitrail.data.images.decode import opened
-from vitrail.data.images.files import find, walk
 from vitrail.data.images.kinds import is_image
 from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.walk import find, scan
 
 
 @pytest.fixture(scope="module")
@@ -158,5 +158,5 @@ def test_links_are_followed_once_and_hidden_files_are_no_part(tmp_path):
     assert find(tmp_path, said.append) == sorted(tmp_path / name for name in wanted)
     others = "2 .txt (a/notes.txt), 1 .part (b.jpg.part), 1 without a suffix (a/self)"
     assert said == [f"{tmp_path} has 4 files of no kind of image: {others}; left out."]
-    assert sum(len(images) for _, images, _ in walk(tmp_path)) == len(wanted)
+    assert sum(map(len, scan(tmp_path)[0].values())) == len(wanted)
     assert find(tmp_path / "a" / "notes.txt") == [tmp_path / "a" / "notes.txt"]

@@ -14,7 +14,7 @@ from vitrail.config import attribute
 from vitrail.data.sources import huggingface, open, table, tar
 from vitrail.data.sources.mnist import fashion
 from vitrail.data.sources.open import Data, find_splits, open_source, open_splits
-from vitrail.data.sources.source import counts
+from vitrail.data.sources.source import Found, counts
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_places_that_cannot_be_divided_are_refused(photos, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=words):
             open_splits(data)
-    monkeypatch.setattr(open, "find_splits", lambda _: {"train": arrays([0, 1]), "val": arrays([])})
+    monkeypatch.setattr(open, "find_splits", lambda _: Found({"train": arrays([0, 1]), "val": arrays([])}))
     with pytest.raises(ValueError, match="photos: there are no images"):
         open_splits(Data("photos"), "none")
 
@@ -221,7 +221,7 @@ def test_images_without_what_is_needed_are_counted(photos, monkeypatch):
             open_splits(data)
     found = {"boxes": Tagged(boxes(1), boxes(0), targets="boxes"), "masks": Tagged(mask(1), mask(0), targets="masks")}
     for needs, source in found.items():
-        monkeypatch.setattr(open, "find_splits", lambda _, source=source: {"train": source, "val": source})
+        monkeypatch.setattr(open, "find_splits", lambda _, source=source: Found({"train": source, "val": source}))
         assert open_splits(Data("x"), needs).train is source
         for other in found.keys() - {needs}:
             with pytest.raises(ValueError, match=f"x: the task needs {other}, but the targets are '{needs}'"):

@@ -75,6 +75,29 @@ def test_one_list_of_labels_makes_all_of_a_place_lists():
     assert whole("a|b", "b").class_names == ("a|b", "b")
 
 
+@pytest.mark.parametrize(
+    ("vectors", "classes", "expected"),
+    [
+        ([[0, 1, 0], [1, 0, 0], [0, 0, 1]], (), [1, 0, 2]), ([[0, 1], [1, 0]], ("no", "yes"), [1, 0]),
+        ([[False, True, False], [0.0, 0.0, 1.0], None], (), [1, 2, None]), ([[1, 1, 0], [0, 0, 0]], (), [(0, 1), ()]),
+        ([[0], [1], [0, 1]], (), [(0,), (1,), (0, 1)]), ([[0, 1], [1, 2]], (), [(0, 1), (1, 2)]),
+    ],
+)  # fmt: skip
+def test_lists_of_0_and_1_say_for_each_class_whether_it_is_there(vectors, classes, expected):
+    source = whole(*vectors, classes=classes)
+    assert targets(source) == expected
+    width = 3 if [0, 1] not in vectors or len(vectors[-1]) == 2 < max(vectors[-1]) + 1 else 2
+    assert source.class_names == (classes or tuple(map(str, range(width))))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "classes", "numbers"), [([[0, 1, 0], [1, 0]], (), "2, 3"), ([[0, 1]], ("a",), "2 numbers")]
+)
+def test_vectors_that_do_not_fit_are_refused(vectors, classes, numbers):
+    with pytest.raises(ValueError, match=f"x: .*{numbers}"):
+        whole(*vectors, classes=classes)
+
+
 @pytest.mark.parametrize("value", [0.5, float("nan"), {"name": "cat"}, [None], [["a"]], b"cat"])
 def test_what_is_not_a_label_is_refused(value):
     with pytest.raises(ValueError, match="the label is"):
@@ -113,7 +136,8 @@ def test_columns_are_found_by_name_and_type_or_asked_for(columns, what, asked, t
 )
 def test_the_names_of_files_divide_a_folder(tmp_path, files, expected):
     put(tmp_path, dict.fromkeys(files.split(), ""))
-    found = tables(tmp_path, (".csv", ".jsonl"))
+    found, left_out = tables(tmp_path, (".csv", ".jsonl"))
+    assert [file.name for file in left_out] == [name for name in ("sample_submission.csv", "x.csv") if name in files]
     assert {split: [str(file.relative_to(tmp_path)) for file in some] for split, some in found.items()} == expected
 
 

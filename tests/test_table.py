@@ -1,6 +1,7 @@
 """CSV, TSV and JSONL as Sources: columns, separators, splits, several labels; every damage names its line."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from made_sources import put
 from test_source import targets
 
+from vitrail.data.sources.open import Data, find_splits
 from vitrail.data.sources.table import splits
 
 
@@ -46,7 +48,7 @@ field = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(field, st.sampled_from(["a", 'b"', "c,d", "é"])), min_size=1))
+@given(st.lists(st.tuples(field, st.sampled_from(["a", 'b"', "c,d", "é"])), min_size=1, unique_by=lambda row: row[0]))
 def test_jsonl_gives_back_every_path_and_label(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("table")
     (folder / "t.jsonl").write_text("".join(json.dumps({"image": p, "label": c}) + "\n" for p, c in rows))
@@ -58,7 +60,7 @@ def test_jsonl_gives_back_every_path_and_label(tmp_path_factory, rows):
 def test_several_labels_in_texts_and_in_lists(tmp_path):
     source = only(put(tmp_path, {"t.csv": "image,label\na,sun|sea\nb,sea\nc,\nd,sea ; sand;sea\n"}) / "t.csv")
     assert (source.class_names, targets(source)) == (("sand", "sea", "sun"), [(2, 1), (1,), (), (1, 0)])
-    rows = [json.dumps({"image": "a", "label": label}) for label in (["b|c", "a"], [], "a", None)]
+    rows = [json.dumps({"image": f"{n}", "label": label}) for n, label in enumerate((["b|c", "a"], [], "a", None))]
     source = only(put(tmp_path, {"t.jsonl": "\n".join(rows)}) / "t.jsonl")
     assert (source.class_names, targets(source)) == (("a", "b|c"), [(1, 0), (), (0,), ()])
 
@@ -105,3 +107,63 @@ def test_damaged_jsonl_names_its_line(tmp_path, line):
     line = line if isinstance(line, bytes) else line.encode()
     with pytest.raises(ValueError, match=r"t.jsonl, line 2: "):
         splits(put(tmp_path, {"t.jsonl": b'{"image": "a", "label": 1}\n' + line}) / "t.jsonl", None, None)
+
+
+IMAGES = {f"part_{1 + n // 3}/{n}.png": b"%d" % n for n in range(6)}
+HOT = [[int(k == n % 3) for k in range(3)] for n in range(6)]
+ROWS = "".join(f"{n}.png,{'xyz'[n % 3]}\n" for n in range(6))
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("metadata.csv", "image,label\n" + ROWS), ("labels.tsv", ("id\tbreed\n" + ROWS).replace(",", "\t")),
+        ("a.csv", "file;dx\r\n" + ROWS.replace(".png,", ";").replace("\n", "\r\n")),
+        ("b.csv", "n,photo,x,y,z\n" + "".join(f"7,{n},{HOT[n][0]},{HOT[n][1]}.0,{HOT[n][2]}\n" for n in range(6))),
+        ("c.jsonl", "".join(json.dumps({"f": f"./{n}.png", "label": HOT[n]}) + "\n" for n in range(6))),
+    ],
+)  # fmt: skip
+def test_a_table_beside_images_gives_their_labels(tmp_path, table, text):
+    """Folders part_1 and part_2 were classes."""
+    place = put(tmp_path / "outer" / "place", {**IMAGES, table: text, "part_1/new.png": b"", "notes.txt": b""})
+    for path in (place, place.parent, place / table):
+        source = find_splits(Data(str(path)))["all"]
+        classes = ("0", "1", "2") if table == "c.jsonl" else ("x", "y", "z")
+        assert (source.class_names, targets(source)) == (classes, [0, 1, 2, 0, 1, 2])
+        assert [example.image for example in source] == [*IMAGES.values()]
+    found = find_splits(Data(str(place)))
+    assert (table in found.notes[0], found.left_out) == (True, (f"1 image without a row in {table}",))
+
+
+def test_columns_of_splits_are_known_by_what_they_hold_and_others_are_named(tmp_path):
+    rows = "".join(f"{n}.png,x,{('Train', 'valid')[n % 2]},{n}\n" for n in range(6))
+    found = find_splits(Data(str(put(tmp_path, {"t.csv": "image,label,fold,width\n" + rows}) / "t.csv")))
+    assert {split: len(source) for split, source in found.items()} == {"train": 3, "val": 3}
+    assert found.notes == ("columns of t.csv that are not read: width",)
+
+
+def test_a_table_beside_class_folders_that_says_nothing_new_is_named(tmp_path):
+    files = {f"train/{c}/{n}{c}.png": b"" for c in "ab" for n in range(2)} | {"val/a/9.png": b"", "val/b/8.png": b""}
+    for text, words in [
+        ("path,label\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in files), "the same classes"),
+        ("path,width\n" + "".join(f"{name},32\n" for name in files), "no column is known to hold labels"),
+    ]:
+        found = find_splits(Data(str(put(tmp_path, files | {"labels.csv": text}))))
+        (tmp_path / "pipe.csv").exists() or os.mkfifo(tmp_path / "pipe.csv")  # which would never end
+        assert (set(found), found["train"].class_names) == ({"train", "val"}, ("a", "b"))
+        assert words in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"data.csv": "file,kind\n" + ROWS}, "data.csv names the images in part_1, part_2, .*label_column: file, kind"),
+        ({"a.csv": "image,label\n" + ROWS, "b.csv": "image,label\n" + ROWS}, "a.csv, b.csv"),
+        ({"a.csv": "image,label\n0.png,x\n0.png,y\n"}, "part_1/0.png has two labels, x and y"),
+        ({"a.csv": ROWS}, "the first line names the image 0.png"),
+        ({"a.csv": "image,label\n1.png,x\n", "part_2/1.png": b""}, "1.png may be several"),
+    ],
+)
+def test_tables_beside_images_that_leave_doubts_are_refused(tmp_path, files, words):
+    with pytest.raises(ValueError, match=words):
+        find_splits(Data(str(put(tmp_path, IMAGES | files))))

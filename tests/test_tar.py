@@ -6,6 +6,7 @@ import pickle
 import random
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -88,6 +89,7 @@ def test_the_folder_is_the_class(tmp_path, names, classes):
         ([{"txt": b"a caption", "json": b'{"category": "b"}', "cls": b"c"}, {"txt": b"d", "json": b"{}"}], ["c", "d"]),
         ([{"json": b'{"labels": ["a", "b"]}'}, {"json": b'{"labels": []}'}], [("a", "b"), ()]),
         ([{"json": b"[1, 0]"}, {"cls": b"0"}], [("1", "0"), ("0",)]),
+        ([{"json": b"[1, 0]"}, {"cls": b"0 1"}], ["0", "1"]),
     ],
 )
 @pytest.mark.parametrize("place", ["", "some/", "train/"])
@@ -121,7 +123,7 @@ names = st.lists(st.text("ab.é/", min_size=1), unique=True, min_size=1, max_siz
 def test_every_image_of_any_name_is_found_at_its_place(tmp_path_factory, names, data):
     contents = [data.draw(st.binary(max_size=1500)) for _ in names]
     tar = put(tmp_path_factory.mktemp("tar") / "x.tar", list(zip(names, contents, strict=True)))
-    shown = [index for index, name in enumerate(names) if not name.rsplit("/", 1)[-1].startswith(".")]
+    shown = [index for index, name in enumerate(names) if all(part[0] != "." for part in Path(name).parts)]
     if shown and not any(".." in name.split("/") for name in names):
         assert [example.image for example in only(tar)] == [contents[index] for index in shown]
 
@@ -181,7 +183,6 @@ LINKS = [(odd(f"a/{kind}.jpg", type=kind.encode(), linkname="/etc/passwd"), b"")
         ([(odd("a/1.jpg", type=tarfile.GNUTYPE_SPARSE), b"")], "x.tar has a/1.jpg,"),
         ([("a/1.tar", b""), ("a/1.cls", b"1"), *LINKS], "x.tar has no images"),
         ([("a\x1b/1.jpg", b"")], r"x.tar has a class .*'a\\x1b'"),
-        ([("train/a/1.jpg", b""), ("a/1.jpg", b"")], "a/1.jpg is in none of train, val and test"),
     ],
 )
 def test_what_a_tar_must_not_hold(tmp_path, members, message):

@@ -184,10 +184,10 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     path = tmp_path / "mnist" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     sentence = refused(capsys, "resume", "runs/cut")
-    assert all(part in sentence for part in ("the train pixels", "vitrail resume runs/cut --anyway"))
+    assert all(part in sentence for part in ("the train contents", "vitrail resume runs/cut --anyway"))
     monkeypatch.setattr(runs, "code", lambda: "other")
     first = printed(capsys, "resume", "runs/cut", "--anyway")[1].splitlines()[0]
-    assert all(part in first for part in ("the train pixels", "the code of vitrail"))
+    assert all(part in first for part in ("the train contents", "the code of vitrail"))
 
 
 @pytest.mark.parametrize(("fault", "sentence"), [

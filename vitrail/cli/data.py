@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.options import Command, DataPlace, Given
+from vitrail.cli.options import Command, DataPlace, Given, described
+from vitrail.progress import say
 
 SHOWN = 5  # images that were left out
 
@@ -17,9 +18,11 @@ class Check(Command):
     """Find faults in images and labels before a model is trained on them.
 
     Unreadable, blank and tiny images; copies across splits, under several labels and twice; classes with few images.
-    Every image is read once. Exit status: 0 nothing wrong was found, 1 something was.
+    Every image is read once. The columns of a table are named as for vitrail train: --data.image-column NAME,
+    --data.label-column NAME. Exit status: 0 nothing wrong was found, 1 something was.
     """
 
+    extends = True
     data: DataPlace
     val: Annotated[str, arg(metavar="PATH", help_behavior_hint="")] = ""
     """The validation images, where they are at another place."""
@@ -28,17 +31,23 @@ class Check(Command):
 
     def run(self, given: Given) -> None:
         from vitrail.data.audit.findings import check, text
-        from vitrail.data.sources.open import Data, find_splits
+        from vitrail.data.sources.open import find_splits
+        from vitrail.data.sources.source import Found
         from vitrail.report.data_page import write
 
         if self.page and not Path(self.page).parent.is_dir():
             raise ValueError(f"the folder of --page {self.page} does not exist; make it first.")
-        splits = find_splits(Data(self.data))
+        splits = find_splits(described(self.data, given, self, "vitrail data check"))
         if self.val:
-            found = find_splits(Data(self.val))
-            splits = {("train" if name == "all" else name): source for name, source in splits.items()}
+            found = find_splits(described(self.val, given, self, "vitrail data check"))
+            splits = Found(
+                {("train" if name == "all" else name): source for name, source in splits.items()},
+                [*splits.notes, *found.said(self.val)],
+                splits.left_out,
+                (*splits.lost, *(f"{self.val}/{folder}" for folder in found.lost)),
+            )
             splits["val"] = next(found[name] for name in ("val", "test", "all", "train") if name in found)
-        report = check(splits)
+        report = check(splits, place=self.data)
         if self.page:
             write(report, Path(self.page), splits)
         self.answer(report.document(), text(report))
@@ -50,10 +59,12 @@ class Check(Command):
 class Pack(Command):
     """Shrink images once, so that training need not decode and shrink them in every epoch.
 
-    FOLDER then takes the place of DATA: the same images, splits, classes and order. Exit status: 0 done, 1 where images
-    were left out (--unreadable skip).
+    FOLDER then takes the place of DATA: the same images, splits, classes and order. The columns of a table are named as
+    for vitrail train: --data.image-column NAME, --data.label-column NAME. Exit status: 0 done, 1 where images were left
+    out (--unreadable skip).
     """
 
+    extends = True
     data: DataPlace
     out: Positional[Annotated[str, arg(metavar="FOLDER")]]
     """The folder to write, such as photos-256."""
@@ -68,10 +79,11 @@ class Pack(Command):
 
     def run(self, given: Given) -> None:
         from vitrail.data.pack import pack
-        from vitrail.data.sources.open import Data, find_splits
+        from vitrail.data.sources.open import find_splits
 
-        splits = find_splits(Data(self.data))
+        splits = find_splits(described(self.data, given, self, "vitrail data pack"))
         done = pack(splits, Path(self.out), self.size, self.kind, self.quality, self.unreadable)
+        say("\n".join(splits.said(self.data)))
         images = ", ".join(f"{count:,} {split}" for split, count in done.images.items())
         lines = [f"{self.out} has {images} images in {done.bytes / 2**20:,.1f} MiB; use it in place of {self.data}."]
         lines += [f"left out: {problem}" for problem in done.left_out[:SHOWN]]

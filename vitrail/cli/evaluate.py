@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.options import Command, Flag, Given, Model
+from vitrail.cli.options import Command, Flag, Given, Model, described
 from vitrail.config import kinds
 from vitrail.progress import few, say
 
 if TYPE_CHECKING:
+    from vitrail.data.sources.open import Data, Needs
     from vitrail.data.sources.source import Source
     from vitrail.run import Run
     from vitrail.tasks import Task
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 class Evaluate(Command):
     """Measure how good a model is on labelled images.
 
-    Its classes and the data's are matched by name. Exit status: 0 done, 1 where some images could not be read
+    Its classes and the data's are matched by name. The columns of a table are named as for vitrail train:
+    --data.image-column NAME, --data.label-column NAME. Exit status: 0 done, 1 where some images could not be read
     (--skip-unreadable), 2 where nothing could be measured.
     """
 
+    extends = True
     model: Model
     """A run folder such as runs/demo, a model folder, a file with weights, or hf-hub:OWNER/NAME."""
     data: Positional[Annotated[str, arg(metavar="[DATA]", help_behavior_hint="")]] = ""
@@ -37,8 +40,9 @@ class Evaluate(Command):
     int8: Flag = False
     """Also measure the model with the linear layers of its blocks in 8 bits, as vitrail predict --int8 does."""
     json: Flag = False
-    """Print one JSON document: {metrics, samples, interval, per_class}, and with --int8 {int8: {metrics, interval,
-    same}}, where same is the fraction of answers that int8 does not change."""
+    """Print one JSON document: {metrics, samples, interval, per_class}, with trained_on, the fraction of the images
+    that were trained on, where some were, and with --int8 {int8: {metrics, interval, same}}, where same is the fraction
+    of answers that int8 does not change."""
 
     def run(self, given: Given) -> None:
         import torch
@@ -55,7 +59,7 @@ class Evaluate(Command):
         folder = Path(self.model)
         run = runs.read(folder) if (folder / "run.json").is_file() else None
         task = Pipeline.load(self.model).task
-        source = self._source(run, task)
+        source, known = self._source(run, task, given)
         task = task.for_targets(source.targets)
         device = torch.device(pick_device("cpu" if self.int8 or (run and run.device == "cpu") else "auto"))
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
@@ -74,25 +78,55 @@ class Evaluate(Command):
         if self.int8:
             quiet = replace(data, skipped=(lambda _: None) if skip else None)  # each is named once
             small = judge(evaluators, prepared(task, "int8"), quiet)
-        result = document(found, small)
-        self.answer(result, text(result))
+        result = document(found, small) | ({"trained_on": known} if known else {})
+        warning = f"\n{known:.1%} of these images were trained on: on new images the model is worse" if known else ""
+        self.answer(result, text(result) + warning)
         if "unreadable" in found[0]:
             sys.exit(1)
 
-    def _source(self, run: "Run | None", task: "Task") -> "Source":
-        """The images that are asked for, under the model's class numbers where it needs classes."""
-        from vitrail.data.sources.open import Data, find_splits, open_source
-        from vitrail.evaluate.matching import matched
+    def _source(self, run: "Run | None", task: "Task", given: Given) -> "tuple[Source, float]":
+        """(the images that are asked for, under the model's class numbers where it needs classes; the fraction of them
+        that was trained on)."""
+        from vitrail import run as runs
+        from vitrail.data.sources.open import find_splits, open_source
+        from vitrail.evaluate.matching import matched, seen
 
-        needs = task.config.needs
-        if run and (not self.data or Path(self.data) == Path(run.data.path)):
-            source = open_source(replace(run.data, balance=False), self.split, needs)
-        elif not self.data:
+        if not self.data and not run:
             raise ValueError(f"{self.model} is not a run, which would have its own images; name DATA after it.")
+        needs, folder, known, said = task.config.needs, Path(self.model), 0.0, ""
+        data = described(self.data or (run.data.path if run else ""), given, self, "vitrail evaluate", run and run.data)
+        if run and (Path(data.path) == Path(run.data.path) or self._same(data, needs)):
+            source = open_source(replace(data, balance=False), self.split, needs)
         else:
-            found = find_splits(Data(self.data))
+            found = find_splits(data)
             wanted = ("val", "test", "all") if self.split == "val" else (self.split,)
             if not (fitting := [found[name] for name in wanted if name in found]):
                 raise ValueError(f"{self.data} has no {self.split} images (but {few(found)}), which --split asks for.")
-            source = fitting[0]
-        return matched(source, task.class_names, self.data or self.model) if needs == "classes" else source
+            source, said = fitting[0], "\n".join(found.said(self.data))
+            if run is None and folder.name == "model" and (folder.parent / "run.json").is_file():
+                run = runs.read(folder.parent)
+            if run:
+                try:
+                    known = seen(source, open_source(replace(run.data, balance=False), "train", needs))
+                except ValueError:
+                    said += f"\n{run.data.path} cannot be opened: which of these images were trained on is not known."
+        if needs == "classes":
+            source = matched(source, task.class_names, self.data or self.model)
+        if said:
+            say(said)
+        return source, known
+
+    def _same(self, data: "Data", needs: "Needs") -> bool:
+        """Whether data at another path is what the run was made with, by its files, their labels and contents."""
+        from vitrail import run as runs
+        from vitrail.cli.launch import fingerprints
+        from vitrail.data.sources.open import open_splits
+
+        folder = Path(self.model)
+        try:
+            changed, _ = runs.changes(folder, fingerprints(open_splits(data, needs), before=True))
+        except ValueError:  # it cannot be divided as the run's data was
+            return False
+        if same := not changed and bool(runs.changes(folder, {})[0]):
+            say(f"{self.data} is the data of {self.model}: its own {self.split} images are evaluated.")
+        return same

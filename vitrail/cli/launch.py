@@ -20,6 +20,7 @@ from vitrail import checkpoint
 from vitrail import run as runs
 from vitrail.data.sources.fingerprint import fingerprint
 from vitrail.data.sources.open import Splits, open_splits
+from vitrail.evaluate.headers import look
 from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
 from vitrail.plan import refuse
@@ -73,6 +74,7 @@ def begin(run: Run, folder: Path, splits: Splits | None = None, again: str = "",
     """
     runs.vacant(folder)
     splits = splits or open_splits(run.data, run.task.needs)
+    look(splits, run.data.unreadable == "skip")
     run = run.task.adapt(run, splits.train) if adapt else run
     refuse(run, torch.device(pick_device(run.device)))
     trainer = Trainer(run, folder, splits)
@@ -81,7 +83,7 @@ def begin(run: Run, folder: Path, splits: Splits | None = None, again: str = "",
             f"training from scratch on {len(splits.train):,} images: Transformers need more, or weights that have seen "
             "more to start from: vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
         )
-    runs.write(run, folder, _fingerprints(splits))
+    runs.write(run, folder, fingerprints(splits))
     return _fit(trainer, splits, again)
 
 
@@ -95,7 +97,7 @@ def go_on(folder: Path, anyway: bool = False, again: str = "") -> Outcome:
         say(f"{folder} has ended; there is nothing left to train.")
         return Outcome(folder, metrics)
     splits = open_splits(run.data, run.task.needs)
-    data, others = runs.changes(folder, _fingerprints(splits))
+    data, others = runs.changes(folder, fingerprints(splits, before=True))
     if data and not anyway:
         raise ValueError(
             f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, or resume "
@@ -129,6 +131,7 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
         f"{run.recipe}: {size:,} parameters; {splits.words}; {run.duration} = {trainer.total:,} steps of {run.batch}; "
         f"on {trainer.device}; into {folder}" + (f"; going on after step {trainer.done:,}" if trainer.done else "")
     )
+    say("\n".join(splits.said))
     again = again or _resume(folder)
     try:
         metrics = trainer.fit()
@@ -149,8 +152,9 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     return Outcome(folder, metrics, time.perf_counter() - started)
 
 
-def _fingerprints(splits: Splits) -> dict[str, Any]:
-    return {"train": fingerprint(splits.train), "val": fingerprint(splits.val)}
+def fingerprints(splits: Splits, before: bool = False) -> dict[str, Any]:
+    """What tells later whether the data has changed. before: also what older runs have."""
+    return {"train": fingerprint(splits.train, before), "val": fingerprint(splits.val, before)}
 
 
 def _resume(folder: Path) -> str:

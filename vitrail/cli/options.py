@@ -12,16 +12,19 @@ import textwrap
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import Positional, arg
 
 from vitrail.cli.reading import names, option, read
+
+if TYPE_CHECKING:
+    from vitrail.data.sources.open import Data
 
 T = TypeVar("T")
 CommandT = TypeVar("CommandT", bound="Command")
@@ -37,6 +40,7 @@ TOGETHER = {
     "model.channels": ("model.channels", "model.stem.channels"),
     "channels": ("channels", "stem.channels"),
 }
+COLUMNS = ("data.image_column", "data.label_column")  # what is said of a table to every command
 OTHERS_SAY = """amp precision, batch_size batch, clip_grad optim.clip, epochs duration, hold_back data.val_fraction,
     img_size image_size, label_smoothing task.smoothing, learning_rate optim.lr, num_classes model.classes, num_workers
     workers, path data, steps duration, val_split data.val_fraction, wd optim.weight_decay"""
@@ -135,6 +139,16 @@ def override(value: T, given: Mapping[str, Sequence[str]], command: Command | No
     if left or changed is None:
         raise ValueError(f"{(left or words)[0]!r} cannot be read; see vitrail train RECIPE --help.")
     return changed
+
+
+def described(path: str, given: Given, command: Command, prog: str, data: "Data | None" = None) -> "Data":
+    """How a command that does not train reads a place: as the options that name a table's columns say, else as `data`.
+    ValueError for other options."""
+    from vitrail.data.sources.open import Data
+
+    if other := next((name for name in given if name not in COLUMNS), None):
+        raise ValueError(unknown(other, [*(field.name for field in fields(command)), *COLUMNS], prog))
+    return override(replace(data, path=path) if data else Data(path), given, command, "data.")
 
 
 def unknown(name: str, known: Sequence[str], prog: str) -> str:

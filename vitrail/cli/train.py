@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -70,7 +70,9 @@ class Train(Command):
     def run(self, given: Given) -> None:
         from vitrail.cli.launch import begin
 
-        run = options.override(recipe(self.recipe or "fast", self.data), given, self)
+        reading = {name: said for name, said in given.items() if name.startswith("data.")} if self.data else {}
+        run = recipe(self.recipe or "fast", self.data, reading)
+        run = options.override(run, given, self)
         folder = options.folder_for(run.recipe.rpartition(":")[2], self.out)
         outcome = begin(run, folder, adapt="model.classes" not in given)
         self.answer(outcome.document(), outcome.text())
@@ -104,10 +106,12 @@ class Resume(Command):
         self.answer(outcome.document(), outcome.text())
 
 
-def recipe(name: str, data: str) -> "Run":
-    """The Run of a recipe in the package, or of FILE.py:NAME, whose file is run; `recipe` is that name. ValueError for
-    an unknown name, a recipe that starts from weights, missing data, and what does not give a Run."""
+def recipe(name: str, data: str, reading: Given | None = None) -> "Run":
+    """The Run of a recipe in the package, or of FILE.py:NAME, whose file is run; `recipe` is that name. reading: the
+    data's options, for a recipe that looks at it. ValueError for an unknown name, a recipe that starts from weights,
+    missing data, and what does not give a Run."""
     from vitrail import recipes
+    from vitrail.data.sources.open import Data
     from vitrail.run import Run
 
     known = recipes.listed()
@@ -122,7 +126,10 @@ def recipe(name: str, data: str) -> "Run":
         takes = inspect.signature(found).parameters.get("data")
         if takes and takes.default is takes.empty and not data:
             raise ValueError("vitrail train needs --data PATH; see vitrail train --help.")
-        found = found(**({"data": data} if takes and data else {}))
+        how: dict[str, Any] = {"data": data} if takes and data else {}
+        if reading and "reading" in inspect.signature(found).parameters:
+            how["reading"] = options.override(Data(data), reading, prefix="data.")
+        found = found(**how)
     if not isinstance(found, Run):
         raise ValueError(f"{name} gives {type(found).__name__}; a recipe is a function that returns a Run.")
     return replace(found, recipe=name, data=replace(found.data, path=data or found.data.path))

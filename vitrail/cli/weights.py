@@ -71,7 +71,7 @@ class Predict(Command):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail.data.images.files import find
+        from vitrail.data.sources.walk import find
         from vitrail.pipeline import Pipeline
 
         if not self.images:

@@ -1,7 +1,40 @@
-"""The classes of data and of a model, which go by their names."""
+"""Data and a model that meet: classes, which go by their names, and images that the model was trained on."""
 
+import hashlib
+from itertools import chain
+
+import numpy as np
+
+from vitrail.data.sources.fingerprint import spread
 from vitrail.data.sources.source import Renumbered, Source
-from vitrail.progress import few, say
+from vitrail.data.stream import prefetch
+from vitrail.progress import few, say, track
+
+COMPARED = 50_000  # images of each side, evenly spaced
+CHUNK = 32  # images that a thread takes at a time
+
+
+def seen(source: Source, trained: Source) -> float:
+    """The fraction of a source's images that are among those trained on, by what is in their files."""
+    known = set(_digests(trained, "images that were trained on:"))
+    found = [digest in known for digest in _digests(source, "images to evaluate:") if digest]
+    return sum(found) / max(1, len(found))
+
+
+def _digests(source: Source, what: str) -> list[bytes]:
+    """Of what is in the images; b"" for one that cannot be read."""
+
+    def digest(index: int) -> bytes:
+        try:
+            content = source[index].image
+        except ValueError:
+            return b""
+        return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content).data).digest()
+
+    places = spread(len(source), COMPARED)
+    chunks = (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
+    read = prefetch(lambda chunk: [*map(digest, chunk)], chunks, 8, 4)
+    return list(track(chain.from_iterable(read), len(places), what))
 
 
 def matched(source: Source, names: tuple[str, ...], where: str) -> Source:

@@ -39,7 +39,7 @@ class Look:
     count: int
 
 
-def fast(data: str) -> Run:
+def fast(data: str, reading: Data | None = None) -> Run:
     """A ViT of 16 tokens (photographs: 36) that fits the images, 0.8 to 2.8 M parameters, by Muon, in minutes.
 
     Command: `vitrail train fast --data DATA`. Cost: 240,000 images; 192,000 of 28 px took 8 minutes of one core,
@@ -47,9 +47,9 @@ def fast(data: str) -> Run:
     Expected: 88.2 % of Fashion-MNIST's 10,000 test images after 3.2 epochs (docs/results.md).
 
     Images of one size up to 64 px keep it; grey images get a model with one channel. With few images there are many
-    epochs, and then RandAugment and Mixup are added.
+    epochs, and then RandAugment and Mixup are added. reading: how the data is read, where more than its place is said.
     """
-    look = look_at(data)
+    look = look_at(reading or Data(data))
     photo, grey = look.size is None, look.channels == 1
     size = look.size or (PHOTO, PHOTO)
     side = 6 if photo else 4  # patches
@@ -71,7 +71,7 @@ def fast(data: str) -> Run:
             classes=10,
         ),
         preprocessing=Preprocessing(size, mean, std, resize="crop"),
-        data=Data(data),
+        data=reading or Data(data),
         augment=replace(augment, randaugment=1, mixup=0.2) if often else augment,
         task=ClassifyConfig(smoothing=0.1),
         optim=optim.Config("muon", lr=3e-3, weight_decay=0.05, schedule=Schedule("cosine", warmup="5%")),
@@ -81,12 +81,12 @@ def fast(data: str) -> Run:
     )
 
 
-def look_at(data: str) -> Look:
+def look_at(data: Data) -> Look:
     """The kind of images at a place, from a few of them that can be read; colour images of 32 x 32 where it does not
     exist, because opening it later reports that. ValueError as open_splits raises it."""
-    if data != PACKAGED and ".py:" not in data and not Path(data).exists():
+    if data.path != PACKAGED and ".py:" not in data.path and not Path(data.path).exists():
         return Look((32, 32), 3, 50_000)
-    source, seen = open_splits(Data(data)).train, list[np.ndarray]()
+    source, seen = open_splits(data).train, list[np.ndarray]()
     for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
         with suppress(ValueError):
             seen.append(pixels(source[index].image, 3, source.name(index)))

@@ -16,8 +16,8 @@ from torch import Tensor
 from vitrail.data.images.preprocessing import Preprocessing, Resize
 from vitrail.models import Config, vit
 from vitrail.models.positions import sincos
-from vitrail.models.zoo import zoo
 from vitrail.models.relative import relative_count
+from vitrail.models.zoo import zoo
 from vitrail.weights.format import Weights, as_it_was, from_state_dict
 from vitrail.weights.known import checked, completed
 from vitrail.weights.mapping import Entry, added, heads_of_two, scatter, zeros

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from vitrail.data.audit.duplicates import alike, copies
 from vitrail.data.audit.scan import TRAITS, Record, Scan
-from vitrail.data.sources.source import Source, classes_of, counts
+from vitrail.data.sources.source import Found, Source, classes_of, counts, many
 from vitrail.progress import few
 
 FEW = 10  # images of a class that are too few to learn it from
@@ -54,6 +55,8 @@ KINDS = {
     "copies": Kind("image", "more than once in a split", "Delete the surplus, by which some count more."),
     "blank": Kind("image", "of one colour only", "Delete such images, or find out what happened to them."),
     "tiny": Kind("image", f"with a side below {TINY} pixels", "Delete such images, or find the originals."),
+    "lost": Kind("folder", "without an image that is read",
+        "If it is a class, convert its images to JPEG or PNG: without them it is missing."),
     "missing": Kind("class", "without an image in a split", "Add images, or take the class out of all splits."),
     "few": Kind("class", f"with fewer than {FEW} images to train on", "Add images, or merge classes."),
     "alike": Kind("group", "of look-alikes within a split", f"{LOOK} are fewer images than they seem.", False),
@@ -91,12 +94,14 @@ class Finding:
 class Report:
     """All that is known of a data set. Findings are sorted by importance.
 
-    splits: images in each. classes: for each class, how many images each split has; unlabelled: how many have no label.
+    read: what the place was read as, and what was left out. splits: images in each. classes: for each class, how many
+    images each split has; unlabelled: how many have no label.
     sizes: the smallest, the median and the largest width, height, aspect (width / height) and bytes, if known.
     small: the fraction of images with a side below 64 pixels. kinds: how many are "JPEG RGB", and so on.
     colours: "mean" and "std" of R, G and B in [0, 1] over up to 2,000 images, as a preprocessing might use them.
     """
 
+    read: tuple[str, ...]
     splits: dict[str, int]
     classes: dict[str, dict[str, int]]
     unlabelled: dict[str, int]
@@ -116,9 +121,10 @@ class Report:
         return {"images": sum(self.splits.values()), "faults": self.faults, **asdict(self)}
 
 
-def check(splits: Mapping[str, Source], progress: bool = True) -> Report:
+def check(splits: Mapping[str, Source], progress: bool = True, place: str = "the data") -> Report:
     """Reads every image of every split once; one that cannot be read is a finding, not an error. progress: bars on
-    standard error."""
+    standard error. place: what it is called."""
+    found = splits if isinstance(splits, Found) else Found(splits)
     scan = Scan.of(splits, progress)
     classes = dict[str, dict[str, int]]()
     for split, source in splits.items():
@@ -130,6 +136,7 @@ def check(splits: Mapping[str, Source], progress: bool = True) -> Report:
     cases = defaultdict[str, list[Item]](list)
     _images(scan, cases)
     _doubles(scan, cases, progress)
+    cases |= {"lost": [Item((), folder) for folder in found.lost]} if found.lost else {}
     if classes:
         _uneven(classes, [split for split in splits if unlabelled[split] < len(splits[split])], cases)
     seen = scan.rows[scan.rows["readable"]]
@@ -137,6 +144,7 @@ def check(splits: Mapping[str, Source], progress: bool = True) -> Report:
     measured["bytes"] = seen["size"][seen["size"] > 0]
     mean, std = (tuple(values) for values in scan.colours.round(4).tolist())
     return Report(
+        read=found.said(place),
         splits={split: len(source) for split, source in splits.items()},
         classes=classes,
         unlabelled=unlabelled,
@@ -145,15 +153,11 @@ def check(splits: Mapping[str, Source], progress: bool = True) -> Report:
         kinds=dict(scan.kinds.most_common()),
         colours={"mean": mean, "std": std} if len(seen) else {},
         findings=tuple(
-            Finding(name, of.serious, f"{_many(len(cases[name]), of.noun)} {of.what}", of.advice, tuple(cases[name]))
+            Finding(name, of.serious, f"{many(len(cases[name]), of.noun)} {of.what}", of.advice, tuple(cases[name]))
             for name, of in KINDS.items()
             if name in cases
         ),
     )
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun if number == 1 else noun + ('es' if noun[-1] == 's' else 's')}"
 
 
 def _images(scan: Scan, cases: dict[str, list[Item]]) -> None:
@@ -189,7 +193,7 @@ def _uneven(classes: dict[str, dict[str, int]], splits: Sequence[str], cases: di
     """Classes that lack images, in the splits that have labels at all."""
     largest = max(row[splits[0]] for row in classes.values())  # the first split is what is trained on
     for name, row in classes.items():
-        size, images = row[splits[0]], _many(row[splits[0]], "image")
+        size, images = row[splits[0]], many(row[splits[0]], "image")
         if empty := [split for split in splits if not row[split]]:
             cases["missing"].append(Item((), f"{name}: none in {' and '.join(empty)}"))
         if 0 < size < FEW:
@@ -201,9 +205,11 @@ def _uneven(classes: dict[str, dict[str, int]], splits: Sequence[str], cases: di
 def text(report: Report) -> str:
     """The report for people: what a person should look at, what else was noticed, and the numbers."""
     splits = " (" + ", ".join(f"{name} {count:,}" for name, count in report.splits.items()) + ")"
-    classes = f" of {_many(len(report.classes), 'class')}" if report.classes else " without labels"
-    images = _many(sum(report.splits.values()), "image")
-    lines = [f"{images}{splits if len(report.splits) > 1 else ''}{classes}. {verdict(report.faults)}.", ""]
+    classes = f" of {many(len(report.classes), 'class')}" if report.classes else " without labels"
+    images = many(sum(report.splits.values()), "image")
+    lines = [f"{images}{splits if len(report.splits) > 1 else ''}{classes}. {verdict(report.faults)}."]
+    lines += [part for line in report.read for part in wrap(line, WIDTH, subsequent_indent="  ")]
+    lines.append("")
     for finding in filter(lambda finding: finding.serious, report.findings):
         more = len(finding.items) - SHOWN
         lines += [f"! {finding.title}", f"  {finding.advice}"]
@@ -216,7 +222,7 @@ def text(report: Report) -> str:
 
 def verdict(faults: int) -> str:
     """The result in a few words."""
-    return f"{_many(faults, 'thing')} to look at" if faults else "Nothing wrong was found"
+    return f"{many(faults, 'thing')} to look at" if faults else "Nothing wrong was found"
 
 
 def line(item: Item) -> str:

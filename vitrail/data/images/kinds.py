@@ -2,15 +2,12 @@
 
     is_image("IMG_1.JFIF")                          # True: by the suffix, in any case
     image = by_pillow(content, "IMG_1.JFIF")        # by the content; the suffix counts where a format has no signature
-    left_out(["a.cr2", "b.txt"])                    # "2 files of no kind of image: 1 .cr2 (a.cr2), 1 .txt (b.txt)"
 
 A format that a later Pillow reads is read, too. HEIC and HEIF need the package pillow-heif (the extra `heif`); without
 it they are images that cannot be read, which are named like damaged ones.
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from io import BytesIO
@@ -18,8 +15,6 @@ from pathlib import PurePath
 
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-from vitrail.progress import few
 
 Image.init()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or what is refused here would be printed, too
@@ -52,18 +47,6 @@ OTHERS = {
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name: the one rule for folders, tars and the command line."""
     return PurePath(name).suffix.lower() in KINDS
-
-
-def left_out(names: Iterable[str]) -> str:
-    """What a folder's other files are, for a sentence: how many, of which suffixes, with an example of each; "" without
-    any."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[PurePath(name).suffix.lower() or "without a suffix"].append(name)
-    total = sum(map(len, groups.values()))
-    kinds = sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))
-    shown = few((f"{len(found):,} {kind} ({found[0]})" for kind, found in kinds), 8)
-    return f"{total:,} {'file' if total == 1 else 'files'} of no kind of image: {shown}" if total else ""
 
 
 def by_pillow(content: bytes, name: str) -> Image.Image:

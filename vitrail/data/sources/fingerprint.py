@@ -1,9 +1,12 @@
 """A digest of a source, which tells when a run is resumed whether its data has changed.
 
-fingerprint(source)         # {"images": 60000, "classes": [...], "names and labels": "5f0c...", "pixels": "91aa..."}
+fingerprint(source)     # {"images": 60000, "classes": [...], "files and labels": "5f0c...", "contents": "91aa..."}
+
+It is the same wherever the data lies: names count from the folder that all of them are in.
 """
 
 import hashlib
+import os
 from typing import Any
 
 import numpy as np
@@ -13,26 +16,40 @@ from vitrail.data.sources.source import Source
 RECORDS, CONTENTS = 10_000, 256
 
 
-def fingerprint(source: Source) -> dict[str, Any]:
+def fingerprint(source: Source, before: bool = False) -> dict[str, Any]:
     """The number of images, the class names, and digests of 10,000 names and labels and 256 images at most, evenly
-    spaced: it takes a second at any size."""
-    records, contents = hashlib.sha256(), hashlib.sha256()
-    for index in spread(len(source), RECORDS):
-        records.update(f"{source.name(index)}\0{source.target(index)}\n".encode("utf-8", "surrogateescape"))
+    spaced: it takes a second at any size. before: also what older runs have, of names with their whole paths."""
+    places = spread(len(source), RECORDS)
+    names, labels = [source.name(index) for index in places], [source.target(index) for index in places]
+    absolute = {os.path.isabs(name) for name in names}
+    common = os.path.commonpath(map(os.path.dirname, names)) if len(absolute) == 1 else ""
+    inner = [name[len(common) :].lstrip("/") for name in names]
+    contents, older = hashlib.sha256(), hashlib.sha256()
     for index in spread(len(source), CONTENTS):
         try:
             content = source[index][0]
-            contents.update(content if isinstance(content, bytes) else np.ascontiguousarray(content).data)
+            parts = [content if isinstance(content, bytes) else np.ascontiguousarray(content).data] * 2
         except ValueError as error:  # unreadable, then as now
-            contents.update(str(error).encode("utf-8", "surrogateescape"))
-    return {
+            parts = [b"unreadable", str(error).encode("utf-8", "surrogateescape")]
+        contents.update(parts[0])
+        older.update(parts[1])
+    found = {
         "images": len(source),
         "classes": list(source.class_names),
-        "names and labels": records.hexdigest()[:16],
-        "pixels": contents.hexdigest()[:16],
+        "files and labels": _digest(inner, labels),
+        "contents": contents.hexdigest()[:16],
     }
+    then = {"names and labels": _digest(names, labels), "pixels": older.hexdigest()[:16]} if before else {}
+    return found | then
 
 
 def spread(length: int, count: int) -> list[int]:
     """At most `count` of range(length), evenly spaced."""
     return sorted({int(place) for place in np.linspace(0, length - 1, min(length, count))})
+
+
+def _digest(names: list[str], labels: list[Any]) -> str:
+    records = hashlib.sha256()
+    for name, label in zip(names, labels, strict=True):
+        records.update(f"{name}\0{label}\n".encode("utf-8", "surrogateescape"))
+    return records.hexdigest()[:16]

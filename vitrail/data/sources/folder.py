@@ -3,121 +3,71 @@
     photos/cats/1.jpg, photos/dogs/2.png                  splits(Path("photos")) gives {"all": source}
     photos/train/cats/1.jpg, photos/valid/cats/2.jpg      ... gives {"train": source, "val": source}
 
-A class is the folder that directly holds images: "cats", or "pets/cats" if it lies deeper; classes are sorted by these
-names. A file such as classes.txt beside the split folders may give them other names ("n01440764 tench"). Images outside
-any such folder have no label.
+A class is the folder that directly holds images: "cats", or "pets/cats" where classes lie in several folders (layout.py
+says which folders are splits); classes are sorted by these names. A list such as classes.txt beside the class or split
+folders may give them other names (names.py). Images outside any such folder have no label. What is no image is counted,
+but for hidden files.
 """
 
 import os
 import unicodedata
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.images.kinds import KNOWN, is_image
+from vitrail.data.sources import names
+from vitrail.data.sources.layout import layout
 from vitrail.data.sources.records import Labels, Paths, divide
-from vitrail.data.sources.source import SPLITS, Source, printable
-
-STEMS = ("classes", "labels", "class_names", "words", "synset_words", "LOC_synset_mapping")
-WORDS = [stem + suffix for stem in STEMS for suffix in (".txt", ".tsv", ".csv")]
-WORDS_BYTES = 2**24  # read of such a file; WordNet's has 2.6 million
+from vitrail.data.sources.source import Found, Source, speaks
+from vitrail.data.sources.walk import kinds, lost, parents, scan, without_images
 
 
-def splits(path: Path) -> dict[str, Source]:
-    """The images in the folder `path`: "train", "val", "test" if it has such folders, else "all"."""
-    folders = split_folders(path) or {"all": path}
-    found = {split: _scan(folder) for split, folder in folders.items()}
-    words = _words(path, {name for files in found.values() for name in files if name})
-    return {split: _source(folders[split], files, words) for split, files in found.items()}
+def splits(path: Path) -> Found:
+    """The images in the folder `path`: "train", "val", "test" if it has folders for these, else "all"."""
+    files, others = scan(path)
+    if not any(files.values()):
+        raise without_images(path, others)
+    sizes = {folder: len(files[folder]) for folder in files if files[folder] or others[folder]}
+    found = layout(path, sizes, beside=kinds(others))
+    of = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
+    for folder, (split, name) in found.places.items():
+        # macOS writes "é" as two characters, other systems as one: it must be the same class.
+        of[split][unicodedata.normalize("NFC", name)] += files[folder]
+    named, used = _words(path, {name for classes in of.values() for name in classes if name}, found.places)
+    sources = {split or "all": _source(path, of[split], named) for split in ("", "train", "val", "test") if split in of}
+    if len(sources) > 1 and "all" in sources:
+        outside = sources["all"].name(0)
+        raise ValueError(f"{path}: {outside} is in none of train, val and test, though others are; move or delete it.")
+    notes = [f"the classes are called as in {used}"] if used else []
+    left_out = [*found.left_out, *filter(None, [kinds(others, used)])]
+    return Found(sources, notes + found.notes, left_out, lost(files, others))
 
 
-def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the folders and of the image files in a folder, sorted, without hidden ones."""
-    folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            # os.path.isdir, unlike entry.is_dir, tolerates a link that leads to itself.
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                folders.append(entry.name)
-            elif is_image(entry.name):
-                images.append(entry.name)
-    return sorted(folders), sorted(images)
-
-
-def split_folders(path: Path) -> dict[str, Path]:
-    """The folders train, val and test in `path`, under any of their names; none if these are names of classes."""
-    folders = {name: path / name for name in listing(path)[0]}
-    named = [name for name in folders if name.lower() in SPLITS]
-    # Beside folders such as "car" and "bus", one "train" that directly holds images is a class.
-    if len(named) == 1 and len(folders) > 1 and not listing(folders[named[0]])[0]:
-        return {}
-    found: dict[str, Path] = {}
-    for name in named:
-        other = found.setdefault(SPLITS[name.lower()], folders[name])
-        if other != folders[name]:
-            raise ValueError(f"{path} has both {other.name} and {name}; put their images into one folder.")
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
-
-
-def _scan(root: Path) -> dict[str, list[str]]:
-    """class -> its files below root, sorted; "" is the class of files in root itself.
-
-    Every folder is read once, by its own name rather than by that of a link to it: links may lead in circles.
-    """
-    found: dict[str, list[str]] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting, links = [""], []
-    while waiting or links:
-        place = (waiting or links).pop()
-        where = os.stat(root / place)
-        if (where.st_dev, where.st_ino) in seen:
-            continue
-        seen.add((where.st_dev, where.st_ino))
-        folders, images = listing(root / place)
-        below = f"{place}/" if place else ""
-        for name in reversed(folders):
-            (links if os.path.islink(root / place / name) else waiting).append(below + name)
-        if images:
-            # macOS writes "é" as two characters, other systems as one: it must be the same class.
-            found.setdefault(unicodedata.normalize("NFC", place), []).extend(below + name for name in images)
-    return {name: sorted(found[name]) for name in sorted(found)}
-
-
-def _source(root: Path, found: dict[str, list[str]], words: dict[str, str]) -> Source:
+def _source(root: Path, found: Mapping[str, list[str]], words: Mapping[str, str]) -> Source:
     """The images of one split, by class; "" is no class."""
-    if not found:
-        raise ValueError(f"{root} has no images ({KNOWN}), nor has any folder in it; check the path.")
-    paths, labels = Paths(root), Labels(classes=tuple(words.get(name, name) for name in found if name))
-    for name, files in found.items():
-        for file in files:
+    order = sorted(found)
+    paths, labels = Paths(root), Labels(classes=tuple(words.get(name, name) for name in order if name))
+    for name in order:
+        for file in sorted(found[name]):
             paths.texts.append(file)
-        labels.extend([words.get(name, name)], np.zeros(len(files), np.int32), np.full(len(files), -1, np.int8))
+        count = len(found[name])
+        labels.extend([words.get(name, name)], np.zeros(count, np.int32), np.full(count, -1, np.int8))
     return divide(root, {"all": (paths, labels)})["all"]
 
 
-def _words(path: Path, classes: set[str]) -> dict[str, str]:
-    """The names that a file beside the split folders gives to the classes, all different."""
+def _words(path: Path, classes: set[str], folders: Iterable[str]) -> tuple[dict[str, str], str]:
+    """(the names that a list gives to the classes, its path): beside the folders of the classes, or further out."""
     whole = path.resolve()
-    places = [whole, whole.parent] if whole.name.lower() in SPLITS else [whole]
-    for file in (place / name for place in places for name in WORDS):
-        if not os.path.isfile(file):  # False, too, if the parent folder may not be read
-            continue
-        with file.open("rb") as stream:
-            lines = stream.read(WORDS_BYTES).decode("utf-8-sig", errors="replace").splitlines()
-        words = dict(pair for line in lines if (pair := _pair(unicodedata.normalize("NFC", line), classes)))
-        often = Counter([*words.values(), *classes.difference(words)])
-        if words:  # ImageNet has two cranes
-            return {name: word if often[word] == 1 else f"{word} ({name})" for name, word in words.items()}
-    return {}
-
-
-def _pair(line: str, classes: set[str]) -> tuple[str, str] | None:
-    """(folder, name) of a line such as "n01440764 tench", with a tab, a comma or a space between them."""
-    for separator in ("\t", ",", " "):
-        name, word = (part.strip().strip('"') for part in line.split(separator, 1)) if separator in line else ("", "")
-        if name in classes and word and printable(word):
-            return name, word
-    return None
+    common = os.path.commonpath([f"/{folder}" for folder in folders]).removeprefix("/")
+    inner = [path / parent for parent in (common, *parents(common))]
+    for place in [*inner, whole.parent] if speaks(whole.name) else inner:
+        for file in (place / name for name in names.FILES):
+            if not os.path.isfile(file):  # False, too, if the parent folder may not be read
+                continue
+            with file.open("rb") as stream:
+                text = stream.read(names.BYTES).decode("utf-8-sig", errors="replace")
+            if found := names.renamed(classes, text):
+                return found, str(file)
+    return {}, ""

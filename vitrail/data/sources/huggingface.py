@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from vitrail.data.images.decode import read
 from vitrail.data.sources.cache import unpacked
 from vitrail.data.sources.records import Labels, divide, find_column, tables
-from vitrail.data.sources.source import SPLITS, Source
+from vitrail.data.sources.source import SPLITS, Found, Source
 from vitrail.progress import few
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
@@ -33,7 +33,7 @@ ROWS = 64  # of Parquet in a batch of Arrow
 PARTS = {"bytes": ("binary", "large_binary"), "path": ("string", "large_string")}  # of an image, by their types
 
 
-def splits(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
+def splits(path: Path, image_column: str | None, label_column: str | None) -> Found:
     """The splits of a saved DatasetDict, without those of other names; {"all": source} for a single Dataset."""
     root, rows = Path(os.path.abspath(path)), dict[Path, int]()
     with _reading(path) as datasets:
@@ -47,20 +47,21 @@ def splits(path: Path, image_column: str | None, label_column: str | None) -> di
         if not rows:
             raise ValueError(f"{path} has no images; check the path.")
         found = datasets.load_from_disk(str(root), keep_in_memory=False)
-    groups = {}
-    for split, dataset in _chosen(found, path).items():
+    groups, chosen = {}, _chosen(found, path)
+    others = [name for name in found if SPLITS.get(name.lower()) not in chosen] if isinstance(found, dict) else []
+    for split, dataset in chosen.items():
         files = [Path(file["filename"]) for file in dataset.cache_files]
         if strange := [file for file in files if file not in rows]:
             raise ValueError(f"{path} names the file {strange[0]}, which is not in it; save the data set again.")
         shown = [(path / file.relative_to(root), rows[file]) for file in files]
         groups[split] = _group(dataset, shown, image_column, label_column)
-    return divide(path, groups)
+    return Found(divide(path, groups), (), [f"the split {name}" for name in others if "all" not in chosen])
 
 
 def parquet(path: Path, image_column: str | None, label_column: str | None) -> dict[str, Source]:
     """The splits of a Parquet file or of a folder of them, else {"all": source}."""
     groups = {}
-    for split, files in tables(path, (".parquet",)).items():
+    for split, files in tables(path, (".parquet",))[0].items():
         with _reading(files[0]) as datasets:
             features, schema = {}, _opened(files[0])[1]
             for name in schema.names:
@@ -182,12 +183,15 @@ def _group(
     image, label, split = _columns(files[0][0], dataset.features, image_column, label_column)
     images = Embedded(dataset.select_columns([image]).data, files)
     names = _class_names(dataset.features[label]) if label else ()
-    labels = Labels(classes=names)
-    for batch in dataset.data.to_batches():
+    labels, batches = Labels(classes=names), dataset.data.to_batches()
+    # Lists as long as there are classes, of 0 and 1 only, say for each class whether it is there.
+    said = [v for batch in batches for v in batch.column(label).to_pylist() if v is not None] if len(names) > 1 else []
+    hot = bool(said) and all(isinstance(v, list) and len(v) == len(names) and {*v} <= {0, 1} for v in said)
+    for batch in batches:
         values, words = (batch.column(c).to_pylist() if c else [None] * len(batch) for c in (label, split))
         for value, word in zip(values, words, strict=True):
             try:
-                labels.add(_named(value, names) if names else value, word)
+                labels.add(_named(value, names) if names and not hot else value, word)
             except ValueError as error:
                 raise ValueError(f"{images.name(len(labels.codes))}: {error}.") from None
     return images, labels

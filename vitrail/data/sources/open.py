@@ -21,14 +21,16 @@ import numpy as np
 
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
-from vitrail.data.sources.source import SPLITS, Renumbered, Source, Split, counts
+from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, speaks
 from vitrail.data.sources.split import balanced, stratified
+from vitrail.data.sources.walk import listing
 from vitrail.data.stream import Unreadable
 from vitrail.progress import few
 
 PACKAGED = "fashion"
 SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}  # by `save_to_disk`
 SPLIT_TABLE = re.compile(rf"({'|'.join(SPLITS)})\b.*\.(csv|tsv|jsonl)")
+WRAPPERS = 8  # folders in folders, as archives unpack
 TABLES = (*table.SUFFIXES, ".parquet")
 Needs = Literal["none", "classes", "number", "boxes", "masks"]
 
@@ -73,11 +75,13 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The images to train on, those to validate on, and a sentence that says which these are."""
+    """The images to train on, those to validate on, and a sentence that says which these are. said: lines on what the
+    places were read as, and what was left out."""
 
     train: Source
     val: Source
     words: str
+    said: tuple[str, ...] = ()
 
 
 def open_splits(data: Data, needs: Needs = "classes") -> Splits:
@@ -100,31 +104,38 @@ def open_source(data: Data, split: Split, needs: Needs = "classes") -> Source:
     return splits.train if split == "train" else splits.val
 
 
-def find_splits(data: Data) -> dict[str, Source]:
+def find_splits(data: Data) -> Found:
     """What lies at data.path: its splits, among "train", "val" and "test", or "all" if it is not divided.
 
     ValueError, naming the file and what to do, if it is missing, damaged, or of a kind that is not read.
     """
     if ".py:" in data.path:
         found = attribute(data.path)()
-        return dict(found) if isinstance(found, Mapping) else {"all": found}
+        return Found(found if isinstance(found, Mapping) else {"all": found})
     if data.path == PACKAGED:
-        return {"train": mnist.fashion("train"), "test": mnist.fashion("test")}
+        return Found({"train": mnist.fashion("train"), "test": mnist.fashion("test")})
     path = Path(data.path)
     try:
         if not path.exists():
             raise ValueError(f"{path} does not exist; name a folder or file of images.")
         if not path.is_dir():
-            return _read_file(path, data)
-        # An archive often unpacks to a folder in a folder.
-        inner = folder.listing(path)[0]
-        for place in (path, path / inner[0]) if len(inner) == 1 else (path,):
+            return _found(_read_file(path, data))
+        place = path
+        for _ in range(WRAPPERS):
             if (found := _read_folder(place, data)) is not None:
-                return found
+                return _found(found)
+            inner, images, _ = listing(place)
+            if images or len(inner) != 1:
+                break
+            place /= inner[0]
         return folder.splits(path)
     except OSError as error:
         file = error.filename or path
         raise ValueError(f"{file} cannot be read ({error.strerror}); check its name and permissions.") from None
+
+
+def _found(splits: dict[str, Source]) -> Found:
+    return splits if isinstance(splits, Found) else Found(splits)
 
 
 def _read_file(path: Path, data: Data) -> dict[str, Source]:
@@ -140,8 +151,8 @@ def _read_file(path: Path, data: Data) -> dict[str, Source]:
 def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
     """The splits of a folder whose files say what it is; None if it has only images and folders."""
     columns = data.image_column, data.label_column
-    divided = folder.split_folders(path)
-    names, below = _names(path), [name for place in divided.values() for name in _names(place)]
+    names, inner = _names(path), listing(path)[0]
+    below = [name for place in inner if speaks(place) for name in _names(path / place)]
     hub = _names(path / "data") if (path / "data").is_dir() else []  # where the Hugging Face Hub has them
     if found := mnist.splits(path):
         return found
@@ -153,23 +164,29 @@ def _read_folder(path: Path, data: Data) -> dict[str, Source] | None:
         return huggingface.splits(path, *columns)
     if any(name.endswith(tar.SUFFIXES) for name in below + hub):
         return tar.splits(path)
-    tars = [name for name in os.listdir(path) if name.lower().endswith(tar.SUFFIXES) and name[0] != "."]
+    files = [name for name in os.listdir(path) if name[0] != "."]
+    tars = [name for name in files if name.lower().endswith(tar.SUFFIXES)]
     # Tars beside folders are often where these came from.
-    if tars and not folder.listing(path)[0]:
+    if tars and not inner:
         whole = path / tars[0]
         return cifar.splits(whole) if len(tars) == 1 and cifar.is_cifar(whole) else tar.splits(path)
     if any(name.endswith(".parquet") for name in names + below + hub):
         return huggingface.parquet(path, *columns)
     if any(map(SPLIT_TABLE.fullmatch, names + hub)):
         return table.splits(path, *columns)
-    return folder.splits(path) if divided else None
+    named = [name for name in files if name.lower().endswith(table.SUFFIXES) and (path / name).is_file()]
+    found, note = table.beside(path, named, *columns)
+    if note:
+        found = folder.splits(path)
+        found.notes += (note,)
+    return found
 
 
 def _names(path: Path) -> list[str]:
     return [name.lower() for name in os.listdir(path) if not name.startswith(".")]
 
 
-def _divided(data: Data, splits: dict[str, Source], needs: Needs) -> Splits:
+def _divided(data: Data, splits: Found, needs: Needs) -> Splits:
     whole = splits.get("train", splits.get("all"))
     if whole is None:
         raise ValueError(f"{data.path} has only {' and '.join(splits)} images; name a place with some to train on.")
@@ -179,29 +196,32 @@ def _divided(data: Data, splits: dict[str, Source], needs: Needs) -> Splits:
         if len(present) == 1:
             name = whole.class_names[present[0]]
             raise ValueError(f"{data.path} has one class only ({name}); put each class's images into its own folder.")
-    train, val, how = _validation(data, splits, whole, needs)
+    train, val, how, said = _validation(data, splits, whole, needs)
     val = _agreed(val, how, train, data.path, needs)
     even = ", each class equally often" if data.balance else ""
     words = f"{len(train):,} images to train on{even}, {len(val):,} for validation: {how}"
-    return Splits(balanced(train) if data.balance else train, val, words)
+    return Splits(balanced(train) if data.balance else train, val, words, splits.said(data.path) + said)
 
 
-def _validation(data: Data, splits: dict[str, Source], whole: Source, needs: Needs) -> tuple[Source, Source, str]:
-    """(train, val, which images val are), by the rules of open_splits."""
+def _validation(
+    data: Data, splits: dict[str, Source], whole: Source, needs: Needs
+) -> tuple[Source, Source, str, tuple[str, ...]]:
+    """(train, val, which images val are, what another place was read as), by the rules of open_splits."""
     if data.val is not None:
         found = find_splits(replace(data, path=data.val, val=None))
         name = next((name for name in ("val", "test", "all") if name in found), None)
         if name is None:
             raise ValueError(f"{data.val} has only images to train on; name a place with a val or test split, or none.")
-        return whole, found[name], data.val if name == "all" else f"the {name} images of {data.val}"
+        how = data.val if name == "all" else f"the {name} images of {data.val}"
+        return whole, found[name], how, found.said(data.val)
     if data.val_fraction is None:
         for name in ("val", "test"):
             if name in splits and _has(splits[name], needs):
-                return whole, splits[name], f"the {name} images of {data.path}"
+                return whole, splits[name], f"the {name} images of {data.path}", ()
     fraction = data.val_fraction or 0.1
     train, val = stratified(whole, fraction, data.split_seed)
     part = "a tenth" if fraction == 0.1 else f"{fraction:.4g}"
-    return train, val, f"{part} of {'each class' if whole.class_names else 'them'}, by seed {data.split_seed}"
+    return train, val, f"{part} of {'each class' if whole.class_names else 'them'}, by seed {data.split_seed}", ()
 
 
 def _has(source: Source, needs: Needs) -> bool:

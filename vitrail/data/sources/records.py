@@ -25,15 +25,18 @@ from vitrail.data.sources.source import SPLITS, Example, Source, Target, Targets
 from vitrail.progress import few
 
 NUMBER = re.compile(r"-?[0-9]{1,18}")
-MARKS = {"train": 0, "val": 1, "test": 2}  # -1 is none of them
+MARKS = {"train": 0, "val": 1, "test": 2, "": -1}
+LEFT_OUT = -2
 # What columns are called, in lower case and with "_" for all but letters and digits.
 COLUMNS = {
     "image": ("image", "images", "file", "path", "filename", "file_name", "filepath", "file_path", "img", "img_path",
               "image_path", "image_file", "image_name", "jpg", "png"),
     "label": ("label", "labels", "cls", "class", "classes", "class_name", "target", "targets", "category",
-              "categories", "species"),
+              "categories", "species", "breed", "diagnosis", "dx", "disease", "label_name"),
     "split": ("split",),
 }  # fmt: skip
+VECTOR = re.compile(r"\[\s*[01](\.0*)?([\s,;]+[01](\.0*)?)+\s*\]|[01](\s*[\s,;|]\s*[01])+")
+HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SHOWN = 20  # columns in a message
 
 # As it was read: a name, several of them, or "" if it is unknown.
@@ -94,10 +97,10 @@ class Paths:
 
 class Labels:
     """Labels and splits as they are read: for each record the number of its label among the different ones. separators:
-    what stands between several labels in one text. classes: all class names, if they are known."""
+    what stands between several labels in one text. classes: all class names, if known. unread: columns of a table."""
 
     def __init__(self, separators: str = "", classes: tuple[str, ...] = ()) -> None:
-        self.separators, self.classes = separators, classes
+        self.separators, self.classes, self.unread = separators, classes, tuple[str, ...]()
         self.keys: dict[Label, int] = {}
         self.codes, self.marks = array("i"), array("b")
 
@@ -107,7 +110,7 @@ class Labels:
         if name == "":
             raise ValueError(f"the split is {str(split)[:60]!r}, which is none of train, val and test")
         self.codes.append(self.keys.setdefault(key, len(self.keys)))
-        self.marks.append(MARKS.get(name, -1) if name else -1)
+        self.marks.append(MARKS[name or ""])
 
     def extend(self, keys: Iterable[Label], codes: NDArray[np.int32], marks: NDArray[np.int8]) -> None:
         """Appends records (N,) by the numbers of their labels in `keys`, and their splits' MARKS."""
@@ -123,7 +126,7 @@ class Labels:
     def names(self, key: Label, several: bool) -> tuple[str, ...]:
         """The class names in one label."""
         if isinstance(key, tuple):
-            return key
+            return tuple(dict.fromkeys(key))
         if several and self.separators:
             parts = (part.strip() for part in re.split(f"[{re.escape(self.separators)}]", key))
             return tuple(dict.fromkeys(filter(None, parts)))
@@ -162,20 +165,59 @@ def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str
     If one record has a list of labels, all records of the place have one. ValueError if there is no image, or a
     record's split is unknown although others' are known.
     """
+    _decode(place, [labels for _, labels in groups.values()])
     several = any(labels.several for _, labels in groups.values())
     found: dict[str, Source] = {}
     for split, (images, labels) in groups.items():
         marks = np.frombuffer(labels.marks, np.int8)
         if split != "all" or not (marks >= 0).any():
-            found[split] = _records(place, images, labels, range(len(images)), several)
+            kept = marks != LEFT_OUT
+            rows = range(len(images)) if kept.all() else np.flatnonzero(kept)
+            found[split] = _records(place, images, labels, rows, several)
             continue
-        if (marks < 0).any():
-            name = images.name(int(marks.argmin()))
+        if (marks == MARKS[""]).any():
+            name = images.name(int((marks == MARKS[""]).argmax()))
             raise ValueError(f"{place}: {name} is in none of train, val and test, though others are; give it a split.")
-        for name, mark in MARKS.items():
-            if len(rows := np.flatnonzero(marks == mark)):
+        for name in ("train", "val", "test"):
+            if len(rows := np.flatnonzero(marks == MARKS[name])):
                 found[name] = _records(place, images, labels, rows, several)
     return found
+
+
+def _decode(place: Path, every: Sequence[Labels]) -> None:
+    """Replaces labels that are vectors of 0 and 1 by the classes that these mean, one or several. ValueError where they
+    do not fit the classes."""
+    keys = {key for labels in every for key in labels.keys if key != ""}
+    if not keys or not all(isinstance(key, tuple) and set(key) <= {"0", "1"} for key in keys):
+        return
+    widths, repeat = sorted({len(key) for key in keys}), any(len(set(key)) < len(key) for key in keys)
+    if max(widths) < 2 or not (repeat or len(widths) == 1):  # [0], [1] and [0, 1] are lists of classes
+        return
+    classes = next((labels.classes for labels in every if labels.classes), tuple(map(str, range(widths[-1]))))
+    if widths != [len(classes)]:
+        lengths = f"lists of {few(widths)} numbers 0 and 1, but there are {len(classes)} classes"
+        raise ValueError(f"{place}: the labels are {lengths}; give one number for each class, or names.")
+    meant = {key: tuple(name for bit, name in zip(key, classes, strict=True) if bit == "1") for key in keys}
+    single = all(len(names) == 1 for names in meant.values())
+    for labels in every:
+        new = {(meant[key][0] if single else meant[key]) if key else "": code for key, code in labels.keys.items()}
+        labels.keys, labels.classes, labels.separators = new, classes, ""
+
+
+def hot_columns(rows: Iterable[Mapping[str, Any] | None], columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns that are 0 or 1 in every row, two or more; () where they are not all, unless each row has one 1."""
+    left, one = list(columns), True
+    for row in filter(None, rows):
+        left = [column for column in left if str(row.get(column)).strip().lower() in HOT]
+        one = one and sum(hot(row, left)) == 1
+        if len(left) < 2:
+            return ()
+    return tuple(left) if one or len(left) == len(columns) else ()
+
+
+def hot(row: Mapping[str, Any], columns: Iterable[str]) -> list[int]:
+    """The 0 and 1 in the columns of a row."""
+    return [HOT[str(row[column]).strip().lower()] for column in columns]
 
 
 def _records(place: Path, images: Images, labels: Labels, rows: Rows, several: bool) -> Records:
@@ -198,16 +240,19 @@ def _records(place: Path, images: Images, labels: Labels, rows: Rows, several: b
 
 
 def label(value: Any) -> Label:
-    """A label as it is kept: "cat", 3 -> "3", [1, 4] -> ("1", "4"), None -> "". ValueError for anything else."""
+    """A label as it is kept: "cat", 3 -> "3", [1, 4] -> ("1", "4"), "[0, 1]" -> ("0", "1"), None -> "". ValueError for
+    anything else."""
     if isinstance(value, str):
         text = value.strip()
+        if VECTOR.fullmatch(text):
+            return tuple(re.findall(r"(?<!\.)[01]", text))
         return text if text.isascii() else unicodedata.normalize("NFC", text)  # macOS writes "é" as two characters
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(value if isinstance(value, bool) else int(value))
     if isinstance(value, list | tuple):
-        parts = [label(part) for part in value]
+        parts = [label(int(part) if isinstance(part, bool) else part) for part in value]
         if all(isinstance(part, str) and part for part in parts):
-            return tuple(dict.fromkeys(map(str, parts)))
+            return tuple(map(str, parts))
     if value is None:
         return ""
     raise ValueError(f"the label is {str(value)[:60]}; labels are names, whole numbers, or lists of them")
@@ -242,10 +287,11 @@ def _shown(columns: Iterable[str]) -> str:
     return few((column if column.isprintable() else ascii(column) for column in columns), SHOWN)
 
 
-def tables(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """The tables of each split in a folder, or in the folders below if it has none itself; "all": the file itself."""
+def tables(path: Path, suffixes: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """(the tables of each split in a folder, or in the folders below if it has none itself; "all": the file itself;
+    those that are of no split although others are)."""
     if path.is_file():
-        return {"all": [path]}
+        return {"all": [path]}, []
     found: list[Path] = []
     for patterns in (("*", "data/*"), ("**/*",)):
         files = sorted(file for pattern in patterns for file in path.glob(pattern))
@@ -254,11 +300,11 @@ def tables(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     for file in found:
         split = split_in(file.stem) or split_in(str(file.parent.relative_to(path))) or "all"
         groups.setdefault(split, []).append(file)
-    if len(groups) > 1:
-        groups.pop("all", None)  # class names, or a sample of what is to be handed in, beside train and test
+    # Class names, or a sample of what is to be handed in, beside train and test.
+    left_out = groups.pop("all", []) if len(groups) > 1 else []
     for files in groups.values():
         if other := [file for file in files if file.suffix.lower() != files[0].suffix.lower()]:
             raise ValueError(f"{path} has both {files[0].name} and {other[0].name}; name the one that is meant.")
     if not groups:
         raise ValueError(f"{path} has no tables ({', '.join(suffixes)}); check the path.")
-    return groups
+    return groups, left_out

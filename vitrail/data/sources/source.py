@@ -10,7 +10,8 @@ A source knows nothing of tasks; `targets` says what its targets are.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -20,16 +21,21 @@ from jaxtyping import Float32, Int64, Integer
 from numpy.typing import NDArray
 
 from vitrail.data.images.decode import opened
+from vitrail.progress import few
 
 Split = Literal["train", "val", "test"]
 Content = bytes | NDArray[np.uint8]
 Targets = Literal["none", "class", "classes", "number", "boxes", "masks"]
 # What folders, files and columns call a split.
 SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test", "eval": "test",
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+WORD = re.compile(r"[^\W\d_]+|\d+")
+# What the name of a folder of images may contain, besides a split, without saying anything of them.
+FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "folder", "file",
+           "files", "jpg", "jpeg", "png", "all", "the", "unknown", "unlabeled", "unlabelled"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +88,37 @@ class Source(Protocol):
     def target(self, index: int) -> Target: ...
 
     def name(self, index: int) -> str: ...
+
+
+class Found(dict[str, Source]):
+    """The sources of a place by split, or "all" where it is not divided.
+
+    notes: sentences on how it was read. left_out: what was not, and how much of it. lost: folders that may be classes,
+    but have no image that is read."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, Source],
+        notes: Iterable[str] = (),
+        left_out: Iterable[str] = (),
+        lost: Iterable[str] = (),
+    ) -> None:
+        super().__init__(splits)
+        self.notes, self.left_out, self.lost = tuple(notes), tuple(left_out), tuple(lost)
+
+    def said(self, place: str) -> tuple[str, ...]:
+        """What the place was read as, and what of it was not, in lines for people."""
+        splits = ", ".join(f"{len(source):,} {name}" for name, source in self.items() if name != "all")
+        whole = splits or f"{sum(map(len, self.values())):,}"
+        names = list(dict.fromkeys(name for source in self.values() for name in source.class_names))
+        cases = Counter(map(str.casefold, names))
+        alike = [name for name in names if cases[name.casefold()] > 1]
+        lines = [f"{whole} images, {many(len(names), 'class')}" + (f": {few(names)}" if names else "")]
+        lines += self.notes
+        lines += [f"classes that differ in case only: {few(alike)}"] if alike else []
+        lines += [f"left out: {'; '.join(self.left_out)}"] if self.left_out else []
+        lines += [f"folders without an image that is read: {few(self.lost)}"] if self.lost else []
+        return tuple(f"{place}: {line}" for line in lines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +256,11 @@ def counts(source: Source) -> NDArray[np.int64]:
     return found + np.bincount(numbers, minlength=len(found)) if len(numbers) else found
 
 
+def many(number: int, noun: str) -> str:
+    """ "1 image", "2,000 images", "3 classes"."""
+    return f"{number:,} {noun if number == 1 else noun + ('es' if noun[-1] == 's' else 's')}"
+
+
 def check_index(index: int, length: int, place: object) -> None:
     """Raises IndexError unless 0 <= index < length."""
     if not 0 <= index < length:
@@ -232,5 +274,21 @@ def printable(name: str) -> bool:
 
 def split_in(name: str) -> str | None:
     """The split in a file's name ("train-00000-of-00002.parquet"); None if it speaks of none or two."""
-    found = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
-    return found.pop() if len(found) == 1 else None
+    return (speaks(name) or (None,))[0]
+
+
+def speaks(name: str) -> tuple[str, str] | None:
+    """(split, the rest that says something) of a folder's name: "seg_train" -> ("train", "seg"), "Test Set" -> ("test",
+    ""); None where it speaks of no split, or of two."""
+    words = WORD.findall(re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    found = [SPLITS[word] for word in words if word in SPLITS]
+    rest = [word for word in words if word not in SPLITS and word not in FILLERS]
+    return (found[0], "" if all(map(str.isdigit, rest)) else "_".join(rest)) if len(found) == 1 else None
+
+
+def says_nothing(names: Iterable[str]) -> bool:
+    """Whether folders are not classes by their names: part_1 and part_2, images, "HAM images part 2"."""
+    words = [[word for word in WORD.findall(name.lower()) if word not in FILLERS] for name in names]
+    texts = [[word for word in of if not word.isdigit()] for of in words]
+    alike = len({tuple(of) for of in texts}) == 1 and not {"part", "batch", "chunk", "fold"}.isdisjoint(texts[0])
+    return alike or (not any(texts) and not all(name.isdigit() for name in names))

@@ -1,6 +1,6 @@
 """Tar files of images: webdataset's shards, and class folders in a tar.
 
-    cats/0001.jpg, dogs/0002.jpg                    the label is the folder's name; train/cats/0001.jpg has a split, too
+    cats/0001.jpg, dogs/0002.jpg                    the label is the folder's name, a split as layout.py finds it
     000001.jpg, 000001.cls, 000002.jpg, ...         the label is in a file of the same stem: .cls, .json or .txt
     found = splits(Path("shards"))                  # train-000000.tar, train-000001.tar, ..., val-000000.tar
     content, target, name, _ = found["train"][17]   # bytes, 6, "shards/train-000000.tar/cats/0001.jpg"
@@ -17,6 +17,7 @@ import json
 import os
 import tarfile
 from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from io import FileIO
@@ -28,36 +29,57 @@ import numpy as np
 from vitrail.data.images.decode import BYTES
 from vitrail.data.images.kinds import SUFFIXES as IMAGES
 from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
-from vitrail.data.sources.records import COLUMNS, MARKS, Label, Labels, Texts, divide, label
-from vitrail.data.sources.source import SPLITS, Source, split_in
+from vitrail.data.sources.layout import layout
+from vitrail.data.sources.names import FILES, renamed
+from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Texts, divide, label
+from vitrail.data.sources.source import Found, split_in
+from vitrail.data.sources.walk import JUNK, kind, kinds, listing, lost, without_images
 from vitrail.progress import track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
-INDEX = f"4.{len(IMAGES)}.index"  # another version, or a Pillow that reads more kinds, has another name
+INDEX = f"5.{len(IMAGES)}.index"  # another version, and another list of kinds, has another name
 OPEN = 256  # tars that stay open: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
 
 
-def splits(path: Path) -> dict[str, Source]:
+def splits(path: Path) -> Found:
     """The splits of a tar or of a folder of tars: by their names, their folders, or the folders in them."""
     tars = _tars(path)
     plain = [_plain(tar) for tar in tars]
     pairs = track(zip(plain, tars, strict=True), len(tars), "indexing tars:")
     indexes = [kept_arrays(file, INDEX, lambda file=file, tar=tar: _scan(file, tar)) for file, tar in pairs]
-    found = [json.loads(index["labels"].tobytes()) for index in indexes]
-    # Labels that are folders, without the folder that all of these lie in.
-    parents = {os.path.dirname(key) for folders, keys in found if folders for key in keys}
-    common = len(os.path.commonpath(parents)) if parents else 0
-    labels = Labels()
-    for tar, index, (folders, keys) in zip(tars, indexes, found, strict=True):
-        names = [key[common:].lstrip("/") if folders else tuple(key) if isinstance(key, list) else key for key in keys]
+    about = [json.loads(index["about"].tobytes()) for index in indexes]
+    images, others = Counter[str](), defaultdict[str, Counter[str]](Counter)
+    if path.is_dir():
+        _, loose, others[""] = listing(path)
+        others[""].update({kind(name): 1 for name in loose})
+        del others[""][".tar"], others[""][".gz"], others[""][".tgz"]
+    for tar, index, one in zip(tars, indexes, about, strict=True):
         # By the name of a tar, or of the folder that it is in; a tar that is named itself may be any split.
         split = (split_in(tar.name) or split_in(str(tar.parent.relative_to(path)))) if tar != path else None
-        marks = index["splits"] if split is None else np.full(len(index["splits"]), MARKS[split], np.int8)
-        labels.extend(names, index["codes"], marks)
-    return divide(path, {"all": (Members(tars, plain, indexes), labels)})
+        one["folders"] = ["/".join(filter(None, (split, folder))) for folder in one["folders"]]
+        images.update(dict(zip(one["folders"], np.bincount(index["folders"]).tolist(), strict=True)))
+        for folder, count in one["others"].items():
+            others["/".join(filter(None, (split, folder)))].update(count)
+    if not images:
+        raise without_images(path, others)
+    sizes = {**dict.fromkeys(others, 0), **images}
+    found = layout(path, sizes, all(one["labels"] for one in about), kinds(others))
+    classes = {name for _, name in found.places.values() if name}
+    lists = [text for one in about for text in one["lists"]]
+    words = next(filter(None, (renamed(classes, text) for text in lists)), {})
+    labels, none = Labels(), ("left out", "")
+    for index, one in zip(indexes, about, strict=True):
+        places = [found.places.get(folder, none) for folder in one["folders"]]
+        marks = np.array([MARKS.get(of, LEFT_OUT) for of, _ in places], np.int8)
+        names, codes = [label(words.get(name, name)) for _, name in places], index["folders"]
+        if one["labels"]:
+            names, codes = [tuple(key) if isinstance(key, list) else key for key in one["labels"]], index["labels"]
+        labels.extend(names, codes, marks[index["folders"]])
+    divided = divide(path, {"all": (Members(tars, plain, indexes), labels)})
+    return Found(divided, found.notes, [*found.left_out, *filter(None, [kinds(others)])], lost(images, others))
 
 
 def _tars(path: Path) -> list[Path]:
@@ -86,40 +108,54 @@ def _plain(tar: Path) -> Path:
 def _scan(file: Path, tar: Path) -> Arrays:
     """The places of the images in a plain tar, and their labels; `tar` is its name in messages.
 
-    names uint8, ends int64 (N,): Texts. places int64 (N, 2): offsets and sizes. labels uint8: whether they are folders,
-    and the different ones, in JSON. codes int32 (N,): which is each image's. splits int8 (N,): as the folders say.
+    names uint8, ends int64 (N,): Texts. places int64 (N, 2): offsets and sizes. folders, labels int32 (N,): which of
+    those in `about` each image has. about: in JSON, the different folders; the labels, [] where these are the folders;
+    how many other files there are of each kind, by folder; the texts of lists of class names.
     """
     images: list[tuple[str, int, int]] = []
-    labels: dict[str, tuple[int, Label]] = {}
+    labels, lists = dict[str, tuple[int, Label]](), dict[str, str]()
+    others = defaultdict[str, Counter[str]](Counter)
     with file.open("rb") as stream:
         for member in _members(stream, tar):
             name = str(PurePosixPath(member.name))
-            stem, kind = _stem(name)
+            (stem, suffix), (folder, _, base) = _stem(name), name.rpartition("/")
             if PurePosixPath(name).suffix.lower() in IMAGES:
                 images.append((name, member.offset_data, member.size))
-            elif kind in LABELS and member.size <= LABEL_BYTES:
-                found = _label(os.pread(stream.fileno(), member.size, member.offset_data), kind)
-                if found != "" and LABELS.index(kind) < labels.get(stem, (len(LABELS), ""))[0]:
-                    labels[stem] = LABELS.index(kind), found
+                continue
+            others[folder][kind(base)] += 1
+            if member.size <= LABEL_BYTES and (suffix in LABELS or base in FILES):
+                content = os.pread(stream.fileno(), member.size, member.offset_data)
+                lists |= {base: content.decode("utf-8-sig", errors="replace")} if base in FILES else {}
+                found = _label(content, suffix) if suffix in LABELS else ""
+                if found != "" and LABELS.index(suffix) < labels.get(stem, (len(LABELS), ""))[0]:
+                    labels[stem] = LABELS.index(suffix), found
     beside = any(_stem(name)[0] in labels for name, _, _ in images)
     if beside:  # then 1.mask.png belongs to 1.jpg
+        others[""].update("." + said for name, _, _ in images if "." + (said := _stem(name)[1]) not in IMAGES)
         images = [image for image in images if "." + _stem(image[0])[1] in IMAGES]
-    # Of train/1.jpg and val/2.jpg without labels, the folders are splits; in cats/1.jpg and train/2.jpg, classes.
-    divided = beside or all(PurePosixPath(name).parent.name.lower() in SPLITS for name, _, _ in images)
-    texts, keys, codes, marks = Texts(), dict[Label, int](), [], []
+        others = {
+            folder: Counter({k: n for k, n in of.items() if k[1:] not in LABELS}) for folder, of in others.items()
+        }
+    texts, folders, keys, rows = Texts(), dict[str, int](), dict[Label, int](), []
     for name, _, _ in images:
         texts.append(name)
-        mark, key = _placed(PurePosixPath(name).parts[:-1], divided)
-        key = labels.get(_stem(name)[0], (0, ""))[1] if beside else key
-        codes.append(keys.setdefault(key, len(keys)))
-        marks.append(mark)
+        folder = folders.setdefault(name.rpartition("/")[0], len(folders))
+        key = labels.get(_stem(name)[0], (0, ""))[1] if beside else ""
+        rows.append((folder, keys.setdefault(key, len(keys))))
+    about = {
+        "folders": list(folders),
+        "labels": list(keys) if beside else [],
+        "others": {folder: +of for folder, of in others.items()},
+    }
+    about["lists"] = [lists[name] for name in FILES if name in lists]
+    codes = np.array(rows, np.int32).reshape(-1, 2)
     return {
         "names": np.frombuffer(bytes(texts.content), np.uint8),
         "ends": np.array(texts.ends, np.int64),
         "places": np.array([place for _, *place in images], np.int64).reshape(-1, 2),
-        "labels": np.frombuffer(json.dumps([not beside, list(keys)]).encode(), np.uint8),
-        "codes": np.array(codes, np.int32),
-        "splits": np.array(marks, np.int8),
+        "folders": codes[:, 0].copy(),
+        "labels": codes[:, 1].copy(),
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
     }
 
 
@@ -141,7 +177,8 @@ def _members(stream: BinaryIO, tar: Path) -> Iterator[tarfile.TarInfo]:
         if member.issparse() or member.name.startswith("/") or ".." in member.name.split("/"):
             raise ValueError(f"{tar} has {member.name}, which is sparse or leads out of its folder; pack it again.")
         whole += 1
-        if member.isreg() and not PurePosixPath(member.name).name.startswith("."):
+        parts = PurePosixPath(member.name).parts
+        if member.isreg() and not any(part[0] == "." or part.lower() in JUNK for part in parts):
             yield member
     # tarfile takes anything that is not a header for the end.
     stream.seek(archive.offset)
@@ -170,16 +207,6 @@ def _label(content: bytes, kind: str) -> Label:
         return label(value)
     except (ValueError, RecursionError):
         return ""
-
-
-def _placed(folders: Sequence[str], divided: bool) -> tuple[int, Label]:
-    """(number of the split or -1, class) by the folders that an image lies in. divided: the last of them may be a
-    split; else it is a class of any name."""
-    within = folders if divided else folders[:-1]
-    place = next((place for place, folder in enumerate(within) if folder.lower() in SPLITS), None)
-    if place is None:
-        return -1, label("/".join(folders))
-    return MARKS[SPLITS[within[place].lower()]], label("/".join(folders[place + 1 :]))
 
 
 class _Open(FileIO):

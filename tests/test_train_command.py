@@ -1,11 +1,14 @@
 """`vitrail demo`, `train` and `resume`: what they write, print and refuse, and how they end."""
 
+import errno
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from command_line import TINY, photos, printed, refused, status, write_mnist
@@ -16,9 +19,10 @@ from vitrail.cli.reading import names
 from vitrail.cli.train import recipe
 from vitrail.recipes import RECIPES, listed
 from vitrail.recipes.demo import demo
+from vitrail.runtime import folders
 
 RESULT = {"run", "seconds", "metrics", "interval", "report", "model"}
-INSIDE = {"run.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
+INSIDE = {".lock", "run.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +223,38 @@ def test_a_damaged_run_json_is_named(capsys, tmp_path, text, words):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     assert re.search(f"{re.escape(str(tmp_path))}.*{words}|{words}.*{tmp_path}", refused(capsys, "resume", tmp_path))
+
+
+def test_runs_that_begin_at_once_have_a_folder_each_and_a_running_one_is_not_trained_twice(capsys, tmp_path, mnist):
+    command = [sys.executable, "-m", "vitrail", *started("--workers", "2", steps=10**6), "--checkpoint-every", "1 step"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) for _ in range(3)]
+    try:
+        names = {next(line for line in one.stderr if "; into " in line).split("into ")[1].strip() for one in running}
+        assert names == {"runs/demo", "runs/demo-2", "runs/demo-3"}
+        while not list((tmp_path / "runs" / "demo" / "checkpoints").glob("step-*")):
+            time.sleep(0.1)
+        said = refused(capsys, "resume", "runs/demo")
+        assert any(f"process {one.pid} on {socket.gethostname()} since " in said for one in running)
+    finally:
+        for one in running:
+            one.kill()
+            one.communicate()
+    # The lock ends with its process, though those that load images may live a little longer.
+    record = json.loads((tmp_path / "runs" / "demo" / "run.json").read_text())
+    record["run"]["duration"] = "1 step"
+    (tmp_path / "runs" / "demo" / "run.json").write_text(json.dumps(record))
+    assert "going on after step" in printed(capsys, "resume", "runs/demo")[1]
+
+
+def test_a_folder_without_locks_is_said_and_one_that_cannot_be_written_is_refused(capsys, tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folders.fcntl, "lockf", no_locks)
+    with folders.locked(tmp_path):
+        assert capsys.readouterr().err.startswith(f"{tmp_path} cannot be locked (No locks available)")
+    with (
+        pytest.raises(ValueError, match=r"run\.json cannot be written"),
+        folders.locked(tmp_path / folders.FILE / "run.json"),
+    ):
+        pass

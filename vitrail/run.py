@@ -26,6 +26,7 @@ from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration
 from vitrail.progress import few
 from vitrail.runtime.blocks import Precision
+from vitrail.runtime.folders import claim
 from vitrail.tasks import ClassifyConfig, TaskConfig
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")
@@ -109,20 +110,15 @@ class Run:
         return -metrics[name] if self.task.lower_is_better else metrics[name]
 
 
-def vacant(folder: Path) -> None:
-    """ValueError where the folder exists: nothing is ever overwritten."""
-    if folder.exists():
-        hint = f"continue it with `vitrail resume {folder}`, or " if (folder / "run.json").is_file() else ""
-        raise ValueError(f"{folder} exists already; {hint}name another folder with --out.")
-
-
 def write(run: Run, folder: Path, data: Mapping[str, Any] | None = None) -> None:
     """Makes the run folder with run.json in it. data: fingerprints by split. ValueError where the folder exists."""
-    vacant(folder)
-    folder.mkdir(parents=True)
+    record(run, claim([folder]), data)
+
+
+def record(run: Run, folder: Path, data: Mapping[str, Any] | None = None) -> None:
+    """Writes run.json into a folder that is claimed."""
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
-    record = {"run": dump(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine}
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    _put(folder, {"run": dump(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine})
 
 
 def read(folder: Path) -> Run:
@@ -160,6 +156,20 @@ def code() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def rewrite(run: Run, folder: Path, step: int) -> None:
+    """Puts a run that was changed after `step` steps into run.json, which keeps what it was before."""
+    before, record = _read(folder)
+    record["before"] = [*record.get("before", ()), {"until": step, "run": dump(before)}]
+    _put(folder, {**record, "run": dump(run)})
+
+
+def _put(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes run.json, all or nothing."""
+    partial = folder / ".run.json.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder / "run.json")
 
 
 def _read(folder: Path) -> tuple[Run, dict[str, Any]]:

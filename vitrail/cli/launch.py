@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,17 @@ from vitrail.plan import refuse
 from vitrail.progress import say
 from vitrail.report.run_page import write_report
 from vitrail.run import Run
+from vitrail.runtime import folders
 from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.interrupt import Interrupted
 from vitrail.train import Trainer
 
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss became NaN
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
+ADVICE = (
+    "Transformers need more, or weights that have seen more to start from: vitrail finetune DATA --weights "
+    "hf-hub:timm/vit_small_patch16_224.augreg_in21k"
+)
 PHOTO = 64  # pixels a side, from which weights that others trained on photographs are of use
 
 
@@ -64,25 +70,30 @@ class Outcome:
         )
 
 
-def begin(run: Run, folder: Path, splits: Splits | None = None, again: str = "", adapt: bool = False) -> Outcome:
-    """Trains a new run. splits: its data, if open already. again: the command that resumes it after an interruption.
-    adapt: whether the task may fit the run to the data.
+def begin(run: Run, folder: Path | None, splits: Splits | None = None, again: str = "", adapt: bool = False) -> Outcome:
+    """Trains a new run. folder: None is runs/RECIPE, or the first free one of -2, -3, ... splits: its data, if open
+    already. again: the command that resumes it after an interruption. adapt: whether the task may fit it to the data.
 
-    The folder is made once it is known that the run can begin. Exits with 130 when interrupted; ValueError, with what
-    to type next, where run and data do not agree, the loss became NaN or the disk is full.
+    A run that cannot begin leaves no folder. Exits with 130 when interrupted; ValueError, with what to type next, where
+    run and data do not agree, the loss became NaN or the disk is full.
     """
-    runs.vacant(folder)
+    if folder:
+        folders.vacant(folder)  # opening the data may take long
     splits = splits or open_splits(run.data, run.task.needs)
     run = run.task.adapt(run, splits.train) if adapt else run
     refuse(run, torch.device(pick_device(run.device)))
-    trainer = Trainer(run, folder, splits)
-    if not run.start and len(splits.train) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
-        trainer.notes.append(
-            f"training from scratch on {len(splits.train):,} images: Transformers need more, or weights that have seen "
-            "more to start from: vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
-        )
-    runs.write(run, folder, _fingerprints(splits))
-    return _fit(trainer, splits, again)
+    folder = folders.claim([folder] if folder else folders.numbered(run.recipe.rpartition(":")[2]))
+    with ExitStack() as held:
+        try:
+            held.enter_context(folders.locked(folder))
+            runs.record(run, folder, _fingerprints(splits))
+            trainer = Trainer(run, folder, splits)
+        except BaseException:
+            folders.discard(folder)
+            raise
+        if not run.start and len(splits.train) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
+            trainer.notes.append(f"training from scratch on {len(splits.train):,} images: {ADVICE}")
+        return _fit(trainer, splits, again)
 
 
 def go_on(folder: Path, anyway: bool = False, again: str = "") -> Outcome:
@@ -94,17 +105,18 @@ def go_on(folder: Path, anyway: bool = False, again: str = "") -> Outcome:
     if (metrics := ended(folder)) is not None:
         say(f"{folder} has ended; there is nothing left to train.")
         return Outcome(folder, metrics)
-    splits = open_splits(run.data, run.task.needs)
-    data, others = runs.changes(folder, _fingerprints(splits))
-    if data and not anyway:
-        raise ValueError(
-            f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, or resume "
-            f"it anyway with: {_resume(folder)} --anyway"
-        )
-    if data or others:
-        say(f"since {folder} began, {'; '.join(data + others)} changed: it continues, but may end differently.")
-    refuse(run, torch.device(pick_device(run.device)))
-    return _fit(Trainer(run, folder, splits), splits, again)
+    with folders.locked(folder):
+        splits = open_splits(run.data, run.task.needs)
+        data, others = runs.changes(folder, _fingerprints(splits))
+        if data and not anyway:
+            raise ValueError(
+                f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, or "
+                f"resume it anyway with: {_resume(folder)} --anyway"
+            )
+        if data or others:
+            say(f"since {folder} began, {'; '.join(data + others)} changed: it continues, but may end differently.")
+        refuse(run, torch.device(pick_device(run.device)))
+        return _fit(Trainer(run, folder, splits), splits, again)
 
 
 def ended(folder: Path) -> dict[str, float] | None:

@@ -11,12 +11,11 @@ import shutil
 import textwrap
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from functools import partial
-from itertools import count, pairwise
-from pathlib import Path
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import Positional, arg
@@ -166,12 +165,6 @@ def columns(rows: Mapping[str, str]) -> str:
     wide = max(map(len, rows)) + 4
     wrap = partial(textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * wide)
     return "\n".join(wrap(f"  {name}".ljust(wide) + text.splitlines()[0]) for name, text in rows.items())
-
-
-def folder_for(name: str, out: str, free: Callable[[Path], bool] = lambda path: not path.exists()) -> Path:
-    """The folder that was named, or runs/NAME, or the first of runs/NAME-2, -3, ... that is free."""
-    numbered = (Path("runs", name if number == 1 else f"{name}-{number}") for number in count(1))
-    return Path(out) if out else next(filter(free, numbered))
 
 
 def _name(flag: str) -> str:

@@ -71,8 +71,7 @@ class Train(Command):
         from vitrail.cli.launch import begin
 
         run = options.override(recipe(self.recipe or "fast", self.data), given, self)
-        folder = options.folder_for(run.recipe.rpartition(":")[2], self.out)
-        outcome = begin(run, folder, adapt="model.classes" not in given)
+        outcome = begin(run, Path(self.out) if self.out else None, adapt="model.classes" not in given)
         self.answer(outcome.document(), outcome.text())
 
     @classmethod

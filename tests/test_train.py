@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick
     [
         ({"model": vit.Config(channels=1, classes=12)}, "fashion has 10 classes, but the model's head has 12"),
         ({"evaluate_every": "0 steps"}, "evaluate_every is '0 steps'; it must be a step or more"),
-        ({"duration": "0 steps"}, "'0 steps' is no training"), ({"checkpoint_every": "0 epochs"}, "is '0 epochs'"),
+        ({"duration": "0 steps"}, "duration is '0 steps'"), ({"checkpoint_every": "0 epochs"}, "is '0 epochs'"),
         ({"device": "tpu"}, "'tpu' is not available"), ({"precision": "fp8"}, "device cpu has no products in 8 bits"),
         ({"optim": optim.Config(schedule=Schedule(warmup="50 steps"))}, "longer than the run of 12 steps"),
     ],

@@ -17,6 +17,7 @@ from vitrail import run as runs
 from vitrail import train
 from vitrail.cli.reading import names
 from vitrail.cli.train import recipe
+from vitrail.data.stream import Lost, Unread
 from vitrail.recipes import RECIPES, listed
 from vitrail.recipes.demo import demo
 from vitrail.runtime import folders
@@ -194,7 +195,46 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     assert all(part in first for part in ("the train pixels", "the code of vitrail"))
 
 
+def test_a_run_goes_on_with_data_that_was_moved_and_to_another_end(capsys, stopped, tmp_path):
+    (tmp_path / "mnist").rename(tmp_path / "elsewhere")
+    assert "mnist does not exist; " in (said := refused(capsys, "resume", "runs/cut"))
+    assert said.endswith("vitrail resume runs/cut --data.path PATH")
+    assert "1 steps are no more than the 2" in refused(
+        capsys, "resume", "runs/cut", "--data.path", "elsewhere", "--duration", "1 step"
+    )
+    again, err = printed(capsys, "resume", "runs/cut", "--data.path", "elsewhere", "--workers", "1")
+    assert "6 steps = 6 steps of 8" in err
+    run = runs.read(tmp_path / "runs" / "cut")
+    assert (run.data.path, run.workers, run.duration) == ("elsewhere", 1, "6 steps")
+    again, err = printed(capsys, "resume", "runs/cut", "--duration", "16 steps")  # though it has ended
+    assert "going on after step 6" in err
+    rates = [
+        r["lr"] for r in map(json.loads, (tmp_path / "runs/cut/metrics.jsonl").read_text().splitlines()) if "lr" in r
+    ]
+    assert len(rates) == 4  # steps 2, 6, 10 and 16
+    assert rates[2] > rates[3] > 0
+    record = json.loads((tmp_path / "runs" / "cut" / "run.json").read_text())
+    assert [(one["until"], one["run"]["duration"]) for one in record["before"]] == [(2, "6 steps"), (6, "6 steps")]
+    assert printed(capsys, "resume", "runs/cut", "--duration", "16 steps")[0]["metrics"] == again["metrics"]
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    ("--optim.lr 3", ["--optim.lr is fixed", "--duration"]), ("--image-size 32", ["--image-size is fixed"]),
+    ("--epochs 3", ["--epochs", "--duration"]), ("--data.path", ["data.path"]), ("--workers -1", ["workers is -1"]),
+    ("--duration 3", ["'3'", "3 steps"]),
+])  # fmt: skip
+def test_what_cannot_change_while_a_run_goes_on(capsys, stopped, tmp_path, words, parts):
+    before = (tmp_path / "runs" / "cut" / "run.json").read_text()
+    said = refused(capsys, "resume", "runs/cut", *words.split())
+    assert [part for part in parts if part not in said] == []
+    assert (tmp_path / "runs" / "cut" / "run.json").read_text() == before
+
+
 @pytest.mark.parametrize(("fault", "sentence"), [
+    (Unread("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r, or else: "
+                                    "vitrail resume r --data.unreadable skip"),
+    (Lost("x died."), "x died; once that is mended, go on with: vitrail resume r, or else: vitrail resume r --workers"),
+    (KeyboardInterrupt(), "stopped at once; the last checkpoint is step-3; go on with: vitrail resume r"),
     (ValueError("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r"),
     (ValueError("full; go on with `vitrail resume r`."), "full; go on with `vitrail resume r`."),
     (train.torch.OutOfMemoryError(), "cpu has no memory for steps of 8 images; train with a smaller --micro-batch"),
@@ -204,8 +244,8 @@ def test_what_goes_wrong_after_a_checkpoint_says_how_to_go_on(capsys, mnist, mon
         raise fault
 
     monkeypatch.setattr(train.Trainer, "_finish", fails)
-    assert status(*started("--out", "r")) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"vitrail: {sentence}")
+    assert status(*started("--out", "r")) == (130 if isinstance(fault, KeyboardInterrupt) else 2)
+    assert capsys.readouterr().err.splitlines()[-1].removeprefix("vitrail: ").startswith(sentence)
 
 
 def test_a_loss_that_is_nan_is_not_to_be_resumed(capsys, mnist):

@@ -16,18 +16,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch.nn.modules.dropout import _DropoutNd
+
 from vitrail.config import UnknownKind, dump, kinds, parse
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data
 from vitrail.evaluate import Evaluator
 from vitrail.models import resnet, vit
+from vitrail.models.cost import activations, parameters
 from vitrail.optim.build import Config as OptimConfig
-from vitrail.optim.schedule import Duration
+from vitrail.optim.schedule import Duration, steps_of
 from vitrail.progress import few
 from vitrail.runtime.blocks import Precision
 from vitrail.runtime.folders import claim
-from vitrail.tasks import ClassifyConfig, TaskConfig
+from vitrail.runtime.threads import share_out
+from vitrail.tasks import ClassifyConfig, Task, TaskConfig
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")
 
@@ -97,6 +101,13 @@ class Run:
         if self.augment.mixup + self.augment.cutmix and self.batch == 1:
             raise ValueError("images are mixed in pairs, but the batch is 1; give a batch of 2 or more.")
 
+    def steps(self, field: str, examples: int, total: int | None = None) -> int:
+        """How many steps a field's duration is. examples: in an epoch. total: of the run. ValueError where none."""
+        found = steps_of(getattr(self, field), total=total, batch=self.batch, examples=examples)
+        if found < 1:
+            raise ValueError(f"{field} is {getattr(self, field)!r}; it must be a step or more, such as '1 epoch'.")
+        return found
+
     def evaluators(self) -> tuple[Evaluator, ...]:
         """What judges the task."""
         return self.evaluate or tuple(kinds(Evaluator)[name]() for name in self.task.evaluators)
@@ -143,6 +154,20 @@ def changes(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], list[str]
     then, now = record.get("versions", {}), versions()
     others = [f"{name} ({then[name]} before, {now.get(name)} now)" for name in then if then[name] != now.get(name)]
     return found, others + (["the code of vitrail"] if record.get("code", code()) != code() else [])
+
+
+def cores_for(run: Run, task: Task) -> int:
+    """How many cores should compute shares of a batch of their own; 1: one share, each operation on all of them.
+
+    No more than keep the gradients that each has smaller than the activations, which are gone once those are there.
+    """
+    device, half = next(task.parameters()).device, run.precision in ("bf16", "fp8")
+    draws = any(isinstance(part, _DropoutNd) and part.p for part in task.modules())  # of torch's one stream
+    if device.type != "cpu" or half or run.compile or run.checkpointing or draws:
+        return 1
+    part = run.micro_batch or run.batch
+    fits = 1 + part * activations(run.model) // (4 * parameters(run.model))
+    return share_out(min(part // 2, fits))
 
 
 def versions() -> dict[str, str]:

@@ -35,8 +35,8 @@ class Finetune(Command):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail.cli.launch import Outcome, begin, settle
-        from vitrail.cli.rate_search import AGAIN, best, choose, table, usable
+        from vitrail.cli.launch import AGAIN, Outcome, begin, settle
+        from vitrail.cli.rate_search import best, choose, table, usable
         from vitrail.data.sources.open import Data, open_splits
         from vitrail.recipes.finetune import FEW, at, choices, finetune, finetune_small
         from vitrail.runtime.blocks import pick_device

@@ -9,9 +9,9 @@ print(outcome.text())                               # accuracy 86.9% (85.3% to 8
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from vitrail import checkpoint
 from vitrail import run as runs
 from vitrail.data.sources.fingerprint import fingerprint
 from vitrail.data.sources.open import Splits, open_splits
+from vitrail.data.stream import Lost, Unread
 from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
+from vitrail.optim.schedule import prolonged
 from vitrail.plan import refuse
 from vitrail.progress import say
 from vitrail.report.run_page import write_report
@@ -33,6 +35,9 @@ from vitrail.runtime.interrupt import Interrupted
 from vitrail.train import Trainer
 
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss became NaN
+AGAIN = "the same command"
+# What lets a run go on although the fault stays.
+OTHERWISE = {Unread: "--data.unreadable skip", Lost: "--workers 0"}
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
 ADVICE = (
     "Transformers need more, or weights that have seen more to start from: vitrail finetune DATA --weights "
@@ -96,27 +101,64 @@ def begin(run: Run, folder: Path | None, splits: Splits | None = None, again: st
         return _fit(trainer, splits, again)
 
 
-def go_on(folder: Path, anyway: bool = False, again: str = "") -> Outcome:
+def go_on(
+    folder: Path, anyway: bool = False, again: str = "", change: Callable[[Run], Run] = lambda run: run
+) -> Outcome:
     """Trains what is left of a run, which may be nothing; raises and exits as `begin` does.
 
+    change: of what does not decide the weights, and of the duration (optim/schedule.py says how the rate goes on).
     ValueError where its data has changed, unless `anyway`; changed code or packages are only reported.
     """
-    run = runs.read(folder)
-    if (metrics := ended(folder)) is not None:
-        say(f"{folder} has ended; there is nothing left to train.")
+    before = runs.read(folder)
+    run = change(before)
+    if run.duration == before.duration and (metrics := ended(folder)) is not None:
+        say(f"{folder} has ended; there is nothing left to train, unless it is given a longer --duration.")
         return Outcome(folder, metrics)
     with folders.locked(folder):
-        splits = open_splits(run.data, run.task.needs)
+        splits = _opened(run, folder)
         data, others = runs.changes(folder, _fingerprints(splits))
         if data and not anyway:
             raise ValueError(
-                f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, or "
-                f"resume it anyway with: {_resume(folder)} --anyway"
+                f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, name "
+                f"its new place with --data.path, or resume it anyway with: {_resume(folder)} --anyway"
             )
         if data or others:
             say(f"since {folder} began, {'; '.join(data + others)} changed: it continues, but may end differently.")
         refuse(run, torch.device(pick_device(run.device)))
-        return _fit(Trainer(run, folder, splits), splits, again)
+        newest = checkpoint.newest(folder / "checkpoints")
+        done = int(newest.name.removeprefix("step-")) if newest else 0
+        if run.duration != before.duration:
+            run = _prolonged(before, run, done, len(splits.train))
+        trainer = Trainer(run, folder, splits)
+        if run != before:
+            if run.duration != before.duration:
+                (folder / "report.html").unlink(missing_ok=True)  # the run has not ended any more
+            runs.rewrite(run, folder, done)
+        return _fit(trainer, splits, again)
+
+
+def _opened(run: Run, folder: Path) -> Splits:
+    try:
+        return open_splits(run.data, run.task.needs)
+    except ValueError as error:
+        if all(Path(place).exists() for place in (run.data.path, run.data.val) if place):
+            raise
+        moved = f"if it was moved, go on with: {_resume(folder)} --data.path PATH"
+        raise ValueError(f"{str(error).rstrip('.')}; {moved}") from None
+
+
+def _prolonged(before: Run, run: Run, done: int, examples: int) -> Run:
+    """The run with its new duration, and the schedule that leads there."""
+    old, new = (one.steps("duration", examples) for one in (before, run))
+    try:
+        schedule = prolonged(run.optim.schedule, done, old, new, batch=run.batch, examples=examples)
+    except ValueError as error:
+        raise ValueError(f"--duration {run.duration!r} cannot be: {error}.") from None
+    say(
+        f"{before.duration} = {old:,} steps become {run.duration} = {new:,}: from step {done:,} on, the learning rate "
+        "goes to that of a run of this length, over a tenth of the steps that are left"
+    )
+    return replace(run, optim=replace(run.optim, schedule=schedule))
 
 
 def ended(folder: Path) -> dict[str, float] | None:
@@ -148,6 +190,10 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     except Interrupted as stop:
         say(f"{stop}; go on with: {again}")
         sys.exit(130)
+    except KeyboardInterrupt:  # a second one
+        last = checkpoint.newest(folder / "checkpoints")
+        say(f"stopped at once; the last checkpoint is {last.name if last else 'none'}; go on with: {again}")
+        sys.exit(130)
     except torch.OutOfMemoryError:
         raise ValueError(
             f"{trainer.device} has no memory for steps of {run.micro_batch or run.batch} images; train with a smaller "
@@ -156,7 +202,9 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     except ValueError as error:
         left = checkpoint.newest(folder / "checkpoints") and not (folder / DIVERGED).exists()  # it would diverge again
         if left and "vitrail resume" not in str(error):
-            raise ValueError(f"{str(error).rstrip('.')}; once that is mended, go on with: {again}") from error
+            other = OTHERWISE.get(type(error), "") if again != AGAIN else ""
+            said = f"{str(error).rstrip('.')}; once that is mended, go on with: {again}"
+            raise ValueError(said + (f", or else: {again} {other}" if other else "")) from error
         raise
     return Outcome(folder, metrics, time.perf_counter() - started)
 

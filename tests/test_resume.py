@@ -84,8 +84,7 @@ def test_a_stop_or_a_fault_during_an_evaluation_saves_what_is_done(tmp_path, qui
         assert_same_end(tmp_path / "whole", tmp_path / fault.__name__, 12)
 
 
-def test_what_this_process_ignores_stays_ignored():
-    """As under nohup."""
+def test_under_nohup_a_terminal_may_close():
     earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with train.stoppable() as stop:

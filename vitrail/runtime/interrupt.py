@@ -22,8 +22,8 @@ class Interrupted(Exception):
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that STOPS set, so that a step is never cut in two; a second Ctrl-C stops at once. What this process
-    ignores, as SIGHUP under nohup, stays ignored."""
+    """An event that STOPS set, so that a step is never cut in two; a second Ctrl-C stops at once. Under nohup a terminal
+    may close."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -34,7 +34,8 @@ def stoppable() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    asks = (signal.SIGINT, signal.SIGTERM)  # which a script's `&` has ignored, but `kill` means
+    heard = [number for number in STOPS if number in asks or signal.getsignal(number) is not signal.SIG_IGN]
     earlier = {number: signal.signal(number, ask) for number in heard}
     try:
         yield event

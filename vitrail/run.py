@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -49,6 +49,9 @@ class Run:
     optim: OptimConfig = field(default_factory=OptimConfig)
     start: str | None = None
     """Weights to start from: any file or folder that `vitrail predict` reads; None is from scratch."""
+    head: Literal["zero", "probe"] = "zero"
+    """Where the weights to start from have other classes. zero: the paper's. probe: a linear probe of the weights, by
+    ridge regression, which reads up to 10,000 training images once."""
     batch: int = 64
     """Images in a step."""
     micro_batch: int | None = None

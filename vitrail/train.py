@@ -9,7 +9,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -24,8 +24,10 @@ from vitrail.batch import Batch
 from vitrail.data.loader import REMEMBERED, Training
 from vitrail.data.order import step_seed
 from vitrail.data.sources.open import Splits, open_splits
+from vitrail.data.sources.source import Source
 from vitrail.data.stream import stream, workers_for
 from vitrail.evaluate.evaluator import Result, Validation, evaluating, judge
+from vitrail.evaluate.probe import probe
 from vitrail.log import Log
 from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
@@ -41,7 +43,7 @@ from vitrail.runtime.interrupt import Interrupted, stoppable
 from vitrail.runtime.threads import Replicas
 from vitrail.tasks.task import Metrics, Task
 from vitrail.weights.hub import resolve
-from vitrail.weights.load import instantiate, read
+from vitrail.weights.start import start as begun
 
 T = TypeVar("T", bound=Task)
 
@@ -135,18 +137,24 @@ class Trainer:
             compile_blocks(task)
         task.model.to_empty(device="cpu")
         task.init_weights(run.seed)
+        kept = not start
         if run.start and start:
-            model, report = instantiate(read(locate(resolve(run.start))), run.model, new_head=True, seed=run.seed)
-            task.model.load_state_dict(model.state_dict())
-            self.notes.append(f"started from {run.start}, {report}")
-        return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
+            model, kept, words = begun(locate(resolve(run.start)), run.model, task.class_names, run.seed)
+            wanted = {n: t for n, t in model.state_dict().items() if kept or not n.startswith("head.")}
+            task.model.load_state_dict(wanted, strict=False)  # a new head is the task's
+            self.notes.append(f"started from {run.start}, {words}")
+        task = task.to(self.device, torch.float64 if run.precision == "fp64" else None)
+        if run.head == "probe" and not kept:
+            skipped = (lambda problem: None) if run.data.unreadable == "skip" else None  # training names them
+            self.notes.append(probe(prepared(task), self._images(self.train_source, skipped), task.model.head))
+        return task
 
     def _train(self, log: Log) -> None:
         """The loop."""
         run = self.run
         self.task.train()
         with self.writer, closing(self._batches(log)) as batches:
-            if self.done and self.done < self.total and self.done % self.evaluate_every == 0:
+            if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or run.head == "probe"):
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
             for step in range(self.done, self.total):
                 self.recent.append(self._step(step, islice(batches, self.batches.parts)))
@@ -275,24 +283,22 @@ class Trainer:
 
     def _judge(self, log: Log) -> dict[str, float]:
         """What the run's evaluators find, which the log gets, too; their results stay in `results`."""
-        run, skip = self.run, self.run.data.unreadable == "skip"
         log.busy("evaluating")
-        data = Validation(
-            self.val_source,
-            run.preprocessing,
-            partial(run.task.collate, source=self.val_source),
-            batch_size(run.model, run.preprocessing.image_size, self.device),
-            self.device,
-            self.workers,
-            (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None,
-            self.train_source,
-            self._stop_if_asked,
-        )
-        metrics, self.results = judge(run.evaluators(), prepared(self.task), data)
+        skip = self.run.data.unreadable == "skip"
+        skipped = (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None
+        data = self._images(self.val_source, skipped)
+        metrics, self.results = judge(self.run.evaluators(), prepared(self.task), data)
         log.evaluation(self.done, metrics)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "samples")
         log.say(f"step {self.done}/{self.total}: {numbers} on {len(self.val_source):,} validation images")
         return metrics
+
+    def _images(self, source: Source, skipped: Callable[[str], None] | None) -> Validation:
+        run = self.run
+        collate = partial(run.task.collate, source=source)
+        batch = batch_size(run.model, run.preprocessing.image_size, self.device)
+        how = (run.preprocessing, collate, batch, self.device, self.workers, skipped)
+        return Validation(source, *how, self.train_source, self._stop_if_asked)
 
     @contextmanager
     def _judged(self) -> Iterator[None]:

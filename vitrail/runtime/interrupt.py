@@ -22,8 +22,8 @@ class Interrupted(Exception):
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that STOPS set, so that a step is never cut in two; a second Ctrl-C stops at once. Under nohup a terminal
-    may close."""
+    """An event that STOPS set, so that a step is never cut in two; a second Ctrl-C stops at once. Under nohup a
+    terminal may close."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

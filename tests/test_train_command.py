@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from command_line import TINY, photos, printed, refused, status, write_mnist
 
 from vitrail import run as runs
 from vitrail import train
+from vitrail.cli import launch
 from vitrail.cli.reading import names
 from vitrail.cli.train import recipe
 from vitrail.data.stream import Lost, Unread
@@ -216,6 +218,22 @@ def test_a_run_goes_on_with_data_that_was_moved_and_to_another_end(capsys, stopp
     record = json.loads((tmp_path / "runs" / "cut" / "run.json").read_text())
     assert [(one["until"], one["run"]["duration"]) for one in record["before"]] == [(2, "6 steps"), (6, "6 steps")]
     assert printed(capsys, "resume", "runs/cut", "--duration", "16 steps")[0]["metrics"] == again["metrics"]
+
+
+def test_a_long_run_is_foretold_with_the_size_that_would_be_short(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "LONG", 1e-6)
+    monkeypatch.setattr(launch, "SHORT", 120.0)
+    run = replace(demo("fashion"), duration="1_000_000 steps")
+    before = (trainer := train.Trainer(run, tmp_path)).task.state_dict()
+    kept = {name: value.clone() for name, value in before.items()}
+    said = launch._expected(trainer)
+    assert re.fullmatch(
+        r"about [\d.]+ (minutes|hours) on this machine(; with --image-size (21|14) .*about 2 minutes)?", said
+    )
+    assert all(value.equal(kept[name]) for name, value in trainer.task.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.task.parameters())
+    trainer.total = trainer.done
+    assert launch._expected(trainer) == ""
 
 
 @pytest.mark.parametrize(("words", "parts"), [

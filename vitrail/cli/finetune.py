@@ -50,7 +50,7 @@ class Finetune(Command):
         splits = open_splits(override(Data(self.data), reading, self, "data."))
         count, device = len(splits.train), torch.device(pick_device(" ".join(given.get("device", ["auto"]))))
         small = self.recipe == "small" or (self.recipe == "auto" and (device.type == "cpu" or count < FEW))
-        made = finetune_small(self.data, self.weights) if small else finetune(self.data, self.weights, count)
+        made = finetune_small(self.data, self.weights, count) if small else finetune(self.data, self.weights, count)
         run = override(made, given, self)
         run = run if "model.classes" in given else run.task.adapt(run, splits.train)
         if len(rates) == 1:

@@ -24,6 +24,7 @@ from vitrail.data.sources.open import Splits, open_splits
 from vitrail.data.stream import Lost, Unread
 from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
+from vitrail.models import cost, vit
 from vitrail.optim.schedule import prolonged
 from vitrail.plan import refuse
 from vitrail.progress import say
@@ -32,12 +33,14 @@ from vitrail.run import Run
 from vitrail.runtime import folders
 from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.interrupt import Interrupted
-from vitrail.train import Trainer
+from vitrail.train import Trainer, accumulate
 
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss became NaN
 AGAIN = "the same command"
 # What lets a run go on although the fault stays.
 OTHERWISE = {Unread: "--data.unreadable skip", Lost: "--workers 0"}
+MEASURED = 8  # images, by whose gradient the time of a run is foretold
+LONG, SHORT = 1800, 600  # seconds, from which on smaller images are suggested, and of what these would take
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
 ADVICE = (
     "Transformers need more, or weights that have seen more to start from: vitrail finetune DATA --weights "
@@ -185,6 +188,8 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     )
     again = again or _resume(folder)
     try:
+        if expected := _expected(trainer):
+            say(expected)
         metrics = trainer.fit()
         write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
     except Interrupted as stop:
@@ -206,7 +211,47 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
             said = f"{str(error).rstrip('.')}; once that is mended, go on with: {again}"
             raise ValueError(said + (f", or else: {again} {other}" if other else "")) from error
         raise
+    history = read_history(folder / "metrics.jsonl").evaluations
+    probe = {name: float(values[0]) for name, (steps, values) in history.items() if steps[0] == 0}
+    if probe and run.score(probe) > run.score(metrics):
+        say(f"the linear probe that it began as was better: {headline(probe)}; a lower --optim.lr changes it less.")
     return Outcome(folder, metrics, time.perf_counter() - started)
+
+
+def _expected(trainer: Trainer) -> str:
+    """How long the rest of a run will take, in words, by the gradient of a few images; "" where that is a minute."""
+    run, images, left = trainer.run, trainer.batches.images, trainer.total - trainer.done
+    some = trainer.batches.indices(trainer.done)[:MEASURED] if left else []
+    if not len(some) or run.compile:
+        return ""
+    try:
+        batch = trainer.batches.collate([images.sample(int(index), int(index)) for index in some]).to(trainer.device)
+    except ValueError:  # of an image that cannot be read: training says so, or goes without
+        return ""
+    kept, seconds = {name: value.clone() for name, value in trainer.task.state_dict().items()}, 0.0
+    for count in (2, len(batch)):  # the first time also finds the memory
+        part, started = batch.split(count)[0], time.perf_counter()
+        accumulate(trainer.replicas, [part], len(part), trainer.autocast)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        seconds = (time.perf_counter() - started) / len(part)
+        if seconds > 0.5:
+            break
+    trainer.task.load_state_dict(kept)
+    judged = len(trainer.val_source) * (1 + left // trainer.evaluate_every)
+    whole = seconds * (left * run.batch + judged / 3)
+    if whole < 60:
+        return ""
+    size, text = run.model.image_size, f"about {_minutes(whole)} on this machine"
+    if whole > LONG and isinstance(run.model, vit.Config):
+        wanted, stride = cost.flops(run.model, size) * SHORT / whole, run.model.stride[0]
+        sides = range(min(size) // stride * stride, 2 * stride, -stride)
+        if side := next((side for side in sides if cost.flops(run.model, (side, side)) <= wanted), 0):
+            text += f"; with --image-size {side} it would be about {_minutes(SHORT)}"
+    return text
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _fingerprints(splits: Splits) -> dict[str, Any]:

@@ -40,10 +40,8 @@ def probe(task: Judged, data: Validation, head: nn.Module) -> str:
     head.weight.copy_(weight)
     head.bias.copy_(bias)
     right = (logits > 0) == (rows > 0) if several else logits.argmax(1) == labels
-    what = "decisions about" if several else "of"
-    return (
-        f"the head begins as a linear probe: {right.double().mean():.1%} {what} {len(labels):,} training images right"
-    )
+    what = f"{right.double().mean():.1%} {'of the labels' if several else 'right'}"
+    return f"the head begins as a linear probe, by ridge regression on {len(labels):,} training images: {what}"
 
 
 def ridge(

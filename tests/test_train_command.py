@@ -14,8 +14,8 @@ from dataclasses import replace
 import pytest
 from command_line import TINY, photos, printed, refused, status, write_mnist
 
+from vitrail import plan, train
 from vitrail import run as runs
-from vitrail import train
 from vitrail.cli import launch
 from vitrail.cli.reading import names
 from vitrail.cli.train import recipe
@@ -221,8 +221,8 @@ def test_a_run_goes_on_with_data_that_was_moved_and_to_another_end(capsys, stopp
 
 
 def test_a_long_run_is_foretold_with_the_size_that_would_be_short(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "LONG", 1e-6)
-    monkeypatch.setattr(launch, "SHORT", 120.0)
+    monkeypatch.setattr(plan, "LONG", 1e-6)
+    monkeypatch.setattr(plan, "SHORT", 120.0)
     run = replace(demo("fashion"), duration="1_000_000 steps")
     before = (trainer := train.Trainer(run, tmp_path)).task.state_dict()
     kept = {name: value.clone() for name, value in before.items()}

@@ -24,9 +24,8 @@ from vitrail.data.sources.open import Splits, open_splits
 from vitrail.data.stream import Lost, Unread
 from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
-from vitrail.models import cost, vit
 from vitrail.optim.schedule import prolonged
-from vitrail.plan import refuse
+from vitrail.plan import expected, refuse
 from vitrail.progress import say
 from vitrail.report.run_page import write_report
 from vitrail.run import Run
@@ -40,7 +39,6 @@ AGAIN = "the same command"
 # What lets a run go on although the fault stays.
 OTHERWISE = {Unread: "--data.unreadable skip", Lost: "--workers 0"}
 MEASURED = 8  # images, by whose gradient the time of a run is foretold
-LONG, SHORT = 1800, 600  # seconds, from which on smaller images are suggested, and of what these would take
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
 ADVICE = (
     "Transformers need more, or weights that have seen more to start from: vitrail finetune DATA --weights "
@@ -188,8 +186,8 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     )
     again = again or _resume(folder)
     try:
-        if expected := _expected(trainer):
-            say(expected)
+        if foretold := _expected(trainer):
+            say(foretold)
         metrics = trainer.fit()
         write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
     except Interrupted as stop:
@@ -238,20 +236,7 @@ def _expected(trainer: Trainer) -> str:
             break
     trainer.task.load_state_dict(kept)
     judged = len(trainer.val_source) * (1 + left // trainer.evaluate_every)
-    whole = seconds * (left * run.batch + judged / 3)
-    if whole < 60:
-        return ""
-    size, text = run.model.image_size, f"about {_minutes(whole)} on this machine"
-    if whole > LONG and isinstance(run.model, vit.Config):
-        wanted, stride = cost.flops(run.model, size) * SHORT / whole, run.model.stride[0]
-        sides = range(min(size) // stride * stride, 2 * stride, -stride)
-        if side := next((side for side in sides if cost.flops(run.model, (side, side)) <= wanted), 0):
-            text += f"; with --image-size {side} it would be about {_minutes(SHORT)}"
-    return text
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return expected(run, seconds * (left * run.batch + judged / 3))
 
 
 def _fingerprints(splits: Splits) -> dict[str, Any]:

@@ -38,59 +38,34 @@ TOGETHER = {
 }
 # Ours (the first that the command has), and what timm, transformers, Ultralytics, torchvision and Lightning call it.
 OTHERS_SAY = """
-duration: epochs num_epochs max_epochs num_train_epochs steps max_steps iterations total_steps
-batch: batch_size bs train_batch_size per_device_train_batch_size
-micro_batch: accumulate accumulate_grad_batches grad_accum grad_accum_steps gradient_accumulation_steps
-optim.lr: lr lr0 learning_rate base_lr blr
-optim.weight_decay: weight_decay wd decay
-optim.name: opt optimizer optimiser
-optim.momentum: momentum
-optim.clip: clip_grad clip_grad_norm max_grad_norm grad_clip gradient_clip_val
-optim.layer_decay: layer_decay llrd
-optim.schedule.kind: sched scheduler lr_scheduler lr_scheduler_type cos_lr schedule decay_type
-optim.schedule.warmup: warmup warmup_epochs warmup_steps warmup_ratio lr_warmup_epochs
-optim.schedule.end: lrf min_lr
-optim.rules: freeze freeze_layers freeze_backbone frozen
-image_size: imgsz img_size input_size resolution crop_size imagesize
-model.classes classes: num_classes nb_classes nc num_labels
-model.drop_path: drop_path stochastic_depth
-model.dropout: drop dropout drop_rate
-augment.mixup: mixup mixup_alpha
-augment.cutmix: cutmix cutmix_alpha
-augment.randaugment: aa auto_augment autoaugment randaug
-augment.erase: reprob random_erase random_erasing erasing
-augment.flip: hflip fliplr
-augment.colour: color color_jitter
-preprocessing.crop_fraction: crop_pct
-task.smoothing: smoothing label_smoothing label_smoothing_factor
-task.loss: bce_loss loss
-task.class_weights: class_weight
-ema: model_ema model_ema_decay ema_decay
-precision: amp fp16 bf16 half mixed_precision dtype
-checkpointing: grad_checkpointing gradient_checkpointing activation_checkpointing
-compile: torchcompile torch_compile
-workers: num_workers j dataloader_num_workers
-device: gpu gpus cuda accelerator
-seed: random_seed manual_seed
-out: output output_dir save_dir outdir project name exp_name experiment run_name log_dir
-data: path data_dir data_path dataset root train_dir folder
-data.val val: val_dir valid_dir validation_dir
-data.val_fraction: hold_back val_split test_size validation_split
-data.balance: balanced weighted_sampler
-log_every: log_interval logging_steps print_freq log_every_n_steps
-evaluate_every: eval_interval eval_steps val_interval eval_freq val_period
-checkpoint_every: save_steps save_freq save_period checkpoint_interval
-keep: checkpoint_hist save_total_limit
-tensorboard: wandb log_wandb report_to logger tb
-weights start model: model weights pretrained finetune checkpoint initial_checkpoint init_from ckpt load_from
-images: source input img
-anyway: force
-top: topk top_k
-to: format
-"""
+    duration: epochs num_epochs max_epochs num_train_epochs steps max_steps iterations total_steps; batch: batch_size
+    bs train_batch_size per_device_train_batch_size; micro_batch: accumulate accumulate_grad_batches grad_accum
+    grad_accum_steps gradient_accumulation_steps; optim.lr: lr lr0 learning_rate base_lr blr; optim.weight_decay:
+    weight_decay wd decay; optim.name: opt optimizer optimiser; optim.momentum: momentum; optim.clip: clip_grad
+    clip_grad_norm max_grad_norm grad_clip gradient_clip_val; optim.layer_decay: layer_decay llrd;
+    optim.schedule.kind: sched scheduler lr_scheduler lr_scheduler_type cos_lr schedule decay_type;
+    optim.schedule.warmup: warmup warmup_epochs warmup_steps warmup_ratio lr_warmup_epochs; optim.schedule.end: lrf
+    min_lr; optim.rules: freeze freeze_layers freeze_backbone frozen; image_size: imgsz img_size input_size
+    resolution crop_size imagesize; model.classes classes: num_classes nb_classes nc num_labels; model.drop_path:
+    drop_path stochastic_depth; model.dropout: drop dropout drop_rate; augment.mixup: mixup mixup_alpha;
+    augment.cutmix: cutmix cutmix_alpha; augment.randaugment: aa auto_augment autoaugment randaug; augment.erase:
+    reprob random_erase random_erasing erasing; augment.flip: hflip fliplr; augment.colour: color color_jitter;
+    preprocessing.crop_fraction: crop_pct; task.smoothing: smoothing label_smoothing label_smoothing_factor;
+    task.loss: bce_loss loss; task.class_weights: class_weight; ema: model_ema model_ema_decay ema_decay;
+    precision: amp fp16 bf16 half mixed_precision dtype; checkpointing: grad_checkpointing gradient_checkpointing
+    activation_checkpointing; compile: torchcompile torch_compile; workers: num_workers j dataloader_num_workers;
+    device: gpu gpus cuda accelerator; seed: random_seed manual_seed; out: output output_dir save_dir outdir
+    project name exp_name experiment run_name log_dir; data: path data_dir data_path dataset root train_dir folder;
+    data.val val: val_dir valid_dir validation_dir; data.val_fraction: hold_back val_split test_size
+    validation_split; data.balance: balanced weighted_sampler; log_every: log_interval logging_steps print_freq
+    log_every_n_steps; evaluate_every: eval_interval eval_steps val_interval eval_freq val_period;
+    checkpoint_every: save_steps save_freq save_period checkpoint_interval; keep: checkpoint_hist save_total_limit;
+    tensorboard: wandb log_wandb report_to logger tb; weights start model: model weights pretrained finetune
+    checkpoint initial_checkpoint init_from ckpt load_from; images: source input img; anyway: force; top: topk
+    top_k; to: format"""
 KNOWN_AS = {
     word: ours.split()
-    for ours, _, words in (line.partition(": ") for line in OTHERS_SAY.split("\n"))
+    for ours, _, words in (part.partition(":") for part in OTHERS_SAY.split(";"))
     for word in words.split()
 }
 # What a run does otherwise.

@@ -60,8 +60,8 @@ class Train(Command):
 
     extends = True
     recipe: Positional[Annotated[str, arg(metavar="[RECIPE]", help_behavior_hint="")]] = ""
-    """One of those above, or FILE.py:NAME, a function of yours that returns a Run. Without it: fast, from scratch in a
-    few minutes."""
+    """One of those above, or FILE.py:NAME, a function of yours that returns a Run. Without it: fast, from scratch in
+    minutes for small images; how long a run takes is said when it starts."""
     data: Annotated[str, arg(metavar="PATH", help_behavior_hint="(required, unless RECIPE is your own)")] = ""
     """The images: class folders, MNIST's or CIFAR's files, a table, a saved Hugging Face data set, tars; or a function
     of yours that returns a Source, FILE.py:NAME."""

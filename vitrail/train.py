@@ -143,15 +143,16 @@ class Trainer:
             wanted = {n: t for n, t in model.state_dict().items() if kept or not n.startswith("head.")}
             task.model.load_state_dict(wanted, strict=False)  # a new head is the task's
             self.notes.append(f"started from {run.start}, {words}")
-        task = task.to(self.device, torch.float64 if run.precision == "fp64" else None)
-        if run.head == "probe" and not kept:
-            skipped = (lambda problem: None) if run.data.unreadable == "skip" else None  # training names them
-            self.notes.append(probe(prepared(task), self._images(self.train_source, skipped), task.model.head))
-        return task
+        self.probing = run.head == "probe" and not kept
+        return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
 
     def _train(self, log: Log) -> None:
         """The loop."""
         run = self.run
+        if self.probing:
+            skipped = (lambda problem: None) if run.data.unreadable == "skip" else None  # training names them
+            log.note(0, probe(prepared(self.task), self._images(self.train_source, skipped), self.task.model.head))
+            self.ema = Ema(self.task, run.ema) if run.ema else None
         self.task.train()
         with self.writer, closing(self._batches(log)) as batches:
             if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or run.head == "probe"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitrail.data.sources.fingerprint import spread
 from vitrail.data.sources.source import Subset
 from vitrail.evaluate.evaluator import Judged, Validation
+from vitrail.progress import track
 
 MOST = 10_000
 PENALTIES, SCALES = 10.0 ** torch.arange(-4, 4.5, 0.5).double(), 2.0 ** torch.arange(0, 8).double()
@@ -30,7 +31,8 @@ def probe(task: Judged, data: Validation, head: nn.Module) -> str:
         raise ValueError("the model has no linear head, which a probe could begin; train with --head zero.")
     features, targets = list[Tensor](), list[Tensor]()
     source = Subset(data.source, spread(len(data.source), MOST))
-    for batch in replace(data, source=source).batches():
+    batches = replace(data, source=source).batches()
+    for batch in track(batches, -(-len(source) // data.batch), "probing the weights, batch"):
         features.append(task.predict(batch)["features"].double().cpu())
         targets.append(batch["targets"].cpu())
     labels = torch.cat(targets)

@@ -1,5 +1,6 @@
 """`vitrail finetune`: one run from weights, or the choice of a learning rate that goes on where it was interrupted."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -14,6 +15,7 @@ from vitrail import run as runs
 from vitrail.cli import launch
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
+from vitrail.recipes.finetune import LEAST
 from vitrail.tasks import Classify
 
 CLASSES = ("ash", "beech", "chestnut")
@@ -35,7 +37,8 @@ RATES = ["--rates", "0.001", "0.01"]
 
 
 def finetune(*words, steps=2):
-    given = ["--weights", "weights", "--batch", "4", "--optim.schedule.warmup", "1 step"]
+    given = ["--weights", "weights"] if "--weights" not in words else []
+    given += ["--batch", "4", "--optim.schedule.warmup", "1 step"]
     return ["finetune", "photos", *given, "--duration", f"{steps} steps", *words]
 
 
@@ -45,6 +48,28 @@ def test_the_small_recipe_is_taken_on_a_cpu(capsys, here):
     run = runs.read(here / "runs" / "finetune_small")
     assert (run.recipe, run.start, run.model.classes, run.optim.name) == ("finetune_small", "weights", 3, "adamw")
     assert "27 images to train on, 3 " in err
+
+
+def test_few_images_get_a_probe_and_steps_of_their_own_and_the_same_classes_keep_their_head(capsys, here):
+    _, err = printed(capsys, "finetune", "photos", "--weights", "weights", "--device", "cpu", "--out", "first")
+    run = runs.read(here / "first")
+    assert (run.head, run.duration, run.optim.lr) == ("probe", f"{LEAST} steps", 1e-4)
+    assert "a linear probe, by ridge regression on 27 training images" in err
+    step = next(
+        json.loads(line) for line in (here / "first" / "metrics.jsonl").read_text().splitlines() if "evaluation" in line
+    )
+    assert step["step"] == 0
+    _, err = printed(capsys, *finetune("--weights", "first", "--data.split-seed", "1"))
+    assert "with its head, because the 3 classes are the same" in err
+    assert "linear probe" not in err
+
+
+def test_a_probe_that_was_better_is_said_to_have_been(capsys, monkeypatch):
+    scores = iter([1.0, 0.0, 0.0])
+    real = train.judge
+    monkeypatch.setattr(train, "judge", lambda *given: ({**real(*given)[0], "accuracy": next(scores)}, real(*given)[1]))
+    _, err = printed(capsys, *finetune("--evaluate-every", "2 steps"))
+    assert "the linear probe that it began as was better: accuracy 100.0%" in err
 
 
 def test_the_papers_recipe_and_one_rate(capsys, here):

@@ -1,13 +1,15 @@
 """Every field of a Run is an option: found by its name, read as its annotation says, explained in the help."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
+from command_line import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.cli.options import nearest, override, split
+from vitrail.cli import COMMANDS
+from vitrail.cli.options import INSTEAD, KNOWN_AS, nearest, override, split
 from vitrail.cli.reading import describe, names
 from vitrail.cli.train import Train
 from vitrail.data.sources.open import Data
@@ -66,7 +68,9 @@ def test_the_options_are_the_fields_that_there_are():
 
 MEANT = """optim.learning_rate optim.lr, lr optim.lr, optim.lrr optim.lr, wd optim.weight_decay, epochs duration,
     batch_size batch, mixp augment.mixup, augment.mixp augment.mixup, data.hold_back data.val_fraction, imagesize
-    image_size, depth model.depth, jsn json, zzz None, model.stem.blocks None, data.path data"""
+    image_size, depth model.depth, jsn json, zzz None, model.stem.blocks None, data.path data, amp precision,
+    imgsz image_size, opt optim.name, sched optim.schedule.kind, name out, save_dir out, smoothing task.smoothing,
+    fp16 precision, weights start, pretrained start, lora None, cache None, quiet None, fold None, bag None"""
 
 
 @pytest.mark.parametrize(("name", "meant"), [pair.split() for pair in MEANT.split(",")])
@@ -76,6 +80,32 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_none(name, meant):
         override(demo(), {name: ["1"]}, Train())
     assert nearest("num_classes", ["classes", "depth"]) == "classes"
     assert nearest("learning_rate", ["out", "seed"]) is None
+
+
+@pytest.mark.parametrize("name", ["freeze", "patience", "resume", "arch", "model"])
+def test_what_there_is_not_is_answered_with_what_there_is(name):
+    with pytest.raises(
+        ValueError, match=rf"no --{name}; .*(--optim\.rules|--duration|vitrail resume|vitrail train)"
+    ) as e:
+        override(demo(), {name: ["1"]}, Train())
+    assert "did you mean" not in str(e.value)
+
+
+def test_every_word_of_others_leads_to_an_option_that_there_is():
+    own = {field.name for kind in COMMANDS.values() for field in fields(kind)}
+    assert {ours for several in KNOWN_AS.values() for ours in several} <= {*own, *NAMES, "image_size", "classes"}
+    text = " ".join(INSTEAD.values())
+    assert set(re.findall(r"--([a-z][\w.-]*)", text)) <= {"help", *(name.replace("_", "-") for name in NAMES)}
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    ("finetune --data x --weights w", "DATA is given without --data: vitrail finetune DATA"),
+    ("finetune x --model w", "no --model; did you mean --weights?"), ("predict m x --topk 3", "did you mean --top?"),
+    ("evaluate --model m d", "MODEL is given without --model"), ("predict x.jpg --weights w", "MODEL is given without"),
+    ("predict m x --conf 3", "no --conf; see vitrail predict --help"), ("data check --data d", "data check DATA"),
+])  # fmt: skip
+def test_a_commands_words_are_looked_up_among_its_own(capsys, words, sentence):
+    assert sentence in refused(capsys, *words.split())
 
 
 REFUSED = [

@@ -15,6 +15,8 @@ from small_runs import EVERYTHING, again, assert_same_end, assert_same_run, cras
 
 from vitrail import checkpoint, train
 from vitrail import run as runs
+from vitrail.data.stream import Unread
+from vitrail.evaluate import Validation
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.train import Interrupted
@@ -34,7 +36,7 @@ def test_everything_resumes_bit_for_bit(tmp_path, quick, name):
     assert_same_end(tmp_path / "whole", tmp_path / "cut", 12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_step_and_resumes_bit_for_bit(tmp_path, quick, number):
     start(small(), tmp_path / "whole").fit()
     trainer = start(small(), tmp_path / "cut")
@@ -53,6 +55,43 @@ def test_a_signal_saves_the_step_and_resumes_bit_for_bit(tmp_path, quick, number
     trainer.fit()
     assert_same_end(tmp_path / "whole", tmp_path / "cut", 12)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("step", [6, 12])  # 12 is the last, which has been saved
+def test_a_stop_or_a_fault_during_an_evaluation_saves_what_is_done(tmp_path, quick, monkeypatch, step):
+    start(small(), tmp_path / "whole").fit()
+    real = Validation.batches
+
+    def stops(data):
+        if trainer.done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield from real(data)
+
+    def fails(data):
+        yield from real(data)
+        if trainer.done == step:
+            raise Unread("a.jpg is cut short.")
+
+    for fault, error in ((stops, Interrupted), (fails, Unread)):
+        trainer = start(small(), tmp_path / fault.__name__)
+        with monkeypatch.context() as patched:
+            patched.setattr(Validation, "batches", fault)
+            with pytest.raises(error):
+                trainer.fit()
+        trainer = again(tmp_path / fault.__name__)
+        assert trainer.done == step
+        trainer.fit()
+        assert_same_end(tmp_path / "whole", tmp_path / fault.__name__, 12)
+
+
+def test_under_nohup_a_terminal_may_close():
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with train.stoppable() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.wait(0.1)
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -105,7 +144,7 @@ def steps_logged(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_of_the_whole_group_of_processes_saves_the_step(tmp_path, number):
     """What `timeout`, a scheduler's cancel and a container's stop do: two processes that load images get it, too."""
     run = small(duration="400 steps", checkpoint_every="400 steps", evaluate_every="400 steps", workers=2, **EVERYTHING)

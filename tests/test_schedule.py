@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitrail.optim.schedule
-from vitrail.optim.schedule import Schedule, multiplier, steps_of
+from vitrail.optim.schedule import Schedule, multiplier, prolonged, steps_of
 
 
 def curve(schedule, total, **sizes):
@@ -74,6 +74,36 @@ def test_rises_to_one_and_ends_at_the_end(lengths, kind, end, timescale):
         assert values[-1] == pytest.approx(end)
     if end == 0:
         assert all(a >= b for a, b in zip(values[warmup:-1], values[warmup + 1 :], strict=True))
+
+
+@given(st.integers(1, 5), kinds, st.integers(0, 100), st.sampled_from(["%", " steps"]))
+def test_the_shortest_runs_have_a_rate(total, kind, warmup, unit):
+    warmup = min(warmup, total) if unit == " steps" else warmup
+    values = curve(Schedule(kind, f"{warmup}{unit}"), total)
+    assert max(values[:-1]) > 0
+    if unit == "%" and warmup * total < 50:
+        assert values[0] == 1
+
+
+@given(lengths, kinds, st.floats(0, 1), st.integers(-20, 200))
+def test_a_run_with_another_end_goes_there_without_a_jump(lengths, kind, part, more):
+    (warmup, _, cooldown), before = lengths, sum(lengths)
+    step, total = round(part * before), before + more
+    schedule = Schedule(kind, f"{warmup} steps", f"{cooldown} steps", "50 steps")
+    if total <= step:
+        with pytest.raises(ValueError, match=f"{total:,} steps are no more than the {step:,} that are done"):
+            prolonged(schedule, step, before, total)
+    elif warmup + cooldown <= total:
+        longer = prolonged(schedule, step, before, total)
+        values, whole = curve(longer, total)[step:], curve(schedule, total)[step:]
+        rise = max(1, (total - step) // 10)
+        assert max(values[:-1]) > 0
+        assert values[rise - 1 :] == pytest.approx(whole[rise - 1 :])
+        first, last = multiplier(schedule, step, before), whole[rise - 1]
+        assert all(min(first, *whole) - 1e-9 <= value <= max(first, *whole) + 1e-9 for value in values)
+        assert abs(values[0] - first) <= (1 + abs(last - first)) / rise
+        again = prolonged(longer, step, total, total + 50)
+        assert (again.level, again.warmup) == (multiplier(longer, step, total), f"{warmup} steps")
 
 
 @given(st.integers(1, 5), st.integers(0, 50), st.integers(0, 50))

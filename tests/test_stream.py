@@ -14,20 +14,20 @@ import torch
 from torch.utils.data import Dataset
 
 from vitrail.batch import Batch
-from vitrail.data.stream import Loaded, prefetch, stream
+from vitrail.data.stream import Loaded, Lost, Unread, prefetch, stream
 
 
 class Numbers(Dataset):
     """Batches of one number; those of `missing` have no image, and `broken` cannot be made."""
 
-    def __init__(self, missing=(), broken=None):
-        self.made, self.missing, self.broken = [], missing, broken
+    def __init__(self, missing=(), broken=None, fault=None):
+        self.made, self.missing, self.broken, self.fault = [], missing, broken, fault
 
     def __getitem__(self, key):
         self.made.append(key)
         time.sleep(1e-4 * (key % 3))  # so that threads and processes end out of order
         if key == self.broken:
-            raise ValueError(f"{key} cannot be read.")
+            raise self.fault or ValueError(f"{key} cannot be read.")
         batch = None if key in self.missing else Batch(number=torch.tensor([key]))
         return Loaded(batch, (f"{key} is odd",) * (key % 2))
 
@@ -56,6 +56,30 @@ def test_an_error_comes_at_its_batch_as_one_sentence_and_ends_all(workers):
     with pytest.raises(ValueError, match=r"^3 cannot be read\.$"):
         next(batches)
     assert nothing_runs()
+
+
+def test_a_process_that_dies_is_named_and_never_cuts_into_what_is_done_meanwhile():
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = stream(Numbers(), range(10**5), 2)
+    next(batches)
+    dies = multiprocessing.active_children()[0]
+    os.kill(dies.pid, signal.SIGKILL)
+    dies.join()
+    time.sleep(0.1)  # where torch's handler would raise
+    with pytest.raises(Lost, match=rf"process {dies.pid}, .* killed by SIGKILL, .* memory runs out"):
+        list(batches)
+    assert nothing_runs()
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("fault", "sentence"), [
+    (OSError(5, "Input/output error", "a.jpg"), r"a\.jpg cannot be read \(Input/output error\)"),
+    (MemoryError(), "memory does not suffice"), (Unread("b.jpg is cut short."), r"b\.jpg is cut short"),
+])  # fmt: skip
+def test_what_fails_while_an_image_is_read_is_one_sentence(workers, fault, sentence):
+    with pytest.raises(type(fault) if isinstance(fault, Unread) else ValueError, match=sentence):
+        next(stream(Numbers(broken=0, fault=fault), range(3), workers))
 
 
 @pytest.mark.parametrize(("workers", "taken"), [(0, 0), (0, 1), (0, 3), (2, 1)])

@@ -11,8 +11,9 @@ from small_runs import small, start
 from test_steps import batch, tiny
 from torch import nn
 
+from vitrail.run import cores_for
 from vitrail.runtime.threads import Cores, Replicas, share_out, shared, shares
-from vitrail.train import accumulate, cores_for
+from vitrail.train import accumulate
 
 
 @pytest.fixture

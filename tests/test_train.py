@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from small_runs import assert_same_run, crash_at, goes_on, history, logged, resumes, small, start, weights
+from torch import nn
 from torch._dynamo.utils import counters
 
 from vitrail import Pipeline, checkpoint, train
@@ -17,7 +18,9 @@ from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
 from vitrail.runtime import blocks as parallel
 from vitrail.runtime.fp8 import Fp8Linear
+from vitrail.tasks import Classify, ClassifyConfig
 from vitrail.train import Trainer
+from vitrail.weights.start import start as begun
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, quick):
@@ -52,20 +55,50 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, quick, monkeyp
     assert [p.name for p in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")] == ["step-6", "step-12"]
 
 
-def test_a_run_starts_from_weights_with_a_new_head(tmp_path, quick):
+def test_a_run_starts_from_weights_and_keeps_their_head_for_the_same_classes(tmp_path, quick):
     first = small(preprocessing=replace(small().preprocessing, image_size=(14, 14)))
     first = replace(first, model=replace(first.model, image_size=(14, 14)))
     start(first, tmp_path / "small").fit()
     run = small(start=str(tmp_path / "small"), duration="1 steps", evaluate_every="1 steps")
     trainer = start(run, tmp_path / "large")
     before = weights(tmp_path / "small")
-    assert torch.equal(trainer.task.model.blocks[0].mlp.fc1.weight, before["blocks.0.mlp.fc1.weight"])
+    for name in ("blocks.0.mlp.fc1.weight", "head.weight", "head.bias"):
+        assert torch.equal(trainer.task.model.state_dict()[name], before[name])
     assert trainer.task.model.pos_embed.shape == (1, 17, 16)
-    assert not trainer.task.model.head.weight.any()
     trainer.fit()
     assert any("pos_embed: resized (1, 5, 16) -> (1, 17, 16)" in note for note in logged(tmp_path / "large", "note"))
     (tmp_path / "small" / "model" / "model.safetensors").unlink()
     assert Trainer(run, tmp_path / "large").done == 1  # its own checkpoint is enough
+
+
+def test_the_head_goes_by_the_names_of_classes_and_is_new_for_others(tmp_path, quick):
+    config = replace(small().model, classes=3)
+    model = config.build("cpu")
+    model.init_weights(1)
+    nn.init.normal_(model.head.weight)
+    Pipeline(Classify(model, small().preprocessing, None, ("a", "b", "c"))).save(tmp_path / "w")
+    same, kept, words = begun(tmp_path / "w", config, ("c", "a", "b"), 0)
+    assert (kept, torch.equal(same.head.weight, model.head.weight[[2, 0, 1]])) == (True, True)
+    for names, said in ((("a", "b", "d"), "gone: c; new: d"), (("a", "b", "c", "d"), "gone: none; new: d")):
+        other, kept, words = begun(tmp_path / "w", replace(config, classes=len(names)), names, 0)
+        assert (kept, bool(other.head.weight.any())) == (False, False)
+        assert said in words
+    bias = {"task": ClassifyConfig("sigmoid", head_bias=-3.0), "start": str(tmp_path / "w")}
+    head = start(small(**bias), tmp_path / "run").task.model.head
+    assert (head.bias.tolist(), bool(head.weight.any())) == ([-3.0] * 10, False)
+
+
+def test_a_head_that_begins_as_a_probe_is_far_better_than_chance_and_resumes(tmp_path, quick):
+    start(small(), tmp_path / "weights").fit()
+    folder = tmp_path / "weights" / "model" / "config.json"
+    folder.write_text(folder.read_text().replace('"Bag"', '"Sack"'))  # so the classes are others
+    run = small(start=str(tmp_path / "weights"), head="probe")
+    resumes(run, tmp_path, 3)
+    found = [record for record in history(tmp_path / "whole") if "evaluation" in record]
+    assert (found[0]["step"], found[0]["evaluation"]["accuracy"] > 0.3) == (0, True)
+    assert any(
+        "linear probe" in note and "10,000 training images" in note for note in logged(tmp_path / "whole", "note")
+    )
 
 
 def test_products_in_8_bits_train_and_resume(tmp_path, quick, monkeypatch):
@@ -188,7 +221,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(tmp_path, quick
     [
         ({"model": vit.Config(channels=1, classes=12)}, "fashion has 10 classes, but the model's head has 12"),
         ({"evaluate_every": "0 steps"}, "evaluate_every is '0 steps'; it must be a step or more"),
-        ({"duration": "0 steps"}, "'0 steps' is no training"), ({"checkpoint_every": "0 epochs"}, "is '0 epochs'"),
+        ({"duration": "0 steps"}, "duration is '0 steps'"), ({"checkpoint_every": "0 epochs"}, "is '0 epochs'"),
         ({"device": "tpu"}, "'tpu' is not available"), ({"precision": "fp8"}, "device cpu has no products in 8 bits"),
         ({"optim": optim.Config(schedule=Schedule(warmup="50 steps"))}, "longer than the run of 12 steps"),
     ],

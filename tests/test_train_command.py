@@ -1,24 +1,31 @@
 """`vitrail demo`, `train` and `resume`: what they write, print and refuse, and how they end."""
 
+import errno
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 from command_line import TINY, photos, printed, refused, status, write_mnist
 
+from vitrail import plan, train
 from vitrail import run as runs
-from vitrail import train
+from vitrail.cli import launch
 from vitrail.cli.reading import names
 from vitrail.cli.train import recipe
+from vitrail.data.stream import Lost, Unread
 from vitrail.recipes import RECIPES, listed
 from vitrail.recipes.demo import demo
+from vitrail.runtime import folders
 
 RESULT = {"run", "seconds", "metrics", "interval", "report", "model"}
-INSIDE = {"run.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
+INSIDE = {".lock", "run.json", "metrics.jsonl", "checkpoints", "model", "report.html"}
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +197,62 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     assert all(part in first for part in ("the train contents", "the code of vitrail"))
 
 
+def test_a_run_goes_on_with_data_that_was_moved_and_to_another_end(capsys, stopped, tmp_path):
+    (tmp_path / "mnist").rename(tmp_path / "elsewhere")
+    assert "mnist does not exist; " in (said := refused(capsys, "resume", "runs/cut"))
+    assert said.endswith("vitrail resume runs/cut --data.path PATH")
+    assert "1 steps are no more than the 2" in refused(
+        capsys, "resume", "runs/cut", "--data.path", "elsewhere", "--duration", "1 step"
+    )
+    again, err = printed(capsys, "resume", "runs/cut", "--data.path", "elsewhere", "--workers", "1")
+    assert "6 steps = 6 steps of 8" in err
+    run = runs.read(tmp_path / "runs" / "cut")
+    assert (run.data.path, run.workers, run.duration) == ("elsewhere", 1, "6 steps")
+    again, err = printed(capsys, "resume", "runs/cut", "--duration", "16 steps")  # though it has ended
+    assert "going on after step 6" in err
+    rates = [
+        r["lr"] for r in map(json.loads, (tmp_path / "runs/cut/metrics.jsonl").read_text().splitlines()) if "lr" in r
+    ]
+    assert len(rates) == 4  # steps 2, 6, 10 and 16
+    assert rates[2] > rates[3] > 0
+    record = json.loads((tmp_path / "runs" / "cut" / "run.json").read_text())
+    assert [(one["until"], one["run"]["duration"]) for one in record["before"]] == [(2, "6 steps"), (6, "6 steps")]
+    assert printed(capsys, "resume", "runs/cut", "--duration", "16 steps")[0]["metrics"] == again["metrics"]
+
+
+def test_a_long_run_is_foretold_with_the_size_that_would_be_short(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "LONG", 1e-6)
+    monkeypatch.setattr(plan, "SHORT", 120.0)
+    run = replace(demo("fashion"), duration="1_000_000 steps")
+    before = (trainer := train.Trainer(run, tmp_path)).task.state_dict()
+    kept = {name: value.clone() for name, value in before.items()}
+    said = launch._expected(trainer)
+    assert re.fullmatch(
+        r"about [\d.]+ (minutes|hours) on this machine(; with --image-size (21|14) .*about 2 minutes)?", said
+    )
+    assert all(value.equal(kept[name]) for name, value in trainer.task.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.task.parameters())
+    trainer.total = trainer.done
+    assert launch._expected(trainer) == ""
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    ("--optim.lr 3", ["--optim.lr is fixed", "--duration"]), ("--image-size 32", ["--image-size is fixed"]),
+    ("--epochs 3", ["--epochs", "--duration"]), ("--data.path", ["data.path"]), ("--workers -1", ["workers is -1"]),
+    ("--duration 3", ["'3'", "3 steps"]),
+])  # fmt: skip
+def test_what_cannot_change_while_a_run_goes_on(capsys, stopped, tmp_path, words, parts):
+    before = (tmp_path / "runs" / "cut" / "run.json").read_text()
+    said = refused(capsys, "resume", "runs/cut", *words.split())
+    assert [part for part in parts if part not in said] == []
+    assert (tmp_path / "runs" / "cut" / "run.json").read_text() == before
+
+
 @pytest.mark.parametrize(("fault", "sentence"), [
+    (Unread("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r, or else: "
+                                    "vitrail resume r --data.unreadable skip"),
+    (Lost("x died."), "x died; once that is mended, go on with: vitrail resume r, or else: vitrail resume r --workers"),
+    (KeyboardInterrupt(), "stopped at once; the last checkpoint is step-3; go on with: vitrail resume r"),
     (ValueError("a.jpg is cut short."), "a.jpg is cut short; once that is mended, go on with: vitrail resume r"),
     (ValueError("full; go on with `vitrail resume r`."), "full; go on with `vitrail resume r`."),
     (train.torch.OutOfMemoryError(), "cpu has no memory for steps of 8 images; train with a smaller --micro-batch"),
@@ -200,8 +262,8 @@ def test_what_goes_wrong_after_a_checkpoint_says_how_to_go_on(capsys, mnist, mon
         raise fault
 
     monkeypatch.setattr(train.Trainer, "_finish", fails)
-    assert status(*started("--out", "r")) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"vitrail: {sentence}")
+    assert status(*started("--out", "r")) == (130 if isinstance(fault, KeyboardInterrupt) else 2)
+    assert capsys.readouterr().err.splitlines()[-1].removeprefix("vitrail: ").startswith(sentence)
 
 
 def test_a_loss_that_is_nan_is_not_to_be_resumed(capsys, mnist):
@@ -219,3 +281,38 @@ def test_a_damaged_run_json_is_named(capsys, tmp_path, text, words):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     assert re.search(f"{re.escape(str(tmp_path))}.*{words}|{words}.*{tmp_path}", refused(capsys, "resume", tmp_path))
+
+
+def test_runs_that_begin_at_once_have_a_folder_each_and_a_running_one_is_not_trained_twice(capsys, tmp_path, mnist):
+    command = [sys.executable, "-m", "vitrail", *started("--workers", "2", steps=10**6), "--checkpoint-every", "1 step"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) for _ in range(3)]
+    try:
+        names = {next(line for line in one.stderr if "; into " in line).split("into ")[1].strip() for one in running}
+        assert names == {"runs/demo", "runs/demo-2", "runs/demo-3"}
+        while not list((tmp_path / "runs" / "demo" / "checkpoints").glob("step-*")):
+            time.sleep(0.1)
+        said = refused(capsys, "resume", "runs/demo")
+        assert any(f"process {one.pid} on {socket.gethostname()} since " in said for one in running)
+    finally:
+        for one in running:
+            one.kill()
+            one.communicate()
+    # The lock ends with its process, though those that load images may live a little longer.
+    record = json.loads((tmp_path / "runs" / "demo" / "run.json").read_text())
+    record["run"]["duration"] = "1 step"
+    (tmp_path / "runs" / "demo" / "run.json").write_text(json.dumps(record))
+    assert "going on after step" in printed(capsys, "resume", "runs/demo")[1]
+
+
+def test_a_folder_without_locks_is_said_and_one_that_cannot_be_written_is_refused(capsys, tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folders.fcntl, "lockf", no_locks)
+    with folders.locked(tmp_path):
+        assert capsys.readouterr().err.startswith(f"{tmp_path} cannot be locked (No locks available)")
+    with (
+        pytest.raises(ValueError, match=r"run\.json cannot be written"),
+        folders.locked(tmp_path / folders.FILE / "run.json"),
+    ):
+        pass

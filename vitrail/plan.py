@@ -1,4 +1,4 @@
-"""Will the memory suffice? Said before the run starts, with the numbers.
+"""Will the memory suffice, and how long will it take? Said before the run starts, with the numbers.
 
     need = needed(config, batch=512, optimizer="adamw")     # Need(state=..., activations=..., ...), bytes
     free(torch.device("cuda"))                              # bytes
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from vitrail.models import Config
+from vitrail.models import Config, cost, vit
 from vitrail.models.cost import activations, parameters
 from vitrail.run import Run
 
+LONG, SHORT = 1800, 600  # seconds, from which on smaller images are suggested, and of what these would take
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
@@ -84,3 +85,21 @@ def refuse(run: Run, device: torch.device) -> None:
 def text(size: int) -> str:
     """Bytes for people: "3.1 GiB"."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def expected(run: Run, seconds: float) -> str:
+    """How long a run will take, in words, and where that is long, with which image size it would not; "" for a minute
+    or less."""
+    if seconds < 60:
+        return ""
+    text = f"about {_minutes(seconds)} on this machine"
+    if seconds > LONG and isinstance(run.model, vit.Config):
+        wanted, stride = cost.flops(run.model, run.model.image_size) * SHORT / seconds, run.model.stride[0]
+        sides = range(min(run.model.image_size) // stride * stride, 2 * stride, -stride)
+        if side := next((side for side in sides if cost.flops(run.model, (side, side)) <= wanted), 0):
+            text += f"; with --image-size {side} it would be about {_minutes(SHORT)}"
+    return text
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch.nn.modules.dropout import _DropoutNd
 
 from vitrail.config import UnknownKind, dump, kinds, parse
 from vitrail.data.images.augment import Augment
@@ -22,11 +24,14 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data
 from vitrail.evaluate import Evaluator
 from vitrail.models import resnet, vit
+from vitrail.models.cost import activations, parameters
 from vitrail.optim.build import Config as OptimConfig
-from vitrail.optim.schedule import Duration
+from vitrail.optim.schedule import Duration, steps_of
 from vitrail.progress import few
 from vitrail.runtime.blocks import Precision
-from vitrail.tasks import ClassifyConfig, TaskConfig
+from vitrail.runtime.folders import claim
+from vitrail.runtime.threads import share_out
+from vitrail.tasks import ClassifyConfig, Task, TaskConfig
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")
 
@@ -44,6 +49,9 @@ class Run:
     optim: OptimConfig = field(default_factory=OptimConfig)
     start: str | None = None
     """Weights to start from: any file or folder that `vitrail predict` reads; None is from scratch."""
+    head: Literal["zero", "probe"] = "zero"
+    """Where the weights to start from have other classes. zero: the paper's. probe: a linear probe of the weights, by
+    ridge regression, which reads up to 10,000 training images once."""
     batch: int = 64
     """Images in a step."""
     micro_batch: int | None = None
@@ -96,6 +104,13 @@ class Run:
         if self.augment.mixup + self.augment.cutmix and self.batch == 1:
             raise ValueError("images are mixed in pairs, but the batch is 1; give a batch of 2 or more.")
 
+    def steps(self, field: str, examples: int, total: int | None = None) -> int:
+        """How many steps a field's duration is. examples: in an epoch. total: of the run. ValueError where none."""
+        found = steps_of(getattr(self, field), total=total, batch=self.batch, examples=examples)
+        if found < 1:
+            raise ValueError(f"{field} is {getattr(self, field)!r}; it must be a step or more, such as '1 epoch'.")
+        return found
+
     def evaluators(self) -> tuple[Evaluator, ...]:
         """What judges the task."""
         return self.evaluate or tuple(kinds(Evaluator)[name]() for name in self.task.evaluators)
@@ -109,20 +124,15 @@ class Run:
         return -metrics[name] if self.task.lower_is_better else metrics[name]
 
 
-def vacant(folder: Path) -> None:
-    """ValueError where the folder exists: nothing is ever overwritten."""
-    if folder.exists():
-        hint = f"continue it with `vitrail resume {folder}`, or " if (folder / "run.json").is_file() else ""
-        raise ValueError(f"{folder} exists already; {hint}name another folder with --out.")
-
-
 def write(run: Run, folder: Path, data: Mapping[str, Any] | None = None) -> None:
     """Makes the run folder with run.json in it. data: fingerprints by split. ValueError where the folder exists."""
-    vacant(folder)
-    folder.mkdir(parents=True)
+    record(run, claim([folder]), data)
+
+
+def record(run: Run, folder: Path, data: Mapping[str, Any] | None = None) -> None:
+    """Writes run.json into a folder that is claimed."""
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
-    record = {"run": dump(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine}
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    _put(folder, {"run": dump(run), "versions": versions(), "code": code(), "data": data or {}, "machine": machine})
 
 
 def read(folder: Path) -> Run:
@@ -149,6 +159,20 @@ def changes(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], list[str]
     return found, others + (["the code of vitrail"] if record.get("code", code()) != code() else [])
 
 
+def cores_for(run: Run, task: Task) -> int:
+    """How many cores should compute shares of a batch of their own; 1: one share, each operation on all of them.
+
+    No more than keep the gradients that each has smaller than the activations, which are gone once those are there.
+    """
+    device, half = next(task.parameters()).device, run.precision in ("bf16", "fp8")
+    draws = any(isinstance(part, _DropoutNd) and part.p for part in task.modules())  # of torch's one stream
+    if device.type != "cpu" or half or run.compile or run.checkpointing or draws:
+        return 1
+    part = run.micro_batch or run.batch
+    fits = 1 + part * activations(run.model) // (4 * parameters(run.model))
+    return share_out(min(part // 2, fits))
+
+
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on."""
     return {name: version(name) for name in PACKAGES}
@@ -160,6 +184,20 @@ def code() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def rewrite(run: Run, folder: Path, step: int) -> None:
+    """Puts a run that was changed after `step` steps into run.json, which keeps what it was before."""
+    before, record = _read(folder)
+    record["before"] = [*record.get("before", ()), {"until": step, "run": dump(before)}]
+    _put(folder, {**record, "run": dump(run)})
+
+
+def _put(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes run.json, all or nothing."""
+    partial = folder / ".run.json.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder / "run.json")
 
 
 def _read(folder: Path) -> tuple[Run, dict[str, Any]]:

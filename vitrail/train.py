@@ -9,7 +9,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -18,32 +18,32 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
 from vitrail import checkpoint
 from vitrail.batch import Batch
 from vitrail.data.loader import REMEMBERED, Training
 from vitrail.data.order import step_seed
 from vitrail.data.sources.open import Splits, open_splits
+from vitrail.data.sources.source import Source
 from vitrail.data.stream import stream, workers_for
 from vitrail.evaluate.evaluator import Result, Validation, evaluating, judge
+from vitrail.evaluate.probe import probe
 from vitrail.log import Log
-from vitrail.models.cost import activations, parameters
 from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema
-from vitrail.optim.schedule import multiplier, steps_of
+from vitrail.optim.schedule import multiplier
 from vitrail.pipeline import Pipeline, locate
-from vitrail.run import Run
+from vitrail.run import Run, cores_for
 from vitrail.runtime import fp8
 from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, Mover
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
-from vitrail.runtime.threads import Replicas, share_out
+from vitrail.runtime.threads import Replicas
 from vitrail.tasks.task import Metrics, Task
 from vitrail.weights.hub import resolve
-from vitrail.weights.load import instantiate, read
+from vitrail.weights.start import start as begun
 
 T = TypeVar("T", bound=Task)
 
@@ -63,15 +63,15 @@ class Trainer:
         splits = splits or open_splits(run.data, run.task.needs)
         self.train_source, self.val_source = splits.train, splits.val
         self.per_epoch = {"batch": run.batch, "examples": len(self.train_source)}
-        self.total = steps_of(run.duration, **self.per_epoch)
-        if self.total < 1:
-            raise ValueError(f"the duration {run.duration!r} is no training; give it one step or more.")
+        self.total = run.steps("duration", len(self.train_source))
         # What does not fit is refused now, not when it is due.
         multiplier(run.optim.schedule, 0, self.total, **self.per_epoch)
-        self.evaluate_every, self.save_every = self._steps("evaluate_every"), self._steps("checkpoint_every")
+        self.evaluate_every = run.steps("evaluate_every", len(self.train_source), self.total)
+        self.save_every = run.steps("checkpoint_every", len(self.train_source), self.total)
         self.workers = workers_for(self.device, run.workers)
         self.batches = self._loader()
         self.notes: list[str] = []
+        self.stop = threading.Event()
         self.results: dict[str, Result] = {}
         self.late = self.device.type == "cuda"  # elsewhere a step's numbers are there when it ends
         # Of the steps since the last line of the log, and of those whose line is due.
@@ -82,21 +82,22 @@ class Trainer:
         self.optimizer = optim.build(self.task, run.optim)
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
-        self.done = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
+        self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
         self.replicas = Replicas(self.task, cores_for(run, self.task))
 
     def fit(self) -> dict[str, float]:
         """Trains what is left, evaluates on the validation images, writes the model folder; returns the metrics.
 
-        Raises Interrupted after Ctrl-C or SIGTERM, and ValueError where the loss is NaN or infinite, or the disk is
-        full; all leave a checkpoint to go on from.
+        Raises Interrupted after Ctrl-C or SIGTERM, and ValueError where an image cannot be read, a process that reads
+        them dies, the loss is NaN or infinite, or the disk is full; all leave a checkpoint to go on from.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with Log(self.folder, self.total, self.done, tensorboard=self.run.tensorboard) as log, stoppable() as stop:
                 for note in self.notes:
                     log.note(self.done, note)
-                self._train(log, stop)
+                self.stop = stop
+                self._train(log)
                 return self._finish(log)
         except OSError as error:
             raise ValueError(
@@ -107,13 +108,6 @@ class Trainer:
     def pipeline(self) -> Pipeline:
         """The model as it is now, with all that it needs to predict."""
         return Pipeline(self.task)
-
-    def _steps(self, field: str) -> int:
-        """How often something is done, in steps."""
-        often = steps_of(getattr(self.run, field), total=self.total, **self.per_epoch)
-        if often < 1:
-            raise ValueError(f"{field} is {getattr(self.run, field)!r}; it must be a step or more, such as '1 epoch'.")
-        return often
 
     def _loader(self) -> Training:
         run = self.run
@@ -143,47 +137,70 @@ class Trainer:
             compile_blocks(task)
         task.model.to_empty(device="cpu")
         task.init_weights(run.seed)
+        kept = not start
         if run.start and start:
-            model, report = instantiate(read(locate(resolve(run.start))), run.model, new_head=True, seed=run.seed)
-            task.model.load_state_dict(model.state_dict())
-            self.notes.append(f"started from {run.start}, {report}")
+            model, kept, words = begun(locate(resolve(run.start)), run.model, task.class_names, run.seed)
+            wanted = {n: t for n, t in model.state_dict().items() if kept or not n.startswith("head.")}
+            task.model.load_state_dict(wanted, strict=False)  # a new head is the task's
+            self.notes.append(f"started from {run.start}, {words}")
+        self.probing = run.head == "probe" and not kept
         return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
 
-    def _train(self, log: Log, stop: threading.Event) -> None:
+    def _train(self, log: Log) -> None:
         """The loop."""
         run = self.run
+        if self.probing:
+            skipped = (lambda problem: None) if run.data.unreadable == "skip" else None  # training names them
+            log.note(0, probe(prepared(self.task), self._images(self.train_source, skipped), self.task.model.head))
+            self.ema = Ema(self.task, run.ema) if run.ema else None
         self.task.train()
         with self.writer, closing(self._batches(log)) as batches:
-            if self.done and self.done < self.total and self.done % self.evaluate_every == 0:
+            if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or run.head == "probe"):
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
             for step in range(self.done, self.total):
                 self.recent.append(self._step(step, islice(batches, self.batches.parts)))
                 self.done = step + 1
                 self._write_due(log)
                 last = self.done == self.total
-                if self.done % run.log_every == 0 or last or stop.is_set():
+                if self.done % run.log_every == 0 or last or self.stop.is_set():
                     log.mark()
                     self.due, self.recent = self.recent, self.recent[-1:]
                     if not self.late:
                         self._write_due(log)
-                saving = last or stop.is_set() or self.done % self.save_every == 0
+                saving = last or self.stop.is_set() or self.done % self.save_every == 0
                 judging = self.done % self.evaluate_every == 0 and not last
                 if saving or judging:
-                    self._rest(log, stop, saving, judging)
+                    self._rest(log, saving, judging)
 
-    def _rest(self, log: Log, stop: threading.Event, saving: bool, judging: bool) -> None:
+    def _rest(self, log: Log, saving: bool, judging: bool) -> None:
         """Between two steps: saves, stops, evaluates, once the numbers are known to be good."""
         self._write_due(log)
         self._finite(self.recent)
         paused = time.perf_counter()
         if saving:
             self._save(log)
-        if stop.is_set() and self.done < self.total:
-            self.writer.wait()
-            raise Interrupted(f"stopped after step {self.done} of {self.total}")
+        if self.done < self.total:
+            self._stop_if_asked()
         if judging and self._evaluate(log) and not saving:
             self._save(log)
         log.pause(time.perf_counter() - paused)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.is_set():
+            self.writer.wait()
+            raise Interrupted(f"stopped after step {self.done} of {self.total}")
+
+    @contextmanager
+    def _kept(self, log: Log) -> Iterator[None]:
+        """While data is read, between whole updates of the weights: where it fails, what is done is saved first."""
+        try:
+            yield
+        except (ValueError, Interrupted):
+            self._finite(self.recent)
+            if self.done > self.saved:
+                self._save(log)
+            self.writer.wait()
+            raise
 
     def _write_due(self, log: Log) -> None:
         """The line of the log that is due; on a GPU a step late: it has its next step, and does not wait for us."""
@@ -198,7 +215,12 @@ class Trainer:
         def skipped(problem: str) -> None:
             log.note(self.done, f"skipped: {problem}")
 
-        for batch in stream(self.batches, keys, self.workers, pin=self.device.type == "cuda", skipped=skipped):
+        made = stream(self.batches, keys, self.workers, pin=self.device.type == "cuda", skipped=skipped)
+        while True:
+            with self._kept(log):
+                batch = next(made, None)
+            if batch is None:
+                return
             moved = move(batch)
             log.count(len(batch), time.perf_counter() - since)
             yield moved
@@ -238,6 +260,7 @@ class Trainer:
     def _save(self, log: Log) -> None:
         best = self._best(log.evaluations)
         self.writer.save(self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), best)
+        self.saved = self.done
 
     def _best(self, evaluations: Mapping[int, Mapping[str, float]]) -> int | None:
         """The step with the best evaluation, the first of equals."""
@@ -247,7 +270,7 @@ class Trainer:
         """Judges the model on the validation images, once a step; returns whether it is the best so far."""
         if self.done in log.evaluations:
             return False
-        with self._judged():
+        with self._kept(log), self._judged():
             self._judge(log)
         return self._best(log.evaluations) == self.done
 
@@ -261,23 +284,22 @@ class Trainer:
 
     def _judge(self, log: Log) -> dict[str, float]:
         """What the run's evaluators find, which the log gets, too; their results stay in `results`."""
-        run, skip = self.run, self.run.data.unreadable == "skip"
         log.busy("evaluating")
-        data = Validation(
-            self.val_source,
-            run.preprocessing,
-            partial(run.task.collate, source=self.val_source),
-            batch_size(run.model, run.preprocessing.image_size, self.device),
-            self.device,
-            self.workers,
-            (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None,
-            self.train_source,
-        )
-        metrics, self.results = judge(run.evaluators(), prepared(self.task), data)
+        skip = self.run.data.unreadable == "skip"
+        skipped = (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None
+        data = self._images(self.val_source, skipped)
+        metrics, self.results = judge(self.run.evaluators(), prepared(self.task), data)
         log.evaluation(self.done, metrics)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "samples")
         log.say(f"step {self.done}/{self.total}: {numbers} on {len(self.val_source):,} validation images")
         return metrics
+
+    def _images(self, source: Source, skipped: Callable[[str], None] | None) -> Validation:
+        run = self.run
+        collate = partial(run.task.collate, source=source)
+        batch = batch_size(run.model, run.preprocessing.image_size, self.device)
+        how = (run.preprocessing, collate, batch, self.device, self.workers, skipped)
+        return Validation(source, *how, self.train_source, self._stop_if_asked)
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -326,17 +348,3 @@ def accumulate(
                 sums[name] = sums[name] + value if name in sums else value
     replicas.gather()
     return sums
-
-
-def cores_for(run: Run, task: Task) -> int:
-    """How many cores should compute shares of a batch of their own; 1: one share, each operation on all of them.
-
-    No more than keep the gradients that each has smaller than the activations, which are gone once those are there.
-    """
-    device, half = next(task.parameters()).device, run.precision in ("bf16", "fp8")
-    draws = any(isinstance(part, _DropoutNd) and part.p for part in task.modules())  # of torch's one stream
-    if device.type != "cpu" or half or run.compile or run.checkpointing or draws:
-        return 1
-    part = run.micro_batch or run.batch
-    fits = 1 + part * activations(run.model) // (4 * parameters(run.model))
-    return share_out(min(part // 2, fits))

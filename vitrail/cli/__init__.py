@@ -8,7 +8,12 @@ import difflib
 import inspect
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from vitrail import __version__
 from vitrail.cli.data import Check, Pack
@@ -41,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _run(sys.argv[1:] if arguments is None else arguments)
+        with _heard():
+            _run(sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -51,6 +57,23 @@ def main(arguments: list[str] | None = None) -> None:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """A stop by a scheduler and a terminal that closes are as Ctrl-C: they end what is done in order."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGHUP,))) if main else ()
+    earlier = {n: signal.signal(n, ask) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def _end(sentence: str, status: int) -> None:

@@ -4,11 +4,12 @@ With several rates there is a run for each in OUT.choice (rate_search.py), then 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from vitrail.cli.options import Command, DataPlace, Given, Out, folder_for, override
+from vitrail.cli.options import Command, DataPlace, Given, Out, override
 
 
 @dataclass(kw_only=True)
@@ -34,12 +35,12 @@ class Finetune(Command):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail import run as runs
-        from vitrail.cli.launch import settle
-        from vitrail.cli.rate_search import AGAIN, best, choose, table, usable
+        from vitrail.cli.launch import AGAIN, Outcome, begin, settle
+        from vitrail.cli.rate_search import best, choose, table, usable
         from vitrail.data.sources.open import Data, open_splits
         from vitrail.recipes.finetune import FEW, at, choices, finetune, finetune_small
         from vitrail.runtime.blocks import pick_device
+        from vitrail.runtime.folders import numbered, vacant
 
         rates = [rate for rate in dict.fromkeys(self.rates) if rate != "paper"]
         if rates and "paper" in self.rates:
@@ -49,21 +50,23 @@ class Finetune(Command):
         splits = open_splits(override(Data(self.data), reading, self, "data."))
         count, device = len(splits.train), torch.device(pick_device(" ".join(given.get("device", ["auto"]))))
         small = self.recipe == "small" or (self.recipe == "auto" and (device.type == "cpu" or count < FEW))
-        made = finetune_small(self.data, self.weights) if small else finetune(self.data, self.weights, count)
+        made = finetune_small(self.data, self.weights, count) if small else finetune(self.data, self.weights, count)
         run = override(made, given, self)
         run = run if "model.classes" in given else run.task.adapt(run, splits.train)
         if len(rates) == 1:
             run = at(run, rates[0])
         trials = choices(run, count, rates) if self.rates and len(rates) != 1 else []
-        folder = folder_for(run.recipe, self.out, lambda path: usable(path, run, trials))
-        if not usable(folder, run, trials):
-            runs.vacant(folder)
-            raise ValueError(f"{folder}.choice holds other runs; name another folder with --out.")
-        tried = choose(trials, folder)
+        folder, tried = Path(self.out) if self.out else None, dict[float, Outcome | None]()
+        if trials:
+            folder = folder or next(place for place in numbered(run.recipe) if usable(place, run, trials))
+            if not usable(folder, run, trials):
+                vacant(folder)
+                raise ValueError(f"{folder}.choice holds other runs; name another folder with --out.")
+            tried = choose(trials, folder)
         if tried:
             run = at(run, best(tried, run))
         if tried and not self.json:
             print(table(tried, run.optim.lr))
-        outcome = settle(run, folder, AGAIN if tried else "", splits)
+        outcome = settle(run, folder, AGAIN, splits) if folder and tried else begin(run, folder, splits)
         found = [{"lr": lr, "outcome": one and one.document()} for lr, one in tried.items()]
         self.answer({**outcome.document(), "choices": found}, outcome.text())

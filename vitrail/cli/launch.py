@@ -9,8 +9,9 @@ print(outcome.text())                               # accuracy 86.9% (85.3% to 8
 import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,30 @@ from vitrail import checkpoint
 from vitrail import run as runs
 from vitrail.data.sources.fingerprint import fingerprint
 from vitrail.data.sources.open import Splits, open_splits
+from vitrail.data.stream import Lost, Unread
 from vitrail.evaluate.headers import look
 from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
-from vitrail.plan import refuse
+from vitrail.optim.schedule import prolonged
+from vitrail.plan import expected, refuse
 from vitrail.progress import say
 from vitrail.report.run_page import write_report
 from vitrail.run import Run
+from vitrail.runtime import folders
 from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.interrupt import Interrupted
-from vitrail.train import Trainer
+from vitrail.train import Trainer, accumulate
 
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss became NaN
+AGAIN = "the same command"
+# What lets a run go on although the fault stays.
+OTHERWISE = {Unread: "--data.unreadable skip", Lost: "--workers 0"}
+MEASURED = 8  # images, by whose gradient the time of a run is foretold
 LITTLE = 50_000  # images; from scratch, ViTs are behind ResNets up to a million (paper, figure 4)
+ADVICE = (
+    "Transformers need more, or weights that have seen more to start from: vitrail finetune DATA --weights "
+    "hf-hub:timm/vit_small_patch16_224.augreg_in21k"
+)
 PHOTO = 64  # pixels a side, from which weights that others trained on photographs are of use
 
 
@@ -65,48 +77,91 @@ class Outcome:
         )
 
 
-def begin(run: Run, folder: Path, splits: Splits | None = None, again: str = "", adapt: bool = False) -> Outcome:
-    """Trains a new run. splits: its data, if open already. again: the command that resumes it after an interruption.
-    adapt: whether the task may fit the run to the data.
+def begin(run: Run, folder: Path | None, splits: Splits | None = None, again: str = "", adapt: bool = False) -> Outcome:
+    """Trains a new run. folder: None is runs/RECIPE, or the first free one of -2, -3, ... splits: its data, if open
+    already. again: the command that resumes it after an interruption. adapt: whether the task may fit it to the data.
 
-    The folder is made once it is known that the run can begin. Exits with 130 when interrupted; ValueError, with what
-    to type next, where run and data do not agree, the loss became NaN or the disk is full.
+    A run that cannot begin leaves no folder. Exits with 130 when interrupted; ValueError, with what to type next, where
+    run and data do not agree, the loss became NaN or the disk is full.
     """
-    runs.vacant(folder)
+    if folder:
+        folders.vacant(folder)  # opening the data may take long
     splits = splits or open_splits(run.data, run.task.needs)
     look(splits, run.data.unreadable == "skip")
     run = run.task.adapt(run, splits.train) if adapt else run
     refuse(run, torch.device(pick_device(run.device)))
-    trainer = Trainer(run, folder, splits)
-    if not run.start and len(splits.train) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
-        trainer.notes.append(
-            f"training from scratch on {len(splits.train):,} images: Transformers need more, or weights that have seen "
-            "more to start from: vitrail finetune DATA --weights hf-hub:timm/vit_small_patch16_224.augreg_in21k"
-        )
-    runs.write(run, folder, fingerprints(splits))
-    return _fit(trainer, splits, again)
+    folder = folders.claim([folder] if folder else folders.numbered(run.recipe.rpartition(":")[2]))
+    with ExitStack() as held:
+        try:
+            held.enter_context(folders.locked(folder))
+            runs.record(run, folder, fingerprints(splits))
+            trainer = Trainer(run, folder, splits)
+        except BaseException:
+            folders.discard(folder)
+            raise
+        if not run.start and len(splits.train) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
+            trainer.notes.append(f"training from scratch on {len(splits.train):,} images: {ADVICE}")
+        return _fit(trainer, splits, again)
 
 
-def go_on(folder: Path, anyway: bool = False, again: str = "") -> Outcome:
+def go_on(
+    folder: Path, anyway: bool = False, again: str = "", change: Callable[[Run], Run] = lambda run: run
+) -> Outcome:
     """Trains what is left of a run, which may be nothing; raises and exits as `begin` does.
 
+    change: of what does not decide the weights, and of the duration (optim/schedule.py says how the rate goes on).
     ValueError where its data has changed, unless `anyway`; changed code or packages are only reported.
     """
-    run = runs.read(folder)
-    if (metrics := ended(folder)) is not None:
-        say(f"{folder} has ended; there is nothing left to train.")
+    before = runs.read(folder)
+    run = change(before)
+    if run.duration == before.duration and (metrics := ended(folder)) is not None:
+        say(f"{folder} has ended; there is nothing left to train, unless it is given a longer --duration.")
         return Outcome(folder, metrics)
-    splits = open_splits(run.data, run.task.needs)
-    data, others = runs.changes(folder, fingerprints(splits, before=True))
-    if data and not anyway:
-        raise ValueError(
-            f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, or resume "
-            f"it anyway with: {_resume(folder)} --anyway"
-        )
-    if data or others:
-        say(f"since {folder} began, {'; '.join(data + others)} changed: it continues, but may end differently.")
-    refuse(run, torch.device(pick_device(run.device)))
-    return _fit(Trainer(run, folder, splits), splits, again)
+    with folders.locked(folder):
+        splits = _opened(run, folder)
+        data, others = runs.changes(folder, fingerprints(splits, before=True))
+        if data and not anyway:
+            raise ValueError(
+                f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, name "
+                f"its new place with --data.path, or resume it anyway with: {_resume(folder)} --anyway"
+            )
+        if data or others:
+            say(f"since {folder} began, {'; '.join(data + others)} changed: it continues, but may end differently.")
+        refuse(run, torch.device(pick_device(run.device)))
+        newest = checkpoint.newest(folder / "checkpoints")
+        done = int(newest.name.removeprefix("step-")) if newest else 0
+        if run.duration != before.duration:
+            run = _prolonged(before, run, done, len(splits.train))
+        trainer = Trainer(run, folder, splits)
+        if run != before:
+            if run.duration != before.duration:
+                (folder / "report.html").unlink(missing_ok=True)  # the run has not ended any more
+            runs.rewrite(run, folder, done)
+        return _fit(trainer, splits, again)
+
+
+def _opened(run: Run, folder: Path) -> Splits:
+    try:
+        return open_splits(run.data, run.task.needs)
+    except ValueError as error:
+        if all(Path(place).exists() for place in (run.data.path, run.data.val) if place):
+            raise
+        moved = f"if it was moved, go on with: {_resume(folder)} --data.path PATH"
+        raise ValueError(f"{str(error).rstrip('.')}; {moved}") from None
+
+
+def _prolonged(before: Run, run: Run, done: int, examples: int) -> Run:
+    """The run with its new duration, and the schedule that leads there."""
+    old, new = (one.steps("duration", examples) for one in (before, run))
+    try:
+        schedule = prolonged(run.optim.schedule, done, old, new, batch=run.batch, examples=examples)
+    except ValueError as error:
+        raise ValueError(f"--duration {run.duration!r} cannot be: {error}.") from None
+    say(
+        f"{before.duration} = {old:,} steps become {run.duration} = {new:,}: from step {done:,} on, the learning rate "
+        "goes to that of a run of this length, over a tenth of the steps that are left"
+    )
+    return replace(run, optim=replace(run.optim, schedule=schedule))
 
 
 def ended(folder: Path) -> dict[str, float] | None:
@@ -134,10 +189,16 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     say("\n".join(splits.said))
     again = again or _resume(folder)
     try:
+        if foretold := _expected(trainer):
+            say(foretold)
         metrics = trainer.fit()
         write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
     except Interrupted as stop:
         say(f"{stop}; go on with: {again}")
+        sys.exit(130)
+    except KeyboardInterrupt:  # a second one
+        last = checkpoint.newest(folder / "checkpoints")
+        say(f"stopped at once; the last checkpoint is {last.name if last else 'none'}; go on with: {again}")
         sys.exit(130)
     except torch.OutOfMemoryError:
         raise ValueError(
@@ -147,9 +208,38 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     except ValueError as error:
         left = checkpoint.newest(folder / "checkpoints") and not (folder / DIVERGED).exists()  # it would diverge again
         if left and "vitrail resume" not in str(error):
-            raise ValueError(f"{str(error).rstrip('.')}; once that is mended, go on with: {again}") from error
+            other = OTHERWISE.get(type(error), "") if again != AGAIN else ""
+            said = f"{str(error).rstrip('.')}; once that is mended, go on with: {again}"
+            raise ValueError(said + (f", or else: {again} {other}" if other else "")) from error
         raise
+    history = read_history(folder / "metrics.jsonl").evaluations
+    probe = {name: float(values[0]) for name, (steps, values) in history.items() if steps[0] == 0}
+    if probe and run.score(probe) > run.score(metrics):
+        say(f"the linear probe that it began as was better: {headline(probe)}; a lower --optim.lr changes it less.")
     return Outcome(folder, metrics, time.perf_counter() - started)
+
+
+def _expected(trainer: Trainer) -> str:
+    """How long the rest of a run will take, in words, by the gradient of a few images; "" where that is a minute."""
+    run, images, left = trainer.run, trainer.batches.images, trainer.total - trainer.done
+    some = trainer.batches.indices(trainer.done)[:MEASURED] if left else []
+    if not len(some) or run.compile:
+        return ""
+    try:
+        batch = trainer.batches.collate([images.sample(int(index), int(index)) for index in some]).to(trainer.device)
+    except ValueError:  # of an image that cannot be read: training says so, or goes without
+        return ""
+    kept, seconds = {name: value.clone() for name, value in trainer.task.state_dict().items()}, 0.0
+    for count in (2, len(batch)):  # the first time also finds the memory
+        part, started = batch.split(count)[0], time.perf_counter()
+        accumulate(trainer.replicas, [part], len(part), trainer.autocast)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        seconds = (time.perf_counter() - started) / len(part)
+        if seconds > 0.5:
+            break
+    trainer.task.load_state_dict(kept)
+    judged = len(trainer.val_source) * (1 + left // trainer.evaluate_every)
+    return expected(run, seconds * (left * run.batch + judged / 3))
 
 
 def fingerprints(splits: Splits, before: bool = False) -> dict[str, Any]:

@@ -11,12 +11,11 @@ import shutil
 import textwrap
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from functools import partial
-from itertools import count, pairwise
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import Positional, arg
@@ -41,10 +40,46 @@ TOGETHER = {
     "channels": ("channels", "stem.channels"),
 }
 COLUMNS = ("data.image_column", "data.label_column")  # what is said of a table to every command
-OTHERS_SAY = """amp precision, batch_size batch, clip_grad optim.clip, epochs duration, hold_back data.val_fraction,
-    img_size image_size, label_smoothing task.smoothing, learning_rate optim.lr, num_classes model.classes, num_workers
-    workers, path data, steps duration, val_split data.val_fraction, wd optim.weight_decay"""
-KNOWN_AS = {pair[0]: pair[1] for pair in map(str.split, OTHERS_SAY.split(","))}
+# Ours (the first that the command has), and what timm, transformers, Ultralytics, torchvision and Lightning call it.
+OTHERS_SAY = """
+    duration: epochs num_epochs max_epochs num_train_epochs steps max_steps iterations total_steps; batch: batch_size
+    bs train_batch_size per_device_train_batch_size; micro_batch: accumulate accumulate_grad_batches grad_accum
+    grad_accum_steps gradient_accumulation_steps; optim.lr: lr lr0 learning_rate base_lr blr; optim.weight_decay:
+    weight_decay wd decay; optim.name: opt optimizer optimiser; optim.momentum: momentum; optim.clip: clip_grad
+    clip_grad_norm max_grad_norm grad_clip gradient_clip_val; optim.layer_decay: layer_decay llrd;
+    optim.schedule.kind: sched scheduler lr_scheduler lr_scheduler_type cos_lr schedule decay_type;
+    optim.schedule.warmup: warmup warmup_epochs warmup_steps warmup_ratio lr_warmup_epochs; optim.schedule.end: lrf
+    min_lr; optim.rules: freeze freeze_layers freeze_backbone frozen; image_size: imgsz img_size input_size
+    resolution crop_size imagesize; model.classes classes: num_classes nb_classes nc num_labels; model.drop_path:
+    drop_path stochastic_depth; model.dropout: drop dropout drop_rate; augment.mixup: mixup mixup_alpha;
+    augment.cutmix: cutmix cutmix_alpha; augment.randaugment: aa auto_augment autoaugment randaug; augment.erase:
+    reprob random_erase random_erasing erasing; augment.flip: hflip fliplr; augment.colour: color color_jitter;
+    preprocessing.crop_fraction: crop_pct; task.smoothing: smoothing label_smoothing label_smoothing_factor;
+    task.loss: bce_loss loss; task.class_weights: class_weight; ema: model_ema model_ema_decay ema_decay;
+    precision: amp fp16 bf16 half mixed_precision dtype; checkpointing: grad_checkpointing gradient_checkpointing
+    activation_checkpointing; compile: torchcompile torch_compile; workers: num_workers j dataloader_num_workers;
+    device: gpu gpus cuda accelerator; seed: random_seed manual_seed; out: output output_dir save_dir outdir
+    project name exp_name experiment run_name log_dir; data: path data_dir data_path dataset root train_dir folder;
+    data.val val: val_dir valid_dir validation_dir; data.val_fraction: hold_back val_split test_size
+    validation_split; data.balance: balanced weighted_sampler; log_every: log_interval logging_steps print_freq
+    log_every_n_steps; evaluate_every: eval_interval eval_steps val_interval eval_freq val_period;
+    checkpoint_every: save_steps save_freq save_period checkpoint_interval; keep: checkpoint_hist save_total_limit;
+    tensorboard: wandb log_wandb report_to logger tb; weights start model: model weights pretrained finetune
+    checkpoint initial_checkpoint init_from ckpt load_from; images: source input img; anyway: force; top: topk
+    top_k; to: format"""
+KNOWN_AS = {
+    word: ours.split()
+    for ours, _, words in (part.partition(":") for part in OTHERS_SAY.split(";"))
+    for word in words.split()
+}
+# What a run does otherwise.
+INSTEAD = {
+    "resume": "vitrail resume RUN goes on with a run",
+    "patience": "no run ends early by itself: the best checkpoint is kept, and --duration says how long it takes",
+    "freeze": "--optim.rules ^blocks:freeze freezes parameters, by their names",
+    "model": "the recipe decides the model, and vitrail train --help lists them; --start takes weights",
+}
+INSTEAD |= {"early_stopping": INSTEAD["patience"], "arch": INSTEAD["model"]}
 
 
 @dataclass(kw_only=True)
@@ -77,9 +112,14 @@ class Command(ABC):
 def parse(kind: type[CommandT], prog: str, words: Sequence[str]) -> tuple[CommandT, Given]:
     """A command, and the options that are not its own. ValueError, in one sentence, for what cannot be read."""
     own = {field.name: field.default for field in fields(kind)}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    placed = [name for name in own if Positional in typing.get_args(hints[name])]
     mine, given = split(words, own)
+    for name in (_name(word.partition("=")[0]) for word in mine if word.startswith("--")):
+        if name in placed:
+            raise ValueError(f"{name.upper()} is given without {option(name)}: {prog} {' '.join(placed).upper()}")
     if given and not kind.extends:
-        raise ValueError(unknown(next(iter(given)), list(own), prog))
+        raise ValueError(unknown(next(iter(given)), list(own), prog, placed))
     command, left = read(kind, mine)
     if left:
         raise ValueError(f"{prog} has no place for {left[0]}; see {prog} --help.")
@@ -87,9 +127,11 @@ def parse(kind: type[CommandT], prog: str, words: Sequence[str]) -> tuple[Comman
         for word, after in pairwise([*mine, "--"]):
             if word.startswith("--") and after.startswith("--") and own.get(_name(word), False) is not False:
                 raise ValueError(f"{option(_name(word))} needs a value; see {prog} --help.")
-        hints = typing.get_type_hints(kind, include_extras=True)
-        needed = {name: Positional in typing.get_args(hints[name]) for name in own if own[name] is MISSING}
-        needs = " and ".join(name.upper() if placed else option(name) for name, placed in needed.items())
+        needed = [name for name in own if own[name] is MISSING]
+        for name in given:
+            if nearest(name, needed):
+                raise ValueError(unknown(name, needed, prog, placed))
+        needs = " and ".join(name.upper() if name in placed else option(name) for name in needed)
         raise ValueError(f"{prog} needs {needs}{', before other options' if given else ''}; see {prog} --help.")
     return command, given
 
@@ -151,20 +193,37 @@ def described(path: str, given: Given, command: Command, prog: str, data: "Data 
     return override(replace(data, path=path) if data else Data(path), given, command, "data.")
 
 
-def unknown(name: str, known: Sequence[str], prog: str) -> str:
-    """The sentence for an option that does not exist, with the one that may have been meant."""
-    near = nearest(name, known)
-    return f"there is no {option(name)}; {f'did you mean {option(near)}?' if near else f'see {prog} --help.'}"
+def unknown(name: str, known: Sequence[str], prog: str, placed: Container[str] = ()) -> str:
+    """The sentence for an option that does not exist, with what may have been meant. placed: what is given without."""
+    near, last = nearest(name, known), name.rpartition(".")[2]
+    hint = f"see {prog} --help."
+    if near:
+        hint = f"{near.upper()} is given without one." if near in placed else f"did you mean {option(near)}?"
+    if last in INSTEAD and "duration" in known and (near is None or last == "freeze" or near == "start"):
+        hint = f"{INSTEAD[last]}."
+    return f"there is no {option(name)}; {hint}"
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The name that was meant, by its whole or its last part; None where none is near."""
+    """The name that was meant, by its whole, its last part or what others call it; None where none is near."""
     before, _, last = name.rpartition(".")
-    if full := KNOWN_AS.get(last):
-        return next((other for other in (full, full.rpartition(".")[2]) if other in known), None)
-    ends = {other.rpartition(".")[2]: other for other in reversed(known)}
-    near = [ends[end] for end in get_close_matches(last, ends, 1, 1.0 if before else 0.65)]
-    return next(iter([*get_close_matches(name, known, 1, 0.65), *near]), None)
+    if meant := KNOWN_AS.get(last):
+        return next((found for full in meant for found in (full, full.rpartition(".")[2]) if found in known), None)
+    if last in INSTEAD:
+        return None
+
+    def like(full: str) -> float:
+        place, _, end = full.rpartition(".")
+        fits = _alike(last, end) if not before or place == before else last == end
+        return SequenceMatcher(None, last, end).ratio() * fits
+
+    return best if known and like(best := max(known, key=like)) else None
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether there is a slip of a letter, or two in a long word, between the names."""
+    same = sum(block.size for block in SequenceMatcher(None, name, other).get_matching_blocks())
+    return max(len(name), len(other)) - same <= max(1, len(name) // 6) and name[:1] == other[:1]
 
 
 def show(what: Any, prog: str, about: str) -> None:
@@ -180,12 +239,6 @@ def columns(rows: Mapping[str, str]) -> str:
     wide = max(map(len, rows)) + 4
     wrap = partial(textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * wide)
     return "\n".join(wrap(f"  {name}".ljust(wide) + text.splitlines()[0]) for name, text in rows.items())
-
-
-def folder_for(name: str, out: str, free: Callable[[Path], bool] = lambda path: not path.exists()) -> Path:
-    """The folder that was named, or runs/NAME, or the first of runs/NAME-2, -3, ... that is free."""
-    numbered = (Path("runs", name if number == 1 else f"{name}-{number}") for number in count(1))
-    return Path(out) if out else next(filter(free, numbered))
 
 
 def _name(flag: str) -> str:

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitrail import run as runs
-from vitrail.cli.launch import DIVERGED, Outcome, ended, settle
+from vitrail.cli.launch import AGAIN, DIVERGED, Outcome, ended, settle
 from vitrail.evaluate.summary import headline
 from vitrail.progress import say
 from vitrail.recipes.finetune import at
 from vitrail.run import Run
 
-AGAIN = "the same command"
 Tried = Mapping[float, Outcome | None]  # by learning rate; None where the loss became NaN
 
 

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from vitrail.cli import options
 from vitrail.cli.options import Command, Flag, Given, Out
+from vitrail.cli.reading import names, option
 from vitrail.config import attribute, dump
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Train(Command):
 
     extends = True
     recipe: Positional[Annotated[str, arg(metavar="[RECIPE]", help_behavior_hint="")]] = ""
-    """One of those above, or FILE.py:NAME, a function of yours that returns a Run. Without it: fast, from scratch in a
-    few minutes."""
+    """One of those above, or FILE.py:NAME, a function of yours that returns a Run. Without it: fast, from scratch in
+    minutes for small images; how long a run takes is said when it starts."""
     data: Annotated[str, arg(metavar="PATH", help_behavior_hint="(required, unless RECIPE is your own)")] = ""
     """The images: class folders, MNIST's or CIFAR's files, a table, a saved Hugging Face data set, tars; or a function
     of yours that returns a Source, FILE.py:NAME."""
@@ -71,10 +72,8 @@ class Train(Command):
         from vitrail.cli.launch import begin
 
         reading = {name: said for name, said in given.items() if name.startswith("data.")} if self.data else {}
-        run = recipe(self.recipe or "fast", self.data, reading)
-        run = options.override(run, given, self)
-        folder = options.folder_for(run.recipe.rpartition(":")[2], self.out)
-        outcome = begin(run, folder, adapt="model.classes" not in given)
+        run = options.override(recipe(self.recipe or "fast", self.data, reading), given, self)
+        outcome = begin(run, Path(self.out) if self.out else None, adapt="model.classes" not in given)
         self.answer(outcome.document(), outcome.text())
 
     @classmethod
@@ -90,10 +89,23 @@ class Train(Command):
         options.show(cls, prog, f"{inspect.getdoc(cls)}\n\nrecipes:\n\n{options.columns(recipes.listed())}")
 
 
+# What may change while a run goes on: it decides no weights, but for the duration.
+CHANGES = """data.path, data.val, data.unreadable, duration, device, workers, micro_batch, compile, checkpointing, keep,
+    log_every, evaluate_every, checkpoint_every, tensorboard"""
+
+
 @dataclass(kw_only=True)
 class Resume(Command):
-    """Continue a run that was stopped or killed, exactly as if it had not been."""
+    """Continue a run that was stopped or killed, exactly as if it had not been.
 
+    Some of its fields may change: --data.path where the data was moved (the same images, or it is refused), --data.val,
+    --data.unreadable skip, --device, --workers, --micro-batch, --compile, --checkpointing, --keep, --log-every,
+    --evaluate-every, --checkpoint-every, --tensorboard; and --duration "20 epochs", also of a run that has ended. The
+    learning rate then goes from where it is to that of a run which had this duration from its start, over a tenth of
+    the steps that are left; warm-up is not repeated.
+    """
+
+    extends = True
     folder: Positional[Annotated[str, arg(metavar="FOLDER")]]
     """The run folder, such as runs/demo."""
     anyway: Flag = False
@@ -102,7 +114,19 @@ class Resume(Command):
     def run(self, given: Given) -> None:
         from vitrail.cli.launch import go_on
 
-        outcome = go_on(Path(self.folder), self.anyway)
+        def change(run: "Run") -> "Run":
+            may = [name.strip() for name in CHANGES.split(",")]
+            for name in given:
+                if name not in may and name in (*names(run), *options.TOGETHER):
+                    free = ", ".join(map(option, may))
+                    raise ValueError(f"{option(name)} is fixed once a run has begun; what may change is {free}.")
+            others = {name: words for name, words in given.items() if name != "data.path"}
+            path = " ".join(given.get("data.path", [run.data.path]))
+            if not path:
+                raise ValueError("--data.path needs a value.")
+            return options.override(replace(run, data=replace(run.data, path=path)), others, self)
+
+        outcome = go_on(Path(self.folder), self.anyway, change=change)
         self.answer(outcome.document(), outcome.text())
 
 

@@ -28,7 +28,7 @@ from vitrail.data.images.mixing import draws
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.order import sample_seeds, samples, view_keys
 from vitrail.data.sources.source import Example, Source, Target
-from vitrail.data.stream import Loaded, Unreadable, stream
+from vitrail.data.stream import Loaded, Unread, Unreadable, stream
 
 TRIES = 100  # unreadable images in a row, after which something else must be wrong
 DRAWN = 4096  # samples whose order is worked out at once
@@ -160,7 +160,7 @@ class Training(Dataset[Loaded]):
                 raise
             except ValueError as error:
                 if self.unreadable == "refuse":
-                    raise ValueError(f"{error} --data.unreadable skip trains without such images.") from None
+                    raise Unread(f"{error} --data.unreadable skip trains without such images.") from None
                 problems.append(str(error))
         raise ValueError(f"{TRIES} images in a row cannot be read, the last because {problems[-1]}")
 
@@ -183,7 +183,7 @@ class Evaluation(Dataset[Loaded]):
                 found.append(self.images.sample(index))
             except ValueError as error:
                 if self.unreadable == "refuse":
-                    raise
+                    raise Unread(str(error)) from None
                 problems.append(str(error))
         return Loaded(self.collate(found) if found else None, tuple(problems))
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Literal, TypeVar
 
 import torch
@@ -26,7 +28,15 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 Unreadable = Literal["refuse", "skip"]  # what happens where an image cannot be read
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGHUP,)))
+
+
+class Unread(ValueError):
+    """An image cannot be read, and is not to be skipped."""
+
+
+class Lost(ValueError):
+    """A process that prepares images has died."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +63,18 @@ def stream(
 
     Ctrl-C, and a stop that is sent to all processes, are for this one, which may save its state, then ends the workers.
     """
+    carried, processes = _Carried(made), list[BaseProcess]()
     if workers == 0:
-        results: Iterator[Loaded | ValueError] = prefetch(made.__getitem__, keys, 2)
+        results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, keys, 2)
     else:
         # It would draw from torch's own generator. More processes than cores, of which it warns, have a reason.
         options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _begin, "generator": torch.Generator()}
         with _postponed(), quiet():
-            results = iter(DataLoader(_Carried(made), batch_size=None, sampler=keys, **options))
+            others = active_children()
+            results = iter(DataLoader(carried, batch_size=None, sampler=keys, **options))
+            processes = [process for process in active_children() if process not in others]
     try:
-        for loaded in results:
+        while (loaded := _next(results, processes)) is not None:
             if isinstance(loaded, ValueError):
                 raise loaded
             for problem in loaded.problems:
@@ -71,6 +84,24 @@ def stream(
                 yield loaded.batch
     finally:
         del results  # ends its threads or processes now, although a traceback may keep this frame
+
+
+def _next(results: Iterator[Loaded | ValueError], processes: Sequence[BaseProcess]) -> Loaded | ValueError | None:
+    """The next result; None at the end; Lost where one of the processes has died, whatever error that shows itself by.
+    It is a value, so that no traceback keeps the others."""
+    try:
+        return next(results, None)
+    except (RuntimeError, OSError, EOFError):
+        deadline = time.monotonic() + 1  # the end of its pipes comes a little before its own
+        while processes and all(process.is_alive() for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        dead = next((process for process in processes if process.exitcode), None)
+        if dead is None:
+            raise
+        code = dead.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        why = {-9: ", as the system does where memory runs out", -7: ": shared memory (/dev/shm) is full"}.get(code, "")
+        return Lost(f"process {dead.pid}, which prepared images, {how}{why}.")
 
 
 def workers_for(device: torch.device, asked: int | None) -> int:
@@ -97,7 +128,7 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
 
 
 class _Carried(Dataset["Loaded | ValueError"]):
-    """Returns a ValueError as a value: one that a worker process raises would arrive with its traceback as its text."""
+    """Returns an error as a value: one that a worker process raises would arrive with its traceback as its text."""
 
     def __init__(self, made: Dataset[Loaded]) -> None:
         self.made = made
@@ -105,20 +136,29 @@ class _Carried(Dataset["Loaded | ValueError"]):
     def __getitem__(self, key: int) -> Loaded | ValueError:
         try:
             return self.made[key]
+        except Unread as error:
+            return Unread(str(error))
         except ValueError as error:
             return ValueError(str(error))
+        except MemoryError:
+            return ValueError("the memory does not suffice to prepare images; fewer processes or threads need less.")
+        except OSError as error:
+            return ValueError(f"{error.filename or 'the data'} cannot be read ({error.strerror or error}).")
 
 
 @contextmanager
 def _postponed() -> Iterator[None]:
-    """Signals to stop arrive afterwards: a worker that is not deaf to them yet would end."""
+    """Signals to stop arrive afterwards: a worker that is not deaf to them yet would end. And torch's handler, which
+    raises at any moment when a worker dies, is taken off again: in the middle of a step it would cost the weights."""
     if sys.platform == "win32":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before, handler = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS), signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            signal.signal(signal.SIGCHLD, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

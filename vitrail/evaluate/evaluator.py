@@ -40,7 +40,8 @@ class Validation:
 
     collate: the task's. batch: images that go through the model together. workers: processes that prepare them; 0 is
     threads. skipped: is told of each image that cannot be read, and it is left out; without it, the first of them is a
-    ValueError. train: the images that were trained on, where an evaluator wants them.
+    ValueError. train: the images that were trained on, where an evaluator wants them. before: is called before each
+    batch; what it raises ends the evaluation.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class Validation:
     workers: int = 0
     skipped: Callable[[str], None] | None = None
     train: Source | None = None
+    before: Callable[[], None] | None = None
 
     def batches(self) -> Iterator[Batch]:
         """Every image that has a target once, in order, on the device; no padding, nothing dropped.
@@ -65,6 +67,8 @@ class Validation:
         read = {"batch": self.batch, "workers": self.workers, "skipped": self.skipped}
         for batch in evaluation(source, self.preprocessing, self.collate, **read):
             some = True
+            if self.before:
+                self.before()
             if known is not None:
                 batch = batch.plus(indices=torch.from_numpy(known[batch["indices"].numpy()]))
             yield batch.to(self.device)

@@ -14,7 +14,7 @@ big_vision (`create_learning_rate_schedule` and `steps` in its utils.py), with a
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Literal, TypeAlias, get_args
@@ -36,19 +36,25 @@ class Schedule:
 
     kind: Kind = "linear"
     warmup: Duration = "0 steps"
-    """Linear, from 0 up to 1."""
+    """Linear, from 0 up to 1; it ends before the last step, and a percentage that is less than half a step is none."""
     cooldown: Duration = "0 steps"
     """Linear, down to `end`, over the last steps of the run."""
     timescale: Duration = "10000 steps"
     """For rsqrt only: after three of these the multiplier has halved."""
     end: float = 0.0
     """The multiplier at the end of the run."""
+    since: int = 0
+    """The step at which the run was given another end (see `prolonged`); 0 where it was not."""
+    level: float = 1.0
+    """What the multiplier was there."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"schedule kind {self.kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
         if not 0 <= self.end <= 1:
             raise ValueError(f"schedule end {self.end} must lie in [0, 1]: it multiplies the base learning rate")
+        if self.since < 0 or not 0 <= self.level <= 1:
+            raise ValueError(f"schedule since {self.since} must be 0 or more, and level {self.level} lie in [0, 1]")
         cooldown, timescale = (_parse(text)[0] for text in (self.cooldown, self.timescale))
         _parse(self.warmup)
         if timescale == 0:
@@ -73,7 +79,8 @@ def multiplier(
 
     So the first update of a warm-up has factor 0, step W has 1, and `end` belongs to step T: the last
     update stays one step short of it. This is big_vision's convention value for value when end = 0.
-    T is accepted as a step too, for a log that closes the curve.
+    T is accepted as a step too, for a log that closes the curve. W is at most T - 1, so that no run has factor 0 alone.
+    Of a run that was given another end at step s, this is blended with the level there, over a tenth of T - s steps.
 
     `batch` (examples a step, over all processes) and `examples` (in an epoch) are needed only by
     durations in epochs and examples.
@@ -82,10 +89,10 @@ def multiplier(
     """
     if not 0 <= step <= total:
         raise ValueError(f"step {step} is outside the run: steps go from 0 to {total}")
-    warmup, cooldown = (
-        steps_of(text, total=total, batch=batch, examples=examples) for text in (schedule.warmup, schedule.cooldown)
-    )
+    warmup = _warmup(schedule, total, batch=batch, examples=examples)
+    cooldown = steps_of(schedule.cooldown, total=total, batch=batch, examples=examples)
     _check_fit(schedule, warmup, cooldown, total)
+    warmup = min(warmup, max(total - 1, 0))
     after = max(step - warmup, 0)
     if schedule.kind == "rsqrt":
         scale = steps_of(schedule.timescale, total=total, batch=batch, examples=examples)
@@ -94,7 +101,26 @@ def multiplier(
         decay = _decay(schedule, after / max(total - warmup, 1))
     left = min(1.0, (total - step) / cooldown) if cooldown else 1.0
     rise = min(1.0, step / warmup) if warmup else 1.0
-    return rise * (left * decay + (1 - left) * schedule.end)
+    factor = rise * (left * decay + (1 - left) * schedule.end)
+    if not schedule.since:
+        return factor
+    blended = min(1.0, max(0, step - schedule.since + 1) / max(1, (total - schedule.since) // 10))
+    return (1 - blended) * schedule.level + blended * factor
+
+
+def prolonged(
+    schedule: Schedule, step: int, before: int, total: int, *, batch: int | None = None, examples: int | None = None
+) -> Schedule:
+    """The schedule of a run that ends after `total` steps rather than the `before` that it had, once `step` are done.
+
+    The factor goes from what it is to that of a run which had this end from its start, over a tenth of the steps that
+    are left; a warm-up is as many steps as it was, so it is not repeated. ValueError where `total` steps are done.
+    """
+    sizes = {"batch": batch, "examples": examples}
+    if total <= step:
+        raise ValueError(f"{total:,} steps are no more than the {step:,} that are done")
+    level = multiplier(schedule, step, before, **sizes)
+    return replace(schedule, warmup=f"{_warmup(schedule, before, **sizes)} steps", since=step, level=level)
 
 
 def steps_of(
@@ -118,6 +144,11 @@ def steps_of(
         if unit == "epochs":
             steps *= _known(duration, "the number of examples in the data set", examples)
     return max(1, round(steps)) if number else 0
+
+
+def _warmup(schedule: Schedule, total: int, *, batch: int | None, examples: int | None) -> int:
+    number, unit = _parse(schedule.warmup)
+    return round(number / 100 * total) if unit == "%" else steps_of(schedule.warmup, batch=batch, examples=examples)
 
 
 def _decay(schedule: Schedule, progress: float) -> float:

@@ -43,7 +43,8 @@ def fast(data: str, reading: Data | None = None) -> Run:
     """A ViT of 16 tokens (photographs: 36) that fits the images, 0.8 to 2.8 M parameters, by Muon, in minutes.
 
     Command: `vitrail train fast --data DATA`. Cost: 240,000 images; 192,000 of 28 px took 8 minutes of one core,
-    125,000 of 32 px 10. Not measured on photographs, which become 96 px.
+    125,000 of 32 px 10. Photographs, which become 96 px, took over half an hour; how long a run takes here is said when
+    it starts, and --duration makes it shorter.
     Expected: 88.2 % of Fashion-MNIST's 10,000 test images after 3.2 epochs (docs/results.md).
 
     Images of one size up to 64 px keep it; grey images get a model with one channel. With few images there are many

@@ -32,6 +32,10 @@ RATES = ((0.001, 0.003, 0.01, 0.03), (0.001, 0.003, 0.01, 0.03), (0.003, 0.01, 0
 # Images below which `vitrail finetune` takes the small recipe, as it does on a CPU, where the paper's 500 steps would
 # take ViT-B/16 a week.
 FEW = 50_000
+SMALL_BATCH = 32
+# Steps of the small recipe where ten epochs are fewer. Of 72 photographs in four classes (ViT-S/14 at 84 px) the probe
+# had 72.5 % of 160 others, 22 steps after it 82.5 %, 66 steps no more; 22 steps from zeros at the higher rate 78.1 %.
+LEAST = 22
 
 
 def finetune(data: str, weights: str, images: int | None = None, image_size: int = 384) -> Run:
@@ -73,17 +77,25 @@ def finetune(data: str, weights: str, images: int | None = None, image_size: int
     )
 
 
-def finetune_small(data: str, weights: str) -> Run:
+def finetune_small(data: str, weights: str, images: int | None = None) -> Run:
     """Fine-tuning for hundreds to thousands of images on a laptop: AdamW, lower layers slower, the weights' own size.
 
     Command: `vitrail finetune DATA --weights W`. Cost: 2,000 images x 10 epochs with ViT-S/16 at 224 px are 0.55
     petaFLOPs, about 75 minutes on two cores; with ViT-Ti/16 0.15, about 20.
-    Expected: not measured on public data yet.
+    Expected: 82.5 % (75.9 to 87.6) of 160 of Imagenette's photographs after 22 steps on 72 others, four classes, with a
+    ViT-S/14 at 84 px, where the linear probe that it begins as has 72.5 %.
 
     Learning rates fall by a quarter from layer to layer (BEiT's layer decay, arXiv 2106.08254), so that the lower ones
     change little though Adam's steps are large. Crops show a third of the image or more.
+
+    images: how many there are to train on, as `vitrail finetune` knows. The head then begins as a linear probe rather
+    than with zeros, at a lower rate, which does not spoil it, and there are LEAST steps or more. Without: 10 epochs.
     """
     model, how = _start(weights)
+    rate, head, duration = 5e-4, "zero", "10 epochs"
+    if images is not None:
+        rate, head = 1e-4, "probe"
+        duration = f"{LEAST} steps" if 10 * images < LEAST * SMALL_BATCH else duration
     return Run(
         recipe="finetune_small",
         model=model,
@@ -91,11 +103,13 @@ def finetune_small(data: str, weights: str) -> Run:
         data=Data(data),
         augment=Augment(crop="inception", scale=(0.35, 1.0), flip=0.5),
         optim=optim.Config(
-            lr=5e-4, weight_decay=0.05, layer_decay=0.75, clip=1.0, schedule=Schedule("cosine", warmup="10%")
+            lr=rate, weight_decay=0.05, layer_decay=0.75, clip=1.0, schedule=Schedule("cosine", warmup="10%")
         ),
         start=weights,
-        batch=32,
-        duration="10 epochs",
+        head=head,
+        batch=SMALL_BATCH,
+        duration=duration,
+        evaluate_every="1 epoch" if images is None else "10%",
     )
 
 

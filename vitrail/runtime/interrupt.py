@@ -1,4 +1,4 @@
-"""Stopping between two steps: Ctrl-C and SIGTERM set an event that the loop looks at.
+"""Stopping between two steps: Ctrl-C, SIGTERM and a terminal that closes set an event that the loop looks at.
 
 with stoppable() as stop:
     for step in steps:
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from vitrail.data.stream import STOPS
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and its state is on the disk."""
@@ -20,7 +22,8 @@ class Interrupted(Exception):
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a step is never cut in two; a second Ctrl-C stops at once."""
+    """An event that STOPS set, so that a step is never cut in two; a second Ctrl-C stops at once. Under nohup a
+    terminal may close."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -31,7 +34,9 @@ def stoppable() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asks = (signal.SIGINT, signal.SIGTERM)  # which a script's `&` has ignored, but `kill` means
+    heard = [number for number in STOPS if number in asks or signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, ask) for number in heard}
     try:
         yield event
     finally:

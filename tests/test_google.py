@@ -12,8 +12,8 @@ from model_folders import write_folder
 from scipy.ndimage import zoom
 
 from vitrail.models import resnet, vit
+from vitrail.weights.format import Asked
 from vitrail.weights.load import load, load_and_report, read
-from vitrail.weights.place import Asked
 from vitrail.weights.save import save
 
 SIZES = {"width": files.WIDTH, "depth": 2, "heads": files.HEADS, "mlp_dim": files.MLP, "classes": 5}

@@ -86,17 +86,17 @@ def test_folders_that_are_no_classes_are_refused_beside_files_that_may_have_the_
 
 
 def test_what_is_left_out_is_counted(tmp_path):
-    files = ["train/a/1.png", "train/b/1.png", "val/a/1.png", "extra/1.png", "0.png", "train/a/x.txt", "val/b/2.heic",
+    files = ["train/a/1.png", "train/b/1.png", "val/a/1.png", "extra/1.png", "0.png", "train/a/x.txt", "val/b/2.mp4",
              "train/c/.DS_Store", ".x/1.png", "__MACOSX/train/a/1.png", "Thumbs.db"]  # fmt: skip
     put(tmp_path, {"place.tar": tarred(dict.fromkeys(files, b""))})
     (put(tmp_path / "place", dict.fromkeys(files, b"")) / "train" / "b" / "up").symlink_to("..")
     for found, links in ((folder.splits(tmp_path / "place"), 1), (tar.splits(tmp_path / "place.tar"), 0)):
         assert {split: len(source) for split, source in found.items()} == {"train": 2, "val": 1}
         said = "; ".join(found.left_out)
-        parts = ["1 image in extra", "1 image beside train, val", "1 .txt", "1 .heic", *["1 links"] * links]
+        parts = ["1 image in extra", "1 image beside train, val", "1 .txt", "1 .mp4", *["1 links"] * links]
         assert [part for part in parts if part not in said] == []
         assert not [part for part in ("DS_Store", "MACOSX", "Thumbs", "db") if part in said]
-        assert [name for name in found.lost if not name.startswith("train/c")] == ["val/b (1 .heic)"]
+        assert [name for name in found.lost if not name.startswith("train/c")] == ["val/b (1 .mp4)"]
 
 
 @pytest.mark.parametrize("name", ["seg_train", "Train", "my train-set", "TRAIN2017", "imagesTrain", "trainset"])

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from test_load import HUGGING_FACE, hugging_face
 
 from vitrail.models import resnet, vit
+from vitrail.weights.format import Asked
 from vitrail.weights.load import load, read
-from vitrail.weights.place import Asked
 from vitrail.weights.save import save
 
 SMALL = vit.Config((32, 48), (8, 8), 3, 32, 2, 4, 48, 5)

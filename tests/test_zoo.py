@@ -74,7 +74,7 @@ PARITY = [  # cheap ones, cut to two blocks; and another image size
     ("vit_base_patch32_siglip_256", (96, 160)), ("vit_base_patch32_clip_quickgelu_224", (96, 160)),
     ("vit_small_r26_s32_224", (96, 160)), ("vit_tiny_r_s16_p8_224", (96, 160)),
     ("deit_tiny_distilled_patch16_224", (96, 160)), ("beit_base_patch16_224", (96, 160)),
-    ("eva02_tiny_patch14_224", (98, 154)), ("eva02_base_patch16_clip_224", (96, 160)), ("eva_large_patch14_196", (98, 154)),
+    ("eva02_tiny_patch14_224", (98, 154)), ("eva02_base_patch16_clip_224", (96, 160)),
     ("vit_small_plus_patch16_dinov3_qkvb", (96, 160)), ("vit_small_patch16_dinov3", (96, 160)),
     ("vit_small_patch16_rope_ape_224", (96, 160)), ("vit_mediumd_patch16_rope_reg1_gap_256", (96, 160)),
 ]  # fmt: skip

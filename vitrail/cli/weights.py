@@ -128,9 +128,9 @@ class Convert(Command):
 
     def run(self, given: Given) -> None:
         from vitrail.pipeline import locate
+        from vitrail.weights.format import Asked
         from vitrail.weights.hub import resolve
         from vitrail.weights.load import read
-        from vitrail.weights.place import Asked
         from vitrail.weights.save import save
 
         weights = read(locate(resolve(self.source)), Asked(heads=self.heads or None))

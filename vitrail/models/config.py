@@ -1,18 +1,81 @@
-"""Everything that shapes a Vision Transformer, and what follows from it; vit.py has the model."""
+"""Everything that shapes a Vision Transformer or a ResNet, and what follows from it; vit.py, resnet.py: the models."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vitrail.models import resnet
-from vitrail.models.layers import Activation
-from vitrail.models.positions import Resample
-from vitrail.models.relative import Relative
-from vitrail.models.rotary import Rotary
-
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+Resample = Literal[
+    "bicubic_antialias", "bicubic", "bicubic_corners", "bilinear_antialias", "bilinear", "bilinear_corners"
+]
+Relative = Literal["none", "geometric", "bilinear"]
 Pool = Literal["token", "avg", "map", "token_avg", "distilled"]
 Positions = Literal["learned", "sincos", "sincos_mae", "none"]
 Remainder = Literal["pad", "refuse", "crop"]
+
+
+@dataclass(frozen=True)
+class ResNetFields:
+    """The fields of `resnet.Config`: a BiT ResNet.
+
+    blocks: bottlenecks in each stage; stage s is 2^s times narrower and 256 * 2^s * width_factor channels wide.
+    width_factor: the "x2" of R50x2; a fraction where int(64 * width_factor) channels make 32 groups.
+    channels: of the image. classes: 0 leaves the head off. image_size: what it is meant for, (height, width).
+    numerics: where the small numbers stand that keep divisions finite: Google's code has 1e-5 outside the root of a
+        kernel's variance and 1e-6 in the norms, timm 1e-8 inside it and 1e-5.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    width_factor: int | float = 1
+    channels: int = 3
+    classes: int = 1000
+    image_size: tuple[int, int] = (224, 224)
+    numerics: Literal["google", "timm"] = "google"
+
+    def __post_init__(self) -> None:
+        if self.root % 32 or not self.root:  # groups of GroupNormReLU
+            raise ValueError(f"width_factor is {self.width_factor}; int(64 * width_factor) must be a multiple of 32.")
+        for field, least in {"channels": 1, "classes": 0}.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be {least} or more.")
+        if any(n < 1 for n in self.blocks):
+            raise ValueError(f"blocks is {self.blocks}; every stage needs 1 or more.")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of the feature map: 4 after the root, halved again by each later stage."""
+        return 4 * 2 ** max(0, len(self.blocks) - 1)
+
+    @property
+    def root(self) -> int:
+        """Channels of the first convolution, as Google's code computes them."""
+        return int(64 * self.width_factor)
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map."""
+        return self.root * (4 * 2 ** (len(self.blocks) - 1) if self.blocks else 1)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How patches are turned: by place / base^(i / n) for the n = D_h / 4 pairs of each axis, rows first.
+
+    base: 100 in DINOv3, 10,000 in EVA-02.
+    centred: a patch's place is its centre, from -1 to 1 along each axis, times 2 pi (DINOv3); otherwise its row and
+        column plus `offset`, as if the image had the grid `reference` where there is one (EVA-02).
+    rows_first: whether the first half of the pairs is the row's, or the column's (RoPE-ViT).
+    halves: whether the two numbers of a pair are half a head apart (DINOv3), or neighbours (EVA-02).
+    rounded: whether the periods base^(i / n) are rounded to bfloat16, as in DINOv3's own files.
+    """
+
+    base: float = 100.0
+    centred: bool = True
+    reference: tuple[int, int] | None = None
+    offset: float = 0.0
+    rows_first: bool = True
+    halves: bool = True
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +135,7 @@ class Fields:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
-    stem: resnet.Config | None = None
+    stem: ResNetFields | None = None
 
     def __post_init__(self) -> None:
         for field, size in (("image_size", self.image_size), ("patch_size", self.patch_size)):

@@ -10,6 +10,7 @@ are not, nor is the standardising of a ResNet's weights, which does not grow wit
 import math
 
 from vitrail.models import Config, resnet, vit
+from vitrail.models.config import ResNetFields
 
 
 def parameters(config: Config) -> int:
@@ -49,7 +50,7 @@ def activations(config: Config, width: int = 4, again: bool = False) -> int:
     return pixels + kept + 2 * count * dim * width + stem
 
 
-def _convolutions(config: resnet.Config, image_size: tuple[int, int], width: int) -> int:
+def _convolutions(config: ResNetFields, image_size: tuple[int, int], width: int) -> int:
     """Of a ResNet: each convolution keeps its input and its norm's, at strides 2 to 16."""
     area, total = image_size[0] * image_size[1] // 16, 0
     for stage, depth in enumerate(config.blocks):
@@ -73,7 +74,7 @@ def _vit(config: vit.Config, image_size: tuple[int, int]) -> int:
     return total + (config.features * features if config.representation else 0) + features * config.classes
 
 
-def _resnet(config: resnet.Config, image_size: tuple[int, int]) -> int:
+def _resnet(config: ResNetFields, image_size: tuple[int, int]) -> int:
     def area(stride: int) -> int:
         return math.prod(math.ceil(side / stride) for side in image_size)
 

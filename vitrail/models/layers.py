@@ -10,14 +10,13 @@ the same however a batch is split, over micro-batches, cores or processes, and w
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"]
+from vitrail.models.config import Activation
 
 # The multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions": lowbias32).
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B - 2**32

@@ -9,16 +9,12 @@ Each library resamples in its own way, and a model agrees with its authors only 
     bilinear, bilinear_antialias
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Resample = Literal[
-    "bicubic_antialias", "bicubic", "bicubic_corners", "bilinear_antialias", "bilinear", "bilinear_corners"
-]
+from vitrail.models.config import Resample
 
 
 def resample(

@@ -8,14 +8,13 @@ more: from [class] to a patch, from a patch to [class], from [class] to itself. 
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-Relative = Literal["none", "geometric", "bilinear"]
+from vitrail.models.config import Relative
 
 
 def relative_count(grid: tuple[int, int]) -> int:
@@ -38,7 +37,7 @@ class RelativePositions(nn.Module):
 def relative_bias(
     table: Float[Tensor, "rows heads"], old: tuple[int, int], new: tuple[int, int], kind: Relative
 ) -> Float[Tensor, "1 heads T T"]:
-    """What is added to the scores of [class] and the patches of the grid `new`, T = 1 + N. old: the table's own grid."""
+    """What is added to the scores of [class] and the patches of the grid `new`, T = 1 + N. old: of the table."""
     table = resample_relative(table, old, new, kind)
     return table[_index(new, table.device)].permute(2, 0, 1)[None]
 
@@ -79,7 +78,7 @@ def _index(grid: tuple[int, int], device: torch.device) -> Int64[Tensor, "T T"]:
 
 def _linear(before: int, after: int) -> Float[Tensor, "after before"]:
     """Linear interpolation of a table of `before` distances to `after`: of distance d the old one is at
-    sign(d) (1 + q + ... + q^(|i| - 1)), with the q that makes both end at the same place, as BEiT's code searches it."""
+    sign(d) (1 + q + ... + q^(|i| - 1)), with the q that makes both end at one place, as BEiT's code searches it."""
     if before == 1:
         return torch.ones(after, 1, dtype=torch.float64)
     low, high, q = 1.01, 1.5, 1.25

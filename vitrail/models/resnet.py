@@ -13,64 +13,28 @@ Parameter names are timm's ResNetV2 (with `preact=False`), so that its hybrids l
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.models.config import ResNetFields
 from vitrail.models.init import initialise
 
 Device = torch.device | None
 
 
 @dataclass(frozen=True)
-class Config:
-    """A BiT ResNet.
-
-    blocks: bottlenecks in each stage; stage s is 2^s times narrower and 256 * 2^s * width_factor channels wide.
-    width_factor: the "x2" of R50x2; a fraction where int(64 * width_factor) channels make 32 groups.
-    channels: of the image. classes: 0 leaves the head off. image_size: what it is meant for, (height, width).
-    numerics: where the small numbers stand that keep divisions finite: Google's code has 1e-5 outside the root of a
-        kernel's variance and 1e-6 in the norms, timm 1e-8 inside it and 1e-5.
-    """
+class Config(ResNetFields):
+    """A BiT ResNet."""
 
     kind: ClassVar[str] = "resnet"
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
-    width_factor: int | float = 1
-    channels: int = 3
-    classes: int = 1000
-    image_size: tuple[int, int] = (224, 224)
-    numerics: Literal["google", "timm"] = "google"
-
-    def __post_init__(self) -> None:
-        if self.root % 32 or not self.root:  # groups of GroupNormReLU
-            raise ValueError(f"width_factor is {self.width_factor}; int(64 * width_factor) must be a multiple of 32.")
-        for field, least in {"channels": 1, "classes": 0}.items():
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be {least} or more.")
-        if any(n < 1 for n in self.blocks):
-            raise ValueError(f"blocks is {self.blocks}; every stage needs 1 or more.")
 
     def build(self, device: torch.device | str | None = None) -> "ResNet":
         """The model, with its initial values (none on the meta device)."""
         return ResNet(self, None if device is None else torch.device(device))
-
-    @property
-    def stride(self) -> int:
-        """Pixels of the image per cell of the feature map: 4 after the root, halved again by each later stage."""
-        return 4 * 2 ** max(0, len(self.blocks) - 1)
-
-    @property
-    def root(self) -> int:
-        """Channels of the first convolution, as Google's code computes them."""
-        return int(64 * self.width_factor)
-
-    @property
-    def features(self) -> int:
-        """Channels of the feature map."""
-        return self.root * (4 * 2 ** (len(self.blocks) - 1) if self.blocks else 1)
 
 
 def same_padding(images: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
@@ -87,7 +51,9 @@ class StdConv2d(nn.Conv2d):
     """Convolution with SAME padding, no bias, and weights standardised over their input: (w - mean) / (std + 1e-5), or,
     with timm's numerics, / sqrt(var + 1e-8), which differs by up to 1e-3 in the logits."""
 
-    def __init__(self, config: Config, inputs: int, outputs: int, kernel: int, stride: int, device: Device) -> None:
+    def __init__(
+        self, config: ResNetFields, inputs: int, outputs: int, kernel: int, stride: int, device: Device
+    ) -> None:
         super().__init__(inputs, outputs, kernel, stride, bias=False, device=device)
         self.inside = config.numerics == "timm"
 
@@ -101,7 +67,7 @@ class StdConv2d(nn.Conv2d):
 class GroupNormReLU(nn.GroupNorm):
     """Group norm with 32 groups and eps 1e-6 (flax's defaults), followed by ReLU unless `relu` is False."""
 
-    def __init__(self, config: Config, channels: int, relu: bool, device: Device) -> None:
+    def __init__(self, config: ResNetFields, channels: int, relu: bool, device: Device) -> None:
         super().__init__(32, channels, eps=1e-6 if config.numerics == "google" else 1e-5, device=device)
         self.relu = relu
 
@@ -113,7 +79,7 @@ class GroupNormReLU(nn.GroupNorm):
 class Bottleneck(nn.Module):
     """y = relu(shortcut(x) + gn3(conv1x1(relu(gn2(conv3x3(relu(gn1(conv1x1(x))))))))), the stride on the 3x3."""
 
-    def __init__(self, config: Config, inputs: int, outputs: int, stride: int, device: Device) -> None:
+    def __init__(self, config: ResNetFields, inputs: int, outputs: int, stride: int, device: Device) -> None:
         super().__init__()
         middle = outputs // 4
         self.downsample = nn.Identity()
@@ -138,7 +104,7 @@ class Bottleneck(nn.Module):
 class Root(nn.Module):
     """7x7 convolution with stride 2, group norm, ReLU, 3x3 max-pool with stride 2: a quarter of the size."""
 
-    def __init__(self, config: Config, device: Device) -> None:
+    def __init__(self, config: ResNetFields, device: Device) -> None:
         super().__init__()
         self.conv = StdConv2d(config, config.channels, config.root, 7, 2, device)
         self.norm = GroupNormReLU(config, config.root, True, device)
@@ -151,7 +117,7 @@ class Root(nn.Module):
 class ResNet(nn.Module):
     """Images -> feature map -> logits. With `device="meta"` nothing is allocated; `init_weights` comes later."""
 
-    def __init__(self, config: Config, device: torch.device | None = None) -> None:
+    def __init__(self, config: ResNetFields, device: torch.device | None = None) -> None:
         super().__init__()
         self.config = config
         inputs = config.root

@@ -31,7 +31,7 @@ from vitrail.models.init import initialise
 from vitrail.models.layers import Activation, Dropout, DropPath, LayerScale, activate
 from vitrail.models.positions import resample, sincos
 from vitrail.models.relative import Relative, RelativePositions, relative_bias, relative_count
-from vitrail.models.rotary import Turn, turn
+from vitrail.models.rotary import Turn, turn, turning
 
 # True where a token (row) attends to another (column).
 Mask = Bool[Tensor, "#B #heads #N N"]
@@ -272,7 +272,7 @@ class ViT(nn.Module):
         if config.rotary is None and config.relative == "none":
             return None
         grid, dtype = config.grid((images.shape[-2], images.shape[-1])), self.patch_embed.proj.weight.dtype
-        turned = config.rotary and config.rotary.turn(grid, config.width // config.heads, images.device, dtype)
+        turned = config.rotary and turning(config.rotary, grid, config.width // config.heads, images.device, dtype)
         return Places(grid, turned, None if shared is None else shared(grid, config.relative))
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:

@@ -17,7 +17,7 @@ import torch
 
 from vitrail.config import parse_field
 from vitrail.models import Config, Model, resnet, vit
-from vitrail.models.rotary import Rotary
+from vitrail.models.config import Rotary
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 

@@ -19,8 +19,7 @@ from vitrail.config import dump, parse
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import Config, vit
 from vitrail.weights import timm
-from vitrail.weights.format import Weights, from_state_dict
-from vitrail.weights.place import Place
+from vitrail.weights.format import Place, Weights, from_state_dict
 from vitrail.weights.spelling import Cut, spelled
 from vitrail.weights.tensors import open_tensors, write_folder, write_tensors
 

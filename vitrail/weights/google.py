@@ -27,11 +27,10 @@ from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
-from vitrail.weights.format import Weights
+from vitrail.weights.format import Place, Weights
 from vitrail.weights.google_names import NEWER, OLDER, entries
 from vitrail.weights.mapping import gather, scatter
 from vitrail.weights.npz import Form, Npz
-from vitrail.weights.place import Place
 from vitrail.weights.shapes import Shapes, placed
 
 PREFIXES = ("", "opt/target/", "params/img/", "params/", "img/")

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vitrail.models import resnet, vit
+from vitrail.models import vit
+from vitrail.models.config import ResNetFields
 from vitrail.weights.mapping import Entry, same
 
 # What the newer dialect and the older call the parts of a block.
@@ -88,7 +89,7 @@ def entries(config: vit.Config, newer: bool) -> Iterator[Entry]:
         yield from dense(["head"], "head")
 
 
-def _stem(config: resnet.Config, ours: str) -> Iterator[Entry]:
+def _stem(config: ResNetFields, ours: str) -> Iterator[Entry]:
     yield conv("conv_root", f"{ours}stem.conv")
     yield from norm("gn_root", f"{ours}stem.norm")
     for s, depth in enumerate(config.blocks):

@@ -1,4 +1,4 @@
-"""Hugging Face's image encoders: ViT, DeiT, MSN, I-JEPA, MAE, BEiT, DINOv2 and DINOv3, CLIP's and SigLIP's vision towers.
+"""Hugging Face's image encoders: ViT, DeiT, MSN, I-JEPA, MAE, BEiT, DINOv2, DINOv3, CLIP's and SigLIP's vision towers.
 
 config.json tells the numerics; every field of it is read, or known to change no answer, or refused by name.
 """
@@ -11,11 +11,10 @@ from typing import Any
 
 from vitrail.config import parse
 from vitrail.models import vit
-from vitrail.weights.format import Weights, as_it_was, from_state_dict
+from vitrail.weights.format import Place, Weights, as_it_was, from_state_dict
 from vitrail.weights.huggingface_names import BESIDE, SPELLINGS, disk, entries
 from vitrail.weights.mapping import scatter
 from vitrail.weights.pixels import processor, processor_of
-from vitrail.weights.place import Place
 from vitrail.weights.shapes import Shapes
 from vitrail.weights.spelling import spelled
 from vitrail.weights.tensors import write_folder
@@ -92,10 +91,8 @@ class HuggingFace:
         how = processor(found, kind, config.image_size, config.channels)
         if not found:
             place.notes.append("pixels are a guess, for there is no preprocessor_config.json: those of its family")
-        weights = from_state_dict(
-            self.name, place, config, entries(config, names), how, class_names(place.settings), names
-        )
-        return weights
+        table = entries(config, names)
+        return from_state_dict(self.name, place, config, table, how, class_names(place.settings), names)
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         own, config = weights.format == self.name, weights.vit(self.name)
@@ -143,8 +140,8 @@ def _refuse_unknown(settings: Mapping[str, Any], kind: str) -> None:
     for name, value in settings.items():
         if name not in READ and not IDLE.match(name):
             raise ValueError(
-                f"config.json has {name} {value!r}, which is not known of a {kind}; leave it out by --ignore {name}, or "
-                f"ignore=[{name!r}] in Python."
+                f"config.json has {name} {value!r}, which is not known of a {kind}; leave it out by --ignore {name}, "
+                f"or ignore=[{name!r}] in Python."
             )
     for name in ("proj_bias", "mlp_bias"):
         if settings.get(name) is False:

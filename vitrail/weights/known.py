@@ -57,11 +57,11 @@ def completed(
         return _with(seen, fitting[next(iter(ways.values()))[0]], heads)
     plain = vit.Config(layer_scale=seen.layer_scale, registers=0, qk_norm=seen.qk_norm)
     odd = [f for f in SEEN if f not in ("width", "mlp_dim") and getattr(seen, f) != getattr(plain, f)]
-    if odd or not seen.positions == "learned":
+    if odd or seen.positions != "learned":
         what = ", ".join(f"{f} {getattr(seen, f)!r}" for f in odd or ["positions"])
         raise ValueError(
-            f"its tensors are of no architecture that is known ({what}); name one that computes alike with --architecture, "
-            "or use a folder whose config.json names it."
+            f"its tensors are of no architecture that is known ({what}); name one that computes alike with "
+            "--architecture, or use a folder whose config.json names it."
         )
     return replace(seen, heads=heads or _heads(seen.width))
 

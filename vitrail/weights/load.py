@@ -24,8 +24,7 @@ from vitrail.models.relative import resample_relative
 from vitrail.models.zoo import override
 from vitrail.progress import few
 from vitrail.weights import FORMATS, hub
-from vitrail.weights.format import Weights
-from vitrail.weights.place import Asked, Place
+from vitrail.weights.format import Asked, Place, Weights
 
 # What a head is called, wherever a wrapper has put it.
 HEAD = re.compile(r"(^|\.)(\w*head\w*|\w*classifier\w*|fc|logits)\b")
@@ -66,7 +65,7 @@ def load_and_report(
 ) -> tuple[Model, Report]:
     """The model in a file or folder, and what became of every tensor.
 
-    strict, ignore, architecture, section: as in `Asked` (weights/place.py).
+    strict, ignore, architecture, section: as in `Asked` (weights/format.py).
     overrides: fields of the Config. `image_size` resamples the positions to its grid; `classes` puts a zero-initialised
     head in the place of the whole old one, pre-logits layer included (paper, section 3.2), unless `representation` is
     given, too. ValueError, naming the file, where it cannot be read or does not fit.
@@ -116,9 +115,9 @@ def _strict(weights: Weights, place: Place, new_head: bool) -> Weights:
     if left and place.asked.strict:
         shape = "" if weights.extra[left[0]].ndim == 0 else f" {tuple(weights.extra[left[0]].shape)}"
         raise ValueError(
-            f"{len(left)} of its tensors have no place in a {weights.format} model and would be left out: {left[0]}{shape}"
-            f"{', ' + few(left[1:], 2) if left[1:] else ''}; if they are not needed, leave them out by --ignore "
-            f"'PATTERN', or ignore=['PATTERN'] or strict=False in Python."
+            f"{len(left)} of its tensors have no place in a {weights.format} model and would be left out: "
+            f"{left[0]}{shape}{', ' + few(left[1:], 2) if left[1:] else ''}; if they are not needed, leave them out by "
+            f"--ignore 'PATTERN', or ignore=['PATTERN'] or strict=False in Python."
         )
     gone = [f"left out: {few(left, 5)}"] if left else []
     return replace(weights, notes=(*place.notes, *weights.notes[len(place.notes) :], *gone))

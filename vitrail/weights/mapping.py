@@ -5,6 +5,7 @@ tensors, origin = gather(entries, get, config)        # theirs -> ours
 theirs = scatter(entries, tensors)                    # ours -> theirs
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,12 @@ from torch import Tensor
 
 from vitrail.models import Config
 from vitrail.progress import few
+
+# Tables that are computed, not learned, and what is there for training alone; their like is never missed.
+COMPUTED = re.compile(
+    r"(relative_position_index|position_ids|(^|\.)rope\w*\.(periods|freqs_(cos|sin))|\.qkv\.bias_mask)$"
+)
+TRAINING = re.compile(r"^(mask_token|decoder\w*|dino_head|ibot_head|lm_head|predictor)\b|^head\.(mlp|last_layer)\.")
 
 
 @dataclass(frozen=True)

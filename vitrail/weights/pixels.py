@@ -1,4 +1,4 @@
-"""How other libraries say what happens to pixels, as our Preprocessing: transformers' processors, torchvision's weights.
+"""How others say what happens to pixels, as our Preprocessing: transformers' processors, torchvision's weights.
 
 Every field of a processor is honoured, or refused by name.
 """

@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 
 from vitrail.models import vit
 from vitrail.weights import FORMATS
-from vitrail.weights.format import Weights
+from vitrail.weights.format import Asked, Weights
 from vitrail.weights.load import read
-from vitrail.weights.place import Asked
 
 # Fields of the configuration that change the answers, but that no tensor shows.
 NUMERICS = ("activation", "norm_eps", "heads", "pool", "resample", "remainder")

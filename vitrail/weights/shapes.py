@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from vitrail.models import resnet, vit
-from vitrail.weights.spelling import TRAINING
+from vitrail.weights.mapping import TRAINING
 
 V = TypeVar("V")
 

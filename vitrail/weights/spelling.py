@@ -29,11 +29,6 @@ SPELLINGS = (
     (r"\.attn\.inner_attn_ln\.", ".attn.norm."),
     (r"^head_drop\.", "head."),
 )
-# Tables that are computed, not learned, and what is there for training alone; their like is never missed.
-COMPUTED = re.compile(
-    r"(relative_position_index|position_ids|(^|\.)rope\w*\.(periods|freqs_(cos|sin))|\.qkv\.bias_mask)$"
-)
-TRAINING = re.compile(r"^(mask_token|decoder\w*|dino_head|ibot_head|lm_head|predictor)\b|^head\.(mlp|last_layer)\.")
 
 
 def spelled(names: Iterable[str], table: Iterable[tuple[str, str]] = SPELLINGS) -> dict[str, str]:
@@ -51,7 +46,10 @@ def spelled(names: Iterable[str], table: Iterable[tuple[str, str]] = SPELLINGS) 
 
 @dataclass(frozen=True)
 class Cut:
-    """What is in pieces: q, k and v by themselves (`apart`), the gate of a SwiGLU and what it opens (`gate`). short: gamma_1 is timm's own name here."""
+    """What is in pieces: q, k and v by themselves (`apart`), the gate of a SwiGLU and what it opens (`gate`).
+
+    short: whether gamma_1 is timm's own name here.
+    """
 
     apart: bool = False
     gate: bool = False
@@ -86,3 +84,6 @@ class Cut:
     def timm_name(self, name: str) -> str:
         """A name in our spelling as timm's class has it."""
         return re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name) if self.short else name
+
+
+WHOLE = Cut()

@@ -18,12 +18,11 @@ from vitrail.models import Config, vit
 from vitrail.models.positions import sincos
 from vitrail.models.relative import relative_count
 from vitrail.models.zoo import zoo
-from vitrail.weights.format import Weights, as_it_was, from_state_dict
+from vitrail.weights.format import Asked, Place, Weights, as_it_was, from_state_dict
 from vitrail.weights.known import checked, completed
 from vitrail.weights.mapping import Entry, added, heads_of_two, scatter, zeros
-from vitrail.weights.place import Asked, Place
 from vitrail.weights.shapes import Shapes, linear_head, placed, renamed
-from vitrail.weights.spelling import Cut, spelled
+from vitrail.weights.spelling import WHOLE, Cut, spelled
 from vitrail.weights.tensors import SUFFIXES, write_folder, write_tensors
 
 ACTIVATIONS: dict[str, vit.Activation] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -143,12 +142,12 @@ def infer(shapes: Shapes, place: Place) -> vit.Config:
     architecture = asked.architecture or settings.get("architecture")
     if architecture is not None and asked.architecture is None and architecture not in zoo():
         raise ValueError(
-            f"config.json is of the architecture {architecture!r}, which is not known; if one of docs/zoo.md computes alike, "
-            "name it with --architecture."
+            f"config.json is of the architecture {architecture!r}, which is not known; if one of docs/zoo.md computes "
+            "alike, name it with --architecture."
         )
     heads = asked.heads or arguments.get("num_heads")
-    # What is called ls1.gamma is of no class of timm's that calls it gamma_1. What is called so and has the same tensors
-    # is DeiT III's by its authors, or RoPE-ViT's; DeiT's training script saves {"model": ...}.
+    # What is called ls1.gamma is of no class of timm's that calls it gamma_1. What is called so, and has the same
+    # tensors, is DeiT III's by its authors, or RoPE-ViT's; DeiT's training script saves {"model": ...}.
     longer = any(name.endswith(".ls1.gamma") for name in place.named)
     deit = place.section == "model" and not longer
     of = [n for n, c in zoo().items() if isinstance(c, vit.Config) and not (longer and Cut.timm(c).short)]
@@ -197,10 +196,10 @@ def _windowed(
     raise ValueError(f"{rows} relative positions make no square grid; give their image_size=(height, width).")
 
 
-def entries(config: Config, cut: Cut = Cut(), names: Container[str] | None = None) -> Iterator[Entry]:
+def entries(config: Config, cut: Cut = WHOLE, names: Container[str] | None = None) -> Iterator[Entry]:
     """Every tensor, with timm's name for it. Where [class] has a row in the table of positions, registers do, too.
 
-    cut: what is in pieces. names: those of the file, which may lack the bias of a head, or call a register "dist_token".
+    cut: what is in pieces. names: those of the file, which may lack the bias of a head, or have a "dist_token".
     """
     ours, bare = config.build("meta").state_dict(), False
     if isinstance(config, vit.Config):

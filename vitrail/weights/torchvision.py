@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitrail.models import vit
-from vitrail.weights.format import Weights, as_it_was, from_state_dict
+from vitrail.weights.format import Asked, Place, Weights, as_it_was, from_state_dict
 from vitrail.weights.known import completed
 from vitrail.weights.mapping import Entry, layers, same, scatter, zeros
 from vitrail.weights.pixels import torchvision_of
-from vitrail.weights.place import Asked, Place
 from vitrail.weights.shapes import Shapes, linear_head, placed, renamed
 from vitrail.weights.tensors import write_tensors
 

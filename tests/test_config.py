@@ -120,7 +120,7 @@ def test_one_field_is_read_as_its_annotation_says(kind, field, value, expected):
 
 @pytest.mark.parametrize(("field", "value", "must"), [
     ("classes", 10.0, "a whole number"), ("dropout", "x", "a number"), ("class_token", 0, "True or False"),
-    ("pool", "max", "token or avg or map"), ("representation", 1.5, "a whole number or None"),
+    ("pool", "max", "token or avg or map or token_avg or distilled"), ("representation", 1.5, "a whole number or None"),
     ("patch_size", 16, "(a whole number, a whole number)"), ("blocks", 3, "(a whole number, ...)"),
 ])  # fmt: skip
 def test_a_field_that_cannot_be_is_a_sentence_with_field_value_and_kind(field, value, must):

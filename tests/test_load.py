@@ -216,7 +216,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, monkeypatch, save, name):
 @pytest.mark.parametrize(("without", "overrides", "message"), [
     ("blocks.1.norm1.weight", {}, r"w\.safetensors: .*blocks\.1\.norm1\.weight"),
     ("patch_embed.proj.weight", {}, r"w\.safetensors is of an architecture"),
-    ("", {"patch_size": 8}, r"w\.safetensors: patch_embed\.proj\.weight is .*16, 16.* \(64, 3, 8, 8\)"),
+    ("", {"mlp_dim": 8}, r"w\.safetensors: blocks\.0\.mlp\.fc1\.weight is .*64.* \(8, 64\)"),
     ("", {"class": 3}, "'class'.* classes"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path, without, overrides, message):

@@ -206,7 +206,7 @@ def test_where_there_is_no_model_it_says_so(tmp_path):
 
 def test_a_file_with_weights_is_loaded_and_numbers_its_classes(tmp_path):
     torch.manual_seed(0)
-    before = vit.ViT(vit.Config((32, 32), (16, 16), 3, 64, 2, 1, 256, 7)).eval()
+    before = vit.ViT(vit.Config((32, 32), (16, 16), 3, 192, 2, 3, 768, 7)).eval()
     torch.nn.init.normal_(before.head.weight)
     Pipeline(Classify(before, pipeline().preprocessing, None, NAMES)).save(tmp_path)
     predict, pixels = Pipeline.load(tmp_path / "model.safetensors"), image(32, 32)

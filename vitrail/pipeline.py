@@ -14,7 +14,7 @@ import itertools
 import operator
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from vitrail.models import Model
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.tasks import Task, TaskConfig
 from vitrail.weights import folder
+from vitrail.weights.adjust import adjust, class_file
+from vitrail.weights.format import Asked, Weights
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import instantiate, read
 
@@ -94,16 +96,34 @@ class Pipeline:
         return self.task.class_names
 
     @classmethod
-    def load(cls, path: Path | str, *, int8: bool = False) -> "Pipeline":
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        int8: bool = False,
+        classes: Path | str | Sequence[str] | None = None,
+        say: Callable[[str], object] = lambda _: None,
+        **options: Any,
+    ) -> "Pipeline":
         """From a run folder, a model folder, a file with weights or hf-hub:NAME; unnamed classes go by their numbers.
 
         int8: faster on a CPU, a little less exact; `vitrail evaluate --int8` measures how much on your images.
+        classes: their names in the head's order, a file with them (weights/adjust.py), or "numbers".
+        options: image_size, mean, std, resize and interpolation of the preprocessing; heads, architecture, section,
+        ignore and strict as in `Asked` (weights/format.py). say: is told what was chosen or guessed.
         ValueError, naming the file, where there is none, or it cannot be read.
         """
         place = locate(resolve(path))
-        weights = read(place)
+        weights = opened_weights(place, **options)
+        for note in weights.notes:
+            say(f"{path}: {note}")
         try:
-            names = weights.class_names or tuple(map(str, range(weights.config.classes)))
+            count = weights.config.classes
+            names = weights.class_names or tuple(map(str, range(count)))
+            if isinstance(classes, str | Path):
+                names = tuple(map(str, range(count))) if classes == "numbers" else class_file(Path(classes), count)[1]
+            elif classes is not None:
+                names = adjust(weights, names=tuple(classes)).class_names or names
             task = _config(weights.task).task(instantiate(weights, weights.config)[0], weights.preprocessing, names)
             if weights.format == "vitrail":
                 _restore(task, weights.extra)
@@ -276,6 +296,31 @@ def _config(card: dict[str, Any]) -> TaskConfig:
         there = f"its task is {card['kind']!r}, and here there is {', '.join(sorted(known))}"
         raise ValueError(f"{there}; if it is code of your own, name the file with --code.")
     return parse(TaskConfig, card)
+
+
+def opened_weights(
+    path: Path | str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    heads: int | None = None,
+    architecture: str | None = None,
+    section: str | None = None,
+    ignore: Sequence[str] | None = None,
+    strict: bool = True,
+    brought: bool = True,
+    **pixels: Any,
+) -> Weights:
+    """The weights in a place, with what is said of them (`Asked`, `adjust`). brought: whether images are brought to
+    image_size, too. ValueError as `read` and `adjust`."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if unknown := sorted(set(pixels) - {"mean", "std", "resize", "interpolation"}):
+        raise ValueError(f"there is no option {unknown[0]}; the docstring of Pipeline.load lists them.")
+    place = locate(resolve(path))
+    weights = read(place, Asked(size, heads, architecture, section, tuple(ignore or ()), strict))
+    try:
+        return adjust(weights, size if brought else None, **pixels)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def locate(path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from vitrail.cli.opening import Opening
 from vitrail.cli.options import Command, Flag, Given, Model, described
 from vitrail.config import kinds
 from vitrail.progress import few, say
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Evaluate(Command):
+class Evaluate(Opening, Command):
     """Measure how good a model is on labelled images.
 
     Its classes and the data's are matched by name. The columns of a table are named as for vitrail train:
@@ -35,6 +36,9 @@ class Evaluate(Command):
     """Labelled images, of any kind that vitrail train reads. For a run, the default is its own validation images."""
     split: Literal["val", "test", "train"] = "val"
     """Which of the data's images; val means test where there is no val, and all where there are no splits."""
+    classes: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """The names of the model's classes, a line each in the head's order, a WordNet id in front where they have one; or
+    "numbers", where the data's classes are called 0, 1, ..."""
     skip_unreadable: Flag = False
     """Leave out images that cannot be read, and count them."""
     int8: Flag = False
@@ -52,13 +56,12 @@ class Evaluate(Command):
         from vitrail.evaluate import Evaluator, Validation
         from vitrail.evaluate.evaluator import judge
         from vitrail.evaluate.summary import document, text
-        from vitrail.pipeline import Pipeline
         from vitrail.runtime.blocks import pick_device
         from vitrail.runtime.inference import batch_size, prepared
 
         folder = Path(self.model)
         run = runs.read(folder) if (folder / "run.json").is_file() else None
-        task = Pipeline.load(self.model).task
+        task = self.pipeline(self.model, classes=self.classes).task
         source, known = self._source(run, task, given)
         task = task.for_targets(source.targets)
         device = torch.device(pick_device("cpu" if self.int8 or (run and run.device == "cpu") else "auto"))
@@ -111,10 +114,19 @@ class Evaluate(Command):
                 except ValueError:
                     said += f"\n{run.data.path} cannot be opened: which of these images were trained on is not known."
         if needs == "classes":
-            source = matched(source, task.class_names, self.data or self.model)
+            source = matched(source, self._names(task, source), self.data or self.model)
         if said:
             say(said)
         return source, known
+
+    def _names(self, task: "Task", source: "Source") -> tuple[str, ...]:
+        """The model's class names as the data calls them: by their ids, where these are asked for and fit."""
+        from vitrail.weights.adjust import class_file
+
+        if self.classes and self.classes != "numbers":
+            ids, _ = class_file(Path(self.classes), len(task.class_names))
+            return ids if set(source.class_names) <= set(ids) else task.class_names
+        return task.class_names
 
     def _same(self, data: "Data", needs: "Needs") -> bool:
         """Whether data at another path is what the run was made with, by its files, their labels and contents."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from vitrail.cli.opening import Opening
 from vitrail.cli.options import Command, Flag, Given, Model, override
 from vitrail.config import dump
 from vitrail.progress import few, say, track
@@ -17,7 +18,7 @@ SUFFIXES = {".npz", ".safetensors", ".pth", ".pt", ".bin"}
 
 
 @dataclass(kw_only=True)
-class Info(Command):
+class Info(Opening, Command):
     """Show a model's configuration, parameters, tokens and FLOPs.
 
     Any field of the configuration can be set after the name: vitrail info ViT-B/16 --classes 10 --patch-size 8.
@@ -26,30 +27,27 @@ class Info(Command):
     extends = True
     model: Model
     """A name from docs/zoo.md, such as ViT-B/16, R50+ViT-B/16 or vit_base_patch16_224; or a run, model or weights."""
-    image_size: Annotated[tuple[int, int] | None, arg(metavar="H [W]", help_behavior_hint="")] = None
-    """Height and width in pixels of the images; one number for squares. The default is the model's."""
 
     def run(self, given: Given) -> None:
         from vitrail.cli.model_card import describe, text
         from vitrail.models.zoo import canonical, configure
-        from vitrail.pipeline import locate
-        from vitrail.weights.hub import PREFIXES, resolve
-        from vitrail.weights.load import read
+        from vitrail.weights.hub import PREFIXES
 
         path = Path(self.model)
         if path.exists() or path.suffix in SUFFIXES or self.model.startswith(PREFIXES):
             if given:
                 raise ValueError(f"{path} is a trained model; its fields ({', '.join(given)}) cannot be overridden.")
-            weights = read(locate(resolve(self.model)))
+            weights = self.weights(self.model, brought=False)
             card = describe(self.model, weights.config, self.image_size, weights)
         else:
-            config = override(configure(self.model), given, self)
+            said = {**given, "heads": str(self.heads)} if self.heads else given
+            config = override(configure(self.model), said, self)
             card = describe(canonical(self.model), config, self.image_size)
         self.answer(card, text(card))
 
 
 @dataclass(kw_only=True)
-class Predict(Command):
+class Predict(Opening, Command):
     """Predict the classes of images: the most probable ones of each, best first.
 
     Images are prepared as the weights require. Exit status: 0 where all could be read, 1 where some could not, 2 where
@@ -60,6 +58,8 @@ class Predict(Command):
     """A run folder such as runs/demo, a model folder, or a file with weights."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE...", help_behavior_hint="(one or more)")]]
     """Image files of any kind that Pillow reads, and folders, which are searched for them."""
+    classes: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """The names of the classes, a line each in the head's order, or imagenet_class_index.json; or "numbers"."""
     top: Annotated[int, arg(metavar="N")] = 5
     """How many classes of each image."""
     int8: Flag = False
@@ -72,12 +72,11 @@ class Predict(Command):
         import torch
 
         from vitrail.data.sources.walk import find
-        from vitrail.pipeline import Pipeline
 
         if not self.images:
             raise ValueError("vitrail predict needs an image after the model; name files or folders.")
         files = [file for name in self.images for file in find(Path(name), say)]
-        pipeline = Pipeline.load(self.model, int8=self.int8)
+        pipeline = self.pipeline(self.model, self.int8, self.classes)
         pipeline.task.to("cuda" if torch.cuda.is_available() and not self.int8 else "cpu")
         results = pipeline.stream(files, top=self.top)
         # On a terminal, the answers themselves show the progress.
@@ -110,7 +109,7 @@ def _shown(answer: Any) -> str:
 
 
 @dataclass(kw_only=True)
-class Convert(Command):
+class Convert(Opening, Command):
     """Write weights in another format, bit for bit where the format can hold them.
 
     google and torchvision are files, vitrail, timm and huggingface are folders; timm is a file where TARGET is named
@@ -123,8 +122,6 @@ class Convert(Command):
     """The file or folder to write; it must not exist yet."""
     to: Literal["vitrail", "google", "timm", "huggingface", "torchvision"] = "vitrail"
     """The format of TARGET."""
-    heads: Annotated[int, arg(metavar="N")] = 0
-    """The number of attention heads, where the format does not tell it."""
 
     def run(self, given: Given) -> None:
         from vitrail.pipeline import locate

@@ -13,7 +13,7 @@ Parameter names are timm's ResNetV2 (with `preact=False`), so that its hybrids l
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetFields, device: torch.device | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config = cast(Config, config)
         inputs = config.root
         self.stem = Root(config, device)
         stages = []

@@ -270,7 +270,7 @@ def from_state_dict(
 
 def _belongs(ours: str, name: str, config: Config, place: Place) -> bool:
     """Whether a tensor without a place may be the model's: one inside its root, or one that could read its answer."""
-    if COMPUTED.search(ours) or TRAINING.search(ours):
+    if COMPUTED.search(ours) or TRAINING.search(ours) or not place.tensors[name].numel():
         return False
     if name.startswith(place.root) and place.root + ours == name:
         return True

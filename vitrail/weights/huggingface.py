@@ -5,7 +5,7 @@ config.json tells the numerics; every field of it is read, or known to change no
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,13 @@ IDLE = re.compile(
     r".*_penalty$|.*ngram_size$|bad_words|num_return|forced_|remove_invalid|.*suppress|do_sample$|early_stopping$|"
     r"diversity|length_penalty|segmentation_indices$|gradient_checkpointing$|feature_extractor|backbone|model_name$"
 )
+# problem_type: what the outputs are.
+PROBLEMS: dict[str | None, dict[str, Any]] = {
+    None: {},
+    "single_label_classification": {"kind": "classify", "config": {}},
+    "multi_label_classification": {"kind": "classify", "config": {"loss": "sigmoid"}},
+    "regression": {"kind": "regression", "config": {}},  # of which no task here makes predictions
+}
 # Fields that transformers leaves open: how positions are resampled and images cut, and what only training needs.
 FREE = {"resample", "remainder", "dropout", "attention_dropout", "drop_path"}
 
@@ -92,7 +99,11 @@ class HuggingFace:
         if not found:
             place.notes.append("pixels are a guess, for there is no preprocessor_config.json: those of its family")
         table = entries(config, names)
-        return from_state_dict(self.name, place, config, table, how, class_names(place.settings), names)
+        weights = from_state_dict(self.name, place, config, table, how, class_names(place.settings), names)
+        problem = place.settings.get("problem_type")
+        if problem not in PROBLEMS:
+            raise ValueError(f"config.json has problem_type {problem!r}; known are {', '.join(map(str, PROBLEMS))}.")
+        return replace(weights, task=PROBLEMS[problem]) if problem else weights
 
     def write(self, weights: Weights, target: Path) -> list[str]:
         own, config = weights.format == self.name, weights.vit(self.name)
@@ -103,6 +114,8 @@ class HuggingFace:
             spelt = tensors
         else:
             settings = describe(config, weights.class_names)
+            if weights.task["config"].get("loss") == "sigmoid":
+                settings["problem_type"] = "multi_label_classification"
             kind, vision_settings, gated = settings["model_type"], settings, config.activation == "swiglu"
             spelt = scatter(entries(config, _Every()), weights.tensors)
             root = "vit." if config.classes and kind == "vit" else f"{kind}." if config.classes else ""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vitrail.models import Config, Model, vit
+from vitrail.models.kernels import for_channels, for_patch_size
 from vitrail.models.positions import resample
 from vitrail.models.relative import resample_relative
 from vitrail.models.zoo import override
@@ -28,6 +29,8 @@ from vitrail.weights.format import Asked, Place, Weights
 
 # What a head is called, wherever a wrapper has put it.
 HEAD = re.compile(r"(^|\.)(\w*head\w*|\w*classifier\w*|fc|logits)\b")
+# The first convolution, of a ViT's patches and of a hybrid's stem.
+PATCHES = ("patch_embed.proj.weight", "patch_embed.backbone.stem.conv.weight")
 Status = Literal["loaded", "resized", "reset", "ignored"]
 
 
@@ -120,6 +123,9 @@ def _strict(weights: Weights, place: Place, new_head: bool) -> Weights:
             f"--ignore 'PATTERN', or ignore=['PATTERN'] or strict=False in Python."
         )
     gone = [f"left out: {few(left, 5)}"] if left else []
+    if weights.config.classes == 1 and weights.task == {"kind": "classify", "config": {}}:
+        weights = replace(weights, task={"kind": "classify", "config": {"loss": "sigmoid"}})
+        gone.append("its one output is read as a sigmoid's")
     return replace(weights, notes=(*place.notes, *weights.notes[len(place.notes) :], *gone))
 
 
@@ -139,6 +145,11 @@ def instantiate(weights: Weights, config: Config, new_head: bool = False, seed: 
             state[name], report[name] = resized, ("resized", f"{tuple(found.shape)} -> {shape}")
         elif found.shape == like.shape:
             state[name], report[name] = found, ("loaded", shape)
+        elif name in PATCHES and found.ndim == 4:  # other channels, or another patch size
+            changed = for_channels(found, like.shape[1])
+            if name == PATCHES[0]:
+                changed = for_patch_size(changed, (like.shape[2], like.shape[3]))
+            state[name], report[name] = changed, ("resized", f"{tuple(found.shape)} -> {shape}")
         else:
             theirs = ", ".join(weights.origin[name])
             raise ValueError(f"{theirs} is {tuple(found.shape)}, the model's {name} is {shape}.")

@@ -47,9 +47,20 @@ def save(weights: Weights, target: Path, to: str) -> list[str]:
 
 def _changed(weights: Weights, written: Path) -> list[str]:
     """The numerics that are read back otherwise than the model has them; the tensors are complete all the same."""
-    config = weights.config
+    config, how = weights.config, weights.preprocessing
     if not isinstance(config, vit.Config):
         return []
-    again = read(written, Asked(config.image_size, config.heads, strict=False)).config
-    pairs = [(name, getattr(config, name), getattr(again, name)) for name in NUMERICS]
-    return [f"{name} {ours!r} (read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]
+    try:
+        again = read(written, Asked(config.image_size, config.heads, strict=False))
+    except ValueError as error:
+        return [f"all of its numerics: read back, {str(error).removeprefix(f'{written}: ')}"]
+    notes = []
+    if again.preprocessing != how:
+        fields = [n for n in how.__dataclass_fields__ if getattr(how, n) != getattr(again.preprocessing, n)]
+        notes.append(f"its preprocessing ({', '.join(f'{n} {getattr(how, n)}' for n in fields)})")
+    if weights.class_names and again.class_names != weights.class_names:
+        notes.append(f"the names of its {len(weights.class_names)} classes")
+    if again.task != weights.task:
+        notes.append(f"its task ({weights.task['kind']} {weights.task['config'] or ''})".replace(" )", ")"))
+    pairs = [(name, getattr(config, name), getattr(again.config, name)) for name in NUMERICS]
+    return notes + [f"{name} {ours!r} (read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]

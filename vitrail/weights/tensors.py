@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from torch import Tensor
 from vitrail.progress import few
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of the files that they are written to
+
+
+# Files of other libraries, by their first bytes, or, where these tell nothing, by their suffix.
+FOREIGN = {
+    b"\x89HDF": "HDF5, as Keras writes it",
+    b"GGUF": "a GGUF model",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf": "a 7z archive",
+}
+SUFFIXED = {".onnx": "an ONNX model", ".pb": "a TensorFlow graph", ".msgpack": "flax's msgpack", ".mlmodel": "Core ML"}
+SUFFIXED |= {".tflite": "a TFLite model", ".engine": "a TensorRT engine", ".pkl": "a pickle, which could run code"}
 
 
 def open_tensors(path: Path) -> dict[str, Tensor]:
@@ -36,6 +48,8 @@ def open_sections(path: Path) -> dict[str, dict[str, Tensor]]:
     """
     if path.name.endswith(".index.json"):
         return {"": _shards(path)}
+    if what := _foreign(path):
+        raise ValueError(f"{path} is {what}.")
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -64,11 +78,37 @@ def open_sections(path: Path) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def _foreign(path: Path) -> str:
+    """What a file of weights is that is neither safetensors nor PyTorch's, and what to do; "" where it may be one."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    torch_it = "save its tensors from there with torch.save or safetensors"
+    for magic, what in FOREIGN.items():
+        if start.startswith(magic):
+            return f"{what}; {torch_it}"
+    if start[4:8] == b"TFL3":
+        return f"a TFLite model; {torch_it}"
+    if start[:2] == b"PK" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] or name for name in archive.namelist()]
+        if any(name.startswith("code/") for name in names):
+            return "TorchScript, a program; torch.jit.load it and save its state_dict()"
+        if "data.pkl" not in names:
+            kind = "a Keras model" if "model.weights.h5" in names else f"a ZIP archive of {few(names, 3)}"
+            return f"{kind}; {torch_it}"
+    if path.suffix.lower() in SUFFIXED:
+        return f"{SUFFIXED[path.suffix.lower()]}; {torch_it}"
+    return ""
+
+
 class _Skipped(dict[Any, Any]):
     """What stands in for an object of a class that is not tensors': its class is never imported, its code never run."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()
+
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
 def _loaded(path: Path) -> Any:

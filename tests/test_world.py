@@ -11,10 +11,15 @@ import pytest
 import timm
 import torch
 import transformers
+from command_line import printed, refused, status
+from PIL import Image
 from reference import perturb
 from safetensors.torch import load_file, save_file
 
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.models import resnet, vit
 from vitrail.pipeline import Pipeline
+from vitrail.tasks import ClassifyConfig
 from vitrail.weights.adjust import class_file
 from vitrail.weights.load import load, load_and_report, read
 from vitrail.weights.pixels import processor
@@ -342,3 +347,32 @@ def test_other_channels_and_patches_are_read_by_a_stated_rule(tmp_path):
         rtol=0,
         atol=1e-5,
     )
+
+
+def test_a_hybrid_may_be_half_as_wide(tmp_path):
+    stem = resnet.Config((1, 1, 1), 0.5, classes=0)
+    config = vit.Config((64, 64), (1, 1), 3, 64, 1, 4, 64, 3, remainder="crop", stem=stem, activation="gelu_tanh")
+    model = perturb(config.build().eval(), dtype=torch.float32)
+    how = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
+    Pipeline(ClassifyConfig().task(model, how, ("a", "b", "c"))).save(tmp_path / "ours")
+    save(read(tmp_path / "ours"), tmp_path / "w.npz", "google")
+    again, images = load(tmp_path / "w.npz"), torch.randn(1, 3, 64, 64)
+    assert again.config.stem == stem
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model(images))
+    with pytest.raises(ValueError, match=r"0\.3.* 32"):
+        resnet.Config((1,), 0.3)
+
+
+def test_commands_take_what_is_known_better(tmp_path, capsys):
+    model = perturb(timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), depth=1), dtype=torch.float32)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(image)
+    assert "--image-size" in refused(capsys, "predict", tmp_path / "w.pth", image)
+    assert status("predict", tmp_path / "w.pth", image, "--image-size", 32, 64) == 0
+    assert status("convert", tmp_path / "w.pth", tmp_path / "out", "--to", "timm", "--image-size", 32, 64) == 0
+    card, said = printed(capsys, "info", tmp_path / "w.pth", "--image-size", 32, 64, "--mean", 0.25)
+    assert card["preprocessing"]["mean"] == [0.25] * 3
+    assert "guess" not in said
+    assert "'x'" in refused(capsys, "predict", tmp_path / "w.pth", image, "--image-size", 32, 64, "--section", "x")

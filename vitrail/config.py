@@ -124,6 +124,8 @@ def _parse(hint: Any, value: Any) -> Any:
     if tagged := kinds(hint):
         return _tagged(tagged, value)
     if origin in UNIONS:
+        if any(type(value) is member for member in arguments):
+            return value
         return _parse(next(a for a in arguments if a is not type(None)), value)
     if origin is typing.Literal:
         if value not in arguments:

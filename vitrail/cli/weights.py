@@ -124,13 +124,9 @@ class Convert(Opening, Command):
     """The format of TARGET."""
 
     def run(self, given: Given) -> None:
-        from vitrail.pipeline import locate
-        from vitrail.weights.format import Asked
-        from vitrail.weights.hub import resolve
-        from vitrail.weights.load import read
         from vitrail.weights.save import save
 
-        weights = read(locate(resolve(self.source)), Asked(heads=self.heads or None))
+        weights = self.weights(self.source)
         lost = save(weights, Path(self.target), self.to)
         left = [] if self.to == weights.format else sorted(weights.extra)
         done = {"source": self.source, "from": weights.format, "target": self.target, "to": self.to}

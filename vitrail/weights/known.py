@@ -37,11 +37,9 @@ def completed(
     """
     if architecture is not None:
         return _with(seen, named(architecture), heads)
-    every = {name: zoo()[name] for name in (zoo() if of is None else of)}
-    fitting = {name: config for name, config in every.items() if isinstance(config, vit.Config) and _fits(seen, config)}
+    fitting = alike(seen, of)
     for field in ("depth", "patch_size"):  # models cut or patched otherwise are still of their family
-        alike = {name: c for name, c in fitting.items() if getattr(c, field) == getattr(seen, field)}
-        fitting = alike or fitting
+        fitting = {n: c for n, c in fitting.items() if getattr(c, field) == getattr(seen, field)} or fitting
     ways: dict[tuple[Any, ...], list[str]] = {}
     for name, config in fitting.items():
         ways.setdefault(tuple(_hidden(seen, config, heads).values()), []).append(name)
@@ -64,6 +62,12 @@ def completed(
             "--architecture, or use a folder whose config.json names it."
         )
     return replace(seen, heads=heads or _heads(seen.width))
+
+
+def alike(seen: vit.Config, of: Iterable[str] | None = None) -> dict[str, vit.Config]:
+    """The names of the zoo, or those `of` it, whose tensors have the shapes of `seen`."""
+    every = {name: zoo()[name] for name in (zoo() if of is None else of)}
+    return {name: config for name, config in every.items() if isinstance(config, vit.Config) and _fits(seen, config)}
 
 
 def _with(seen: vit.Config, known: vit.Config, heads: int | None) -> vit.Config:

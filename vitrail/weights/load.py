@@ -112,7 +112,7 @@ def read(path: Path, asked: Asked | None = None, new_head: bool = False) -> Weig
 def _strict(weights: Weights, place: Place, new_head: bool) -> Weights:
     """The weights, if nothing that may be the model's is left over, or that is consented to."""
     if (section := place.asked.section) is not None and section not in place.sections:
-        there = few(dict.fromkeys(place.sections), 5) or "only one state dict"
+        there = few(dict.fromkeys(place.sections), 5) if place.sections else "only one state dict"
         raise ValueError(f"it has no section {section!r}; there is {there}.")
     left = [name for name in weights.left if not (new_head and HEAD.search(name))]
     if left and place.asked.strict:

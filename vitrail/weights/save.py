@@ -60,7 +60,8 @@ def _changed(weights: Weights, written: Path) -> list[str]:
         notes.append(f"its preprocessing ({', '.join(f'{n} {getattr(how, n)}' for n in fields)})")
     if weights.class_names and again.class_names != weights.class_names:
         notes.append(f"the names of its {len(weights.class_names)} classes")
-    if again.task != weights.task:
-        notes.append(f"its task ({weights.task['kind']} {weights.task['config'] or ''})".replace(" )", ")"))
+    ours, theirs = ((task["kind"], task["config"].get("loss", "softmax")) for task in (weights.task, again.task))
+    if ours != theirs:
+        notes.append(f"its task ({' '.join(ours)})")
     pairs = [(name, getattr(config, name), getattr(again.config, name)) for name in NUMERICS]
     return notes + [f"{name} {ours!r} (read back as {theirs!r})" for name, ours, theirs in pairs if ours != theirs]

@@ -66,7 +66,9 @@ def placed(
                 return replace(config, image_size=(side * config.stride[0], side * config.stride[1]))
             if size and math.prod(config.grid(size)) == count:
                 return replace(config, image_size=size)
-    raise ValueError(f"{candidates[0][1]} positions make no square grid; give their image_size=(height, width).")
+    raise ValueError(
+        f"{candidates[0][1]} positions make no square grid; give their image_size=(height, width), or --image-size H W."
+    )
 
 
 def linear_head(shapes: Mapping[str, tuple[int, ...]], features: Container[int]) -> str | None:

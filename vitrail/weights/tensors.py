@@ -48,7 +48,7 @@ def open_sections(path: Path) -> dict[str, dict[str, Tensor]]:
     """
     if path.name.endswith(".index.json"):
         return {"": _shards(path)}
-    if what := _foreign(path):
+    if path.is_file() and (what := _foreign(path)):
         raise ValueError(f"{path} is {what}.")
     try:
         with path.open("rb") as file:

@@ -19,7 +19,7 @@ from vitrail.models.positions import sincos
 from vitrail.models.relative import relative_count
 from vitrail.models.zoo import zoo
 from vitrail.weights.format import Asked, Place, Weights, as_it_was, from_state_dict
-from vitrail.weights.known import checked, completed
+from vitrail.weights.known import alike, checked, completed, named
 from vitrail.weights.mapping import Entry, added, heads_of_two, scatter, zeros
 from vitrail.weights.shapes import Shapes, linear_head, placed, renamed
 from vitrail.weights.spelling import WHOLE, Cut, spelled
@@ -152,7 +152,8 @@ def infer(shapes: Shapes, place: Place) -> vit.Config:
     deit = place.section == "model" and not longer
     of = [n for n, c in zoo().items() if isinstance(c, vit.Config) and not (longer and Cut.timm(c).short)]
     of = [name for name in of if not (deit and "_rope_ape_" in name)]
-    config = completed(seen_in(shapes), architecture, heads, of)
+    seen = seen_in(shapes)
+    config = completed(seen, architecture, heads, of)
     told: dict[str, Any] = {}
     if (gelu := arguments.get("act_layer")) is not None:
         if gelu not in ACTIVATIONS:
@@ -172,6 +173,12 @@ def infer(shapes: Shapes, place: Place) -> vit.Config:
     # The length of the table tells whether the tokens before the patches have rows in it, and whether the rest is cut.
     rows = shapes.sizes("pos_embed", 3)[1]
     padded = [(config, rows - config.prefix), (replace(config, class_position=False), rows)]
+    if (
+        not settings and config.class_token
+    ):  # of a bare file only what is known counts: 9 rows are 8 and [class], or 3 x 3
+        known = named(architecture) if architecture else None
+        where = {known.class_position} if known else {c.class_position for c in alike(seen, of).values()} or {True}
+        padded = [pair for pair, placed_too in zip(padded, (True, False), strict=True) if placed_too in where]
     cropped = [(replace(candidate, remainder="crop"), count) for candidate, count in padded]
     return placed([*padded, *cropped], asked.image_size, _own_size(arguments, settings))
 
@@ -193,7 +200,9 @@ def _windowed(
     for size in (_own_size(arguments, settings), square, asked.image_size):
         if size and relative_count(config.grid(size)) == rows:
             return replace(config, heads=heads, image_size=size)
-    raise ValueError(f"{rows} relative positions make no square grid; give their image_size=(height, width).")
+    raise ValueError(
+        f"{rows} relative positions make no square grid; give their image_size=(height, width), or --image-size H W."
+    )
 
 
 def entries(config: Config, cut: Cut = WHOLE, names: Container[str] | None = None) -> Iterator[Entry]:

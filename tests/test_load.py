@@ -263,3 +263,14 @@ def test_a_header_whose_length_begins_like_a_pickle_is_no_pickle(tmp_path):
     while not path.exists() or path.read_bytes()[:1] != b"\x80":
         save_file(tensors, path, metadata={"note": "x" * (length := length + 8)})
     assert torch.equal(load(path).cls_token, tensors["cls_token"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_hidden_layers", 10**30), ("image_size", 10**12), ("hidden_size", -1)]
+)
+def test_a_number_without_bounds_is_refused_at_once(tmp_path, field, value):
+    hugging_face(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {field: value}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}[^\n]*$"):
+        load(tmp_path)

@@ -243,7 +243,11 @@ def from_state_dict(
 
     names: the entries' name of a tensor -> the file's; they are the same where it is None.
     """
-    found, table = place.tensors, list(entries)
+    found = place.tensors
+    count = config.depth if isinstance(config, vit.Config) else sum(config.blocks)
+    if count > len(found):  # or a damaged number would build blocks without end
+        raise ValueError(f"the configuration has {count} blocks, but there are {len(found)} tensors.")
+    table = list(entries)
     names = {n: n for n in found} if names is None else names
     tensors, theirs = gather(table, lambda name: found.get(names.get(name, "")), config)
     origin = {ours: tuple(names[n] for n in them) for ours, them in theirs.items()}

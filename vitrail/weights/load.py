@@ -102,9 +102,10 @@ def read(path: Path, asked: Asked | None = None, new_head: bool = False) -> Weig
                     return _strict(form.read(place), place, new_head)
             some = few(place.arrays or place.tensors, 3)
             raise ValueError(f"{path} is of an architecture that is not known; its tensors are {some}.")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # A config.json may hold values of any type, and damaged names any letters; a message is one printable line.
-        text = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {error})."
+        first = str(error).partition("\n")[0]  # torch's own may go on with what it called
+        text = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {first})."
         text = "".join(letter if letter.isprintable() else "?" for letter in text)
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 

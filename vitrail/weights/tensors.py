@@ -88,9 +88,12 @@ def _foreign(path: Path) -> str:
             return f"{what}; {torch_it}"
     if start[4:8] == b"TFL3":
         return f"a TFLite model; {torch_it}"
-    if start[:2] == b"PK" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [name.partition("/")[2] or name for name in archive.namelist()]
+    if start[:2] == b"PK":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name.partition("/")[2] or name for name in archive.namelist()]
+        except Exception:  # a damaged archive makes zipfile raise anything; the reader refuses it
+            return ""
         if any(name.startswith("code/") for name in names):
             return "TorchScript, a program; torch.jit.load it and save its state_dict()"
         if "data.pkl" not in names:

@@ -12,7 +12,7 @@ import torch
 
 from vitrail.weights.load import load
 
-LARGEST = 40_000_000  # parameters, cut to two blocks: what is wider has narrower siblings
+LARGEST = 16_500_000  # parameters, cut to two blocks: what is wider has narrower siblings
 MODULES = ["vision_transformer", "deit", "beit", "eva", "cait", "vision_transformer_relpos", "vision_transformer_sam"]
 MODULES += ["vision_transformer_hybrid", "naflexvit", "xcit", "volo", "vitamin"]
 

@@ -10,6 +10,8 @@ PROCESSORS = [
     ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, (224, "crop", 0.875, "bilinear")),
     ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"},
      (224, "crop", 0.875, "bicubic")),
+    ({"size": 224, "crop_size": 224, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor"},
+     (224, "crop", 1.0, "bicubic")),
     ({"do_resize": False}, (224, "native", 1.0, "bilinear")),
 ]  # fmt: skip
 

@@ -222,6 +222,8 @@ def test_what_is_left_over_is_refused_unless_it_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"m?\.?blocks\.0\.attn\.q_bias2 \(192,\)"):
         load(path)
     assert "left out" in str(same(model, path, strict=False))
+    with pytest.raises(ValueError, match="vitrail convert takes these options"):
+        load(path, classes=2)
 
 
 @pytest.mark.parametrize(("content", "words"), [

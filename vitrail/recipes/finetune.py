@@ -134,6 +134,6 @@ def at(run: Run, rate: float) -> Run:
 
 def _start(weights: str) -> tuple[Config, Preprocessing]:
     """The model of the weights, without a pre-logits layer, and its preprocessing."""
-    found = read(locate(resolve(weights)))
+    found = read(locate(resolve(weights)), new_head=True)
     config = found.config
     return replace(config, representation=None) if isinstance(config, vit.Config) else config, found.preprocessing

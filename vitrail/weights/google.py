@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
+from vitrail.progress import few
 from vitrail.weights.format import Place, Weights
 from vitrail.weights.google_names import NEWER, OLDER, entries
 from vitrail.weights.mapping import gather, scatter
@@ -63,7 +64,9 @@ class Google:
         used, inside = set(itertools.chain(*origin.values())), {name for name, _ in view.values()}
         read = {view[name][0] for name in used}
         rest = {name: torch.empty(form[0], device="meta") for name, form in arrays.forms.items() if name not in read}
-        left = tuple(name for name in rest if name in inside)
+        left = tuple(name for name in rest if name in inside and not place.ignores(name))
+        if gone := [name for name in rest if name in inside and place.ignores(name)]:
+            place.notes.append(f"left out as asked: {few(gone, 3)}")
         return Weights(self.name, config, tensors, origin, how, extra=rest, original=arrays.forms, left=left)
 
     def write(self, weights: Weights, target: Path) -> list[str]:

@@ -36,7 +36,10 @@ def completed(
     come into question. ValueError where nothing known fits, or what fits computes differently.
     """
     if architecture is not None:
-        return _with(seen, named(architecture), heads)
+        known = named(architecture)
+        if known.rotary and known.positions != seen.positions:
+            raise ValueError(f"its positions are {seen.positions}, those of {architecture} {known.positions}: another.")
+        return _with(seen, known, heads)
     fitting = alike(seen, of)
     for field in ("depth", "patch_size"):  # models cut or patched otherwise are still of their family
         fitting = {n: c for n, c in fitting.items() if getattr(c, field) == getattr(seen, field)} or fitting

@@ -106,6 +106,8 @@ def read(path: Path, asked: Asked | None = None, new_head: bool = False) -> Weig
         # A config.json may hold values of any type, and damaged names any letters; a message is one printable line.
         first = str(error).partition("\n")[0]  # torch's own may go on with what it called
         text = str(error) if isinstance(error, ValueError) else f"it cannot be used ({type(error).__name__}: {first})."
+        if new_head and any(option in text for option in ("--ignore", "--architecture", "--heads", "--image-size")):
+            text += " vitrail convert takes these options, and writes a folder to start from."
         text = "".join(letter if letter.isprintable() else "?" for letter in text)
         raise ValueError(text if str(path) in text else f"{path}: {text}") from error
 

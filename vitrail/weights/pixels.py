@@ -24,6 +24,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 COMMON: dict[str, Any] = {"resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD, "rescale_factor": 1 / 255}
 COMMON |= {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
+# To these, a whole number is the shorter side, as in the files of transformers before 4.25; to the others both sides.
+SHORTER = ("Bit", "CLIP", "ConvNext")
 # The processor that a family has where there is no file.
 FAMILIES = {"deit": "DeiT", "beit": "Beit", "dinov2": "Bit", "clip": "CLIP", "siglip": "Siglip", "dinov3": "DINOv3ViT"}
 FILTERS: dict[Any, Interpolation] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
@@ -71,6 +73,8 @@ def processor(found: Mapping[str, Any], kind: str, size: tuple[int, int], channe
         ):
             raise ValueError(f"preprocessor_config.json has {name} {value!r}, which is not done here.")
     own |= {name: value for name, value in found.items() if value is not None and name not in IDLE}
+    if type(own["size"]) is int and family in SHORTER:
+        own["size"] = {"shortest_edge": own["size"]}
     mean, std = _colour(own, channels)
     height, width, resize, fraction = _size(own, size)
     if own["do_resize"] and own["resample"] not in FILTERS:

@@ -177,7 +177,9 @@ def test_an_image_that_cannot_be_read_ends_it_or_is_left_out_and_counted(capsys,
 def test_int8_is_measured_beside_the_model_itself(capsys, here, model):
     folder = photos(here / "photos", CLASSES, count=3)
     plain, _ = printed(capsys, "evaluate", model, "photos")
-    found, _ = printed(capsys, "evaluate", model, "photos", "--int8")
+    assert "--device cuda" in refused(capsys, "evaluate", model, "photos", "--int8", "--device", "cuda")
+    assert "'gpu'" in refused(capsys, "evaluate", model, "photos", "--device", "gpu")
+    found, _ = printed(capsys, "evaluate", model, "photos", "--int8", "--device", "cpu")
     small = found.pop("int8")
     assert (found, small.keys()) == (plain, {"metrics", "interval", "same"})
     assert small["metrics"]["loss"] != plain["metrics"]["loss"]

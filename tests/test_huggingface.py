@@ -195,6 +195,19 @@ def test_columns_are_found_by_features_and_types_before_names(tmp_path):
             kind(place, "nothing", None)
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.bool_(), pa.float32()])
+def test_columns_of_0_and_1_are_labels_where_no_other_column_is(read, kind):
+    bits = {name: pa.array([row % 3 == place for row in range(6)]).cast(kind) for place, name in enumerate("xyz")}
+    for more in ({}, {"id": range(6)}, {"id": range(1, 7)}, {"note": ["b"] * 6}):
+        found = read(pa.table({"image": images(6), **more, **bits}))
+        assert (found.class_names, targets(found)) == (("x", "y", "z"), [0, 1, 2, 0, 1, 2])
+    several = read(pa.table({"image": images(6), **bits, "x": pa.array([1] * 6).cast(kind)}))
+    assert targets(several) == [(0,), (0, 1), (0, 2)] * 2
+    assert read(pa.table({"image": images(6), "x": bits["x"], "width": range(6)})).targets == "none"
+    vectors = pa.array([[row % 3 == place for place in range(3)] for row in range(6)]).cast(pa.list_(kind))
+    assert targets(read(pa.table({"image": images(6), "label": vectors}))) == [0, 1, 2, 0, 1, 2]
+
+
 def test_what_does_not_go_together_is_refused(tmp_path):
     write(tmp_path / "a" / "train-0.parquet", table(3))
     write(tmp_path / "a" / "train-1.parquet", table(3).rename_columns(["image", "other"]))

@@ -204,6 +204,22 @@ def test_where_there_is_no_model_it_says_so(tmp_path):
         Pipeline(Classify(vit.ViT(config), pipeline().preprocessing))([image()])
 
 
+def test_the_device_is_one_that_is_here_and_int8_needs_the_cpu(tmp_path, monkeypatch):
+    pipeline().save(tmp_path / "mf")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cpu", "auto"):
+        assert next(Pipeline.load(tmp_path / "mf", device=device).task.parameters()).device.type == "cpu"
+    for device in ("cuda", "cuda:0", "gpu", ""):
+        with pytest.raises(ValueError, match=f"'{device}' is not available here; use auto or cpu"):
+            Pipeline.load(tmp_path / "mf", device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="'cuda:2' is not available here; use auto or cpu, cuda, cuda:0, cuda:1"):
+        Pipeline.load(tmp_path / "mf", device="cuda:2")
+    with pytest.raises(ValueError, match="int8 layers are computed on the CPU, not on cuda:1"):
+        Pipeline.load(tmp_path / "mf", device="cuda:1", int8=True)
+
+
 def test_a_file_with_weights_is_loaded_and_numbers_its_classes(tmp_path):
     torch.manual_seed(0)
     before = vit.ViT(vit.Config((32, 32), (16, 16), 3, 192, 2, 3, 768, 7)).eval()

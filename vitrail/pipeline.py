@@ -34,6 +34,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.stream import prefetch
 from vitrail.evaluate.evaluator import evaluating
 from vitrail.models import Model
+from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.tasks import Task, TaskConfig
 from vitrail.weights import folder
@@ -102,6 +103,7 @@ class Pipeline:
         *,
         int8: bool = False,
         classes: Path | str | Sequence[str] | None = None,
+        device: str = "cpu",
         say: Callable[[str], object] = lambda _: None,
         **options: Any,
     ) -> "Pipeline":
@@ -109,10 +111,14 @@ class Pipeline:
 
         int8: faster on a CPU, a little less exact; `vitrail evaluate --int8` measures how much on your images.
         classes: their names in the head's order, a file with them (weights/adjust.py), or "numbers".
+        device: cpu, cuda, cuda:N, or auto for the GPU where there is one; int8 needs the CPU.
         options: image_size, mean, std, resize and interpolation of the preprocessing; heads, architecture, section,
         ignore and strict as in `Asked` (weights/format.py). say: is told what was chosen or guessed.
         ValueError, naming the file, where there is none, or it cannot be read.
         """
+        where = pick_device(device)
+        if int8 and where != "cpu":
+            raise ValueError(f"int8 layers are computed on the CPU, not on {where}; use the device cpu.")
         place = locate(resolve(path))
         weights = opened_weights(place, **options)
         for note in weights.notes:
@@ -129,7 +135,7 @@ class Pipeline:
                 _restore(task, weights.extra)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{place}: {error}") from None
-        return cls(task.eval(), int8)
+        return cls(task.to(where).eval(), int8)
 
     def save(self, path: Path | str) -> None:
         """Writes the model folder. ValueError where the disk refuses, or the head is not one linear layer with an

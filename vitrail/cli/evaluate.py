@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.opening import Opening
+from vitrail.cli.opening import Using
 from vitrail.cli.options import Command, Flag, Given, Model, described
 from vitrail.config import kinds
 from vitrail.progress import few, say
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Evaluate(Opening, Command):
+class Evaluate(Using, Command):
     """Measure how good a model is on labelled images.
 
     Its classes and the data's are matched by name. The columns of a table are named as for vitrail train:
@@ -36,9 +36,6 @@ class Evaluate(Opening, Command):
     """Labelled images, of any kind that vitrail train reads. For a run, the default is its own validation images."""
     split: Literal["val", "test", "train"] = "val"
     """Which of the data's images; val means test where there is no val, and all where there are no splits."""
-    classes: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
-    """The names of the model's classes, a line each in the head's order, a WordNet id in front where they have one; or
-    "numbers", where the data's classes are called 0, 1, ..."""
     skip_unreadable: Flag = False
     """Leave out images that cannot be read, and count them."""
     int8: Flag = False
@@ -49,22 +46,21 @@ class Evaluate(Opening, Command):
     of answers that int8 does not change."""
 
     def run(self, given: Given) -> None:
-        import torch
-
         from vitrail import run as runs
         from vitrail.data.stream import workers_for
         from vitrail.evaluate import Evaluator, Validation
         from vitrail.evaluate.evaluator import judge
         from vitrail.evaluate.summary import document, text
-        from vitrail.runtime.blocks import pick_device
         from vitrail.runtime.inference import batch_size, prepared
 
+        if self.int8 and self.device not in ("auto", "cpu"):
+            raise ValueError(f"int8 layers are computed on the CPU; leave out --device {self.device}.")
         folder = Path(self.model)
         run = runs.read(folder) if (folder / "run.json").is_file() else None
-        task = self.pipeline(self.model, classes=self.classes).task
+        task = self.pipeline(self.model, cpu=self.int8 or (run is not None and run.device == "cpu")).task
+        device = next(task.parameters()).device
         source, known = self._source(run, task, given)
         task = task.for_targets(source.targets)
-        device = torch.device(pick_device("cpu" if self.int8 or (run and run.device == "cpu") else "auto"))
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
         evaluators = run.evaluators() if run else [kinds(Evaluator)[name]() for name in task.config.evaluators]
         say(f"evaluating {self.model} on {len(source):,} images, on {device}")
@@ -77,7 +73,7 @@ class Evaluate(Opening, Command):
             workers_for(device, run and run.workers),
             say if skip else None,
         )
-        found, small = judge(evaluators, prepared(task.to(device)), data), None
+        found, small = judge(evaluators, prepared(task), data), None
         if self.int8:
             quiet = replace(data, skipped=(lambda _: None) if skip else None)  # each is named once
             small = judge(evaluators, prepared(task, "int8"), quiet)

@@ -43,12 +43,6 @@ class Opening:
         """What `Pipeline.load` and `weights` take of it."""
         return {field.name: getattr(self, field.name) or None for field in fields(Opening)}
 
-    def pipeline(self, model: str, int8: bool = False, classes: str = "") -> "Pipeline":
-        """The pipeline of a model; what was chosen or guessed is said."""
-        from vitrail.pipeline import Pipeline
-
-        return Pipeline.load(model, int8=int8, classes=classes or None, say=say, **self.options())
-
     def weights(self, model: str, brought: bool = True) -> "Weights":
         """The weights of a model, adjusted; what was chosen or guessed is said. brought: as in `opened_weights`."""
         from vitrail.pipeline import opened_weights
@@ -57,3 +51,22 @@ class Opening:
         for note in weights.notes:
             say(f"{model}: {note}")
         return weights
+
+
+@dataclass(kw_only=True)
+class Using(Opening):
+    """Mixed into a command that answers with a model."""
+
+    classes: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """The names of the model's classes, a line each in the head's order, a WordNet id in front where they have one, or
+    imagenet_class_index.json; or "numbers", where they are called 0, 1, ..."""
+    device: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = "auto"
+    """cpu, cuda or cuda:N; auto is the GPU where there is one, and the CPU for int8."""
+
+    def pipeline(self, model: str, int8: bool = False, cpu: bool = False) -> "Pipeline":
+        """The pipeline of a model; what was chosen or guessed is said. cpu: what auto means, as with int8."""
+        from vitrail.pipeline import Pipeline
+
+        device = "cpu" if (int8 or cpu) and self.device == "auto" else self.device
+        classes = self.classes or None
+        return Pipeline.load(model, int8=int8, classes=classes, device=device, say=say, **self.options())

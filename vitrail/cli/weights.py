@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from vitrail.cli.opening import Opening
+from vitrail.cli.opening import Opening, Using
 from vitrail.cli.options import Command, Flag, Given, Model, override
 from vitrail.config import dump
 from vitrail.progress import few, say, track
@@ -47,7 +47,7 @@ class Info(Opening, Command):
 
 
 @dataclass(kw_only=True)
-class Predict(Opening, Command):
+class Predict(Using, Command):
     """Predict the classes of images: the most probable ones of each, best first.
 
     Images are prepared as the weights require. Exit status: 0 where all could be read, 1 where some could not, 2 where
@@ -58,8 +58,6 @@ class Predict(Opening, Command):
     """A run folder such as runs/demo, a model folder, or a file with weights."""
     images: Positional[Annotated[tuple[str, ...], arg(metavar="IMAGE...", help_behavior_hint="(one or more)")]]
     """Image files of any kind that Pillow reads, and folders, which are searched for them."""
-    classes: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
-    """The names of the classes, a line each in the head's order, or imagenet_class_index.json; or "numbers"."""
     top: Annotated[int, arg(metavar="N")] = 5
     """How many classes of each image."""
     int8: Flag = False
@@ -69,15 +67,12 @@ class Predict(Opening, Command):
     """Print one JSON document: a list of {file, predictions: [{label, index, probability}]} or {file, error}."""
 
     def run(self, given: Given) -> None:
-        import torch
-
         from vitrail.data.sources.walk import find
 
         if not self.images:
             raise ValueError("vitrail predict needs an image after the model; name files or folders.")
         files = [file for name in self.images for file in find(Path(name), say)]
-        pipeline = self.pipeline(self.model, self.int8, self.classes)
-        pipeline.task.to("cuda" if torch.cuda.is_available() and not self.int8 else "cpu")
+        pipeline = self.pipeline(self.model, self.int8)
         results = pipeline.stream(files, top=self.top)
         # On a terminal, the answers themselves show the progress.
         bar = len(files) > 1 and (self.json or not sys.stdout.isatty())

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.models import resnet, vit
+from vitrail.progress import few
 
 Precision = Literal["auto", "fp32", "bf16", "fp8", "fp64"]
 
@@ -67,6 +68,11 @@ def pick_device(name: str) -> str:
     """ "auto" is the GPU where there is one. ValueError for a device that torch does not have here."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
-        raise ValueError(f"the device {name!r} is not available here; use auto or cpu.")
+    known = [
+        "cpu",
+        *(["cuda"] if torch.cuda.is_available() else []),
+        *map("cuda:{}".format, range(torch.cuda.device_count())),
+    ]
+    if name not in known:
+        raise ValueError(f"the device {name!r} is not available here; use auto or {few(known)}.")
     return name

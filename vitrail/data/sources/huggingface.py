@@ -24,12 +24,13 @@ from typing import Any, BinaryIO
 
 from vitrail.data.images.decode import read
 from vitrail.data.sources.cache import unpacked
-from vitrail.data.sources.records import Labels, divide, find_column, tables
+from vitrail.data.sources.records import Labels, divide, find_column, hot, hot_columns, tables
 from vitrail.data.sources.source import SPLITS, Found, Source
 from vitrail.progress import few
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 ROWS = 64  # of Parquet in a batch of Arrow
+NUMBERS = ("bool", "int", "uint", "float", "double")  # the types of 0 and 1
 PARTS = {"bytes": ("binary", "large_binary"), "path": ("string", "large_string")}  # of an image, by their types
 
 
@@ -67,7 +68,8 @@ def parquet(path: Path, image_column: str | None, label_column: str | None) -> d
             for name in schema.names:
                 with suppress(ValueError):  # a type that the library does not know
                     features |= datasets.Features.from_arrow_schema(schema.empty_table().select([name]).schema)
-        columns = list(filter(None, _columns(files[0], features, image_column, label_column)))
+        places = _columns(files[0], features, image_column, label_column)
+        columns = [*filter(None, places), *_numbers(features, places)]
         laid = [_laid_out(file, columns) for file in files]
         with _reading(path):
             shown = [(file, _checked(place)) for file, place in zip(files, laid, strict=True)]
@@ -168,6 +170,12 @@ def _columns(file: Path, features: Mapping[str, Any], image: str | None, label: 
         raise ValueError(f"{file}: {error}.") from None
 
 
+def _numbers(features: Mapping[str, Any], places: Sequence[str | None]) -> list[str]:
+    """The columns that may be a class each, of 0 and 1, where there is no column of labels."""
+    kinds = {column: str(getattr(feature, "dtype", "")) for column, feature in features.items()}
+    return [c for c, kind in kinds.items() if not (places[1] or c in places) and kind.startswith(NUMBERS)]
+
+
 def _class_names(feature: Any) -> tuple[str, ...]:
     """The names of a ClassLabel, or of a list of them."""
     import datasets
@@ -180,18 +188,21 @@ def _group(
     dataset: Any, files: Sequence[tuple[Path, int]], image_column: str | None, label_column: str | None
 ) -> tuple["Embedded", Labels]:
     """The images and labels of a data set that lies in `files`, with so many rows in each."""
-    image, label, split = _columns(files[0][0], dataset.features, image_column, label_column)
+    image, label, split = places = _columns(files[0][0], dataset.features, image_column, label_column)
     images = Embedded(dataset.select_columns([image]).data, files)
     names = _class_names(dataset.features[label]) if label else ()
-    labels, batches = Labels(classes=names), dataset.data.to_batches()
+    batches, numbers = dataset.data.to_batches(), _numbers(dataset.features, places)
+    ones = hot_columns((row for batch in batches for row in batch.select(numbers).to_pylist()), numbers)
+    labels = Labels(classes=names or ones)
     # Lists as long as there are classes, of 0 and 1 only, say for each class whether it is there.
     said = [v for batch in batches for v in batch.column(label).to_pylist() if v is not None] if len(names) > 1 else []
-    hot = bool(said) and all(isinstance(v, list) and len(v) == len(names) and {*v} <= {0, 1} for v in said)
+    vectors = bool(said) and all(isinstance(v, list) and len(v) == len(names) and {*v} <= {0, 1} for v in said)
     for batch in batches:
         values, words = (batch.column(c).to_pylist() if c else [None] * len(batch) for c in (label, split))
+        values = [hot(row, ones) for row in batch.select(ones).to_pylist()] if ones else values
         for value, word in zip(values, words, strict=True):
             try:
-                labels.add(_named(value, names) if names and not hot else value, word)
+                labels.add(_named(value, names) if names and not vectors else value, word)
             except ValueError as error:
                 raise ValueError(f"{images.name(len(labels.codes))}: {error}.") from None
     return images, labels

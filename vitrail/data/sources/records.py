@@ -206,13 +206,14 @@ def _decode(place: Path, every: Sequence[Labels]) -> None:
 
 def hot_columns(rows: Iterable[Mapping[str, Any] | None], columns: Sequence[str]) -> tuple[str, ...]:
     """The columns that are 0 or 1 in every row, two or more; () where they are not all, unless each row has one 1."""
-    left, one = list(columns), True
+    left, seen = tuple(columns), set[tuple[str, ...]]()  # the columns that are 1 in some row
     for row in filter(None, rows):
-        left = [column for column in left if str(row.get(column)).strip().lower() in HOT]
-        one = one and sum(hot(row, left)) == 1
+        left = tuple(column for column in left if str(row.get(column)).strip().lower() in HOT)
         if len(left) < 2:
             return ()
-    return tuple(left) if one or len(left) == len(columns) else ()
+        seen.add(tuple(column for column, bit in zip(left, hot(row, left), strict=True) if bit))
+    one = all(sum(column in left for column in ones) == 1 for ones in seen)
+    return left if one or len(left) == len(columns) else ()
 
 
 def hot(row: Mapping[str, Any], columns: Iterable[str]) -> list[int]:

@@ -86,6 +86,18 @@ def test_logits_are_the_authors_whatever_else_the_file_holds(tmp_path, name, hal
     assert_agrees(load(path), expected, config, pixels(*config.image_size))
 
 
+def test_an_array_of_the_blocks_that_is_not_known_is_refused_unless_it_is_said(tmp_path):
+    found, _ = made("plain")
+    block = next(name for name in found if "encoderblock_0" in name).rpartition("encoderblock_0")[0]
+    path = file(tmp_path, found | {f"{block}encoderblock_0/gate": np.ones(8, np.float32)})
+    with pytest.raises(ValueError, match=r"encoderblock_0/gate.*--ignore"):
+        load(path)
+    model, report = load_and_report(path, ignore=("*gate",))
+    assert any("gate" in note for note in report.notes)
+    images = torch.from_numpy(pixels(32, 32)).float()
+    assert torch.equal(model(images), load(file(tmp_path, found))(images))
+
+
 def resampled(weights, first, old, new):
     """Positions at another grid, by the authors' function."""
     table = zoom(weights["pos_embed"][0, first:].reshape(*old, -1), (new[0] / old[0], new[1] / old[1], 1), order=1)

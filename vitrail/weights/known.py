@@ -37,8 +37,10 @@ def completed(
     """
     if architecture is not None:
         known = named(architecture)
-        if known.rotary and known.positions != seen.positions:
-            raise ValueError(f"its positions are {seen.positions}, those of {architecture} {known.positions}: another.")
+        if (known.positions == "none") != (seen.positions == "none") or seen.relative != known.relative:
+            raise ValueError(
+                f"its positions are {_positions(seen)}, those of {architecture} {_positions(known)}: another."
+            )
         return _with(seen, known, heads)
     fitting = alike(seen, of)
     for field in ("depth", "patch_size"):  # models cut or patched otherwise are still of their family
@@ -108,6 +110,10 @@ def _heads(width: int) -> int:
     if len(found) != 1:
         raise ValueError(f"a width of {width} does not tell the number of heads; give heads=..., or --heads.")
     return found.pop()
+
+
+def _positions(config: vit.Config) -> str:
+    return f"{config.positions} and relative" if config.relative else config.positions
 
 
 def _short(value: object) -> str:

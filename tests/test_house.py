@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 12
 FLOORS, INNER_FLOORS = 6, 4
-TOTAL = {"vitrail": 16_900, "benchmarks": 3_900}
+TOTAL = {"vitrail": 16_950, "benchmarks": 3_900}
 # Lines per room: what it should have when all is built, and a tenth more (LOG.md says why where one was changed).
 ROOMS = {
     "batch": 80, "checkpoint": 200, "cli": 1_550, "config": 175, "data": 4_950, "evaluate": 1_350, "log": 240,

@@ -4,10 +4,11 @@ import os
 from pathlib import PurePosixPath
 
 import pytest
-from made_sources import put, tarred
+from made_sources import PLACES, PNGS, put, tarred
 
 from vitrail.data.sources import folder, tar
 from vitrail.data.sources.layout import layout
+from vitrail.data.sources.open import Data, find_splits
 from vitrail.data.sources.source import speaks
 
 AB = {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
@@ -103,3 +104,24 @@ def test_what_is_left_out_is_counted(tmp_path):
 def test_names_that_speak(name):
     assert speaks(name)[0] == "train"
     assert [speaks(os.fspath(PurePosixPath(other))) for other in ("strain", "train_test", "trains")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "kind", ["idx", "CIFAR for Python", "CIFAR binary", "Parquet", "saved", "webdataset", "packed", "packed as JPEG"]
+)
+def test_images_beside_an_archive_are_counted(tmp_path, kind):
+    place = PLACES[kind](tmp_path)
+    place = place if place.is_dir() else place.parent
+    assert find_splits(Data(str(place))).left_out == ()
+    put(place, {"new.png": PNGS[0], "new2.png": PNGS[0]})
+    (said,) = find_splits(Data(str(place))).left_out
+    assert said == ("2 .png" if kind == "webdataset" else f"2 images beside them, such as {place}/new.png")
+
+
+def test_images_without_a_row_in_tables_of_splits_are_counted(tmp_path):
+    files = {f"images/{n}.png": PNGS[n] for n in range(6)}
+    rows = {
+        split: f"image,label\n./images/{n}.png,a\nimages/{n + 1}.png,b\n" for split, n in {"train": 0, "val": 2}.items()
+    }
+    place = put(tmp_path / "place", files | {f"{split}.csv": text for split, text in rows.items()})
+    assert find_splits(Data(str(place))).left_out == (f"2 images beside them, such as {place}/images/4.png",)

@@ -274,3 +274,19 @@ def test_a_number_without_bounds_is_refused_at_once(tmp_path, field, value):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=rf"^{tmp_path}[^\n]*$"):
         load(tmp_path)
+
+
+def test_an_architecture_of_other_positions_is_refused(tmp_path):
+    made = {
+        "d.pth": timm.create_model("vit_small_patch16_dinov3", depth=1, num_classes=2),
+        "b.pth": timm.create_model("beit_base_patch16_224", depth=1, num_classes=2, embed_dim=192, num_heads=3),
+        "v.pth": timm.create_model("vit_small_patch16_224", img_size=32, depth=1),
+    }
+    for name, model in made.items():
+        torch.save(model.state_dict(), tmp_path / name)
+    others = ("vit_small_patch16_224", "vit_small_patch16_dinov3", "beit_base_patch16_224")
+    for name, known in (("d.pth", 1), ("b.pth", 2), ("v.pth", 0)):
+        for architecture in (other for place, other in enumerate(others) if place != known):
+            with pytest.raises(ValueError, match=f"its positions are .*{architecture}"):
+                load(tmp_path / name, architecture=architecture)
+    load(tmp_path / "d.pth", architecture=others[1])

@@ -195,6 +195,10 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     monkeypatch.setattr(runs, "code", lambda: "other")
     first = printed(capsys, "resume", "runs/cut", "--anyway")[1].splitlines()[0]
     assert all(part in first for part in ("the train contents", "the code of vitrail"))
+    record = json.loads((tmp_path / "runs" / "cut" / "run.json").read_text())
+    assert record["before"][0]["data"]["train"]["contents"] != record["data"]["train"]["contents"]
+    (tmp_path / "runs" / "cut" / "report.html").unlink()
+    printed(capsys, "resume", "runs/cut")  # --anyway was said once
 
 
 def test_a_run_goes_on_with_data_that_was_moved_and_to_another_end(capsys, stopped, tmp_path):

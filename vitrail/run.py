@@ -186,11 +186,13 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def rewrite(run: Run, folder: Path, step: int) -> None:
-    """Puts a run that was changed after `step` steps into run.json, which keeps what it was before."""
-    before, record = _read(folder)
-    record["before"] = [*record.get("before", ()), {"until": step, "run": dump(before)}]
-    _put(folder, {**record, "run": dump(run)})
+def rewrite(run: Run, folder: Path, step: int, data: Mapping[str, Any] | None = None) -> None:
+    """Puts a run that was changed after `step` steps into run.json, or fingerprints of its data, which were; it keeps
+    what was before."""
+    record = _read(folder)[1]
+    new = {"run": dump(run)} | ({"data": data} if data else {})
+    old = {"until": step} | {name: record.get(name) for name in new}
+    _put(folder, {**record, **new, "before": [*record.get("before", ()), old]})
 
 
 def _put(folder: Path, record: Mapping[str, Any]) -> None:

@@ -132,7 +132,7 @@ class Evaluate(Using, Command):
 
         folder = Path(self.model)
         try:
-            changed, _ = runs.changes(folder, fingerprints(open_splits(data, needs), before=True))
+            changed, _ = runs.changes(folder, fingerprints(open_splits(data, needs)))
         except ValueError:  # it cannot be divided as the run's data was
             return False
         if same := not changed and bool(runs.changes(folder, {})[0]):

@@ -119,7 +119,8 @@ def go_on(
         return Outcome(folder, metrics)
     with folders.locked(folder):
         splits = _opened(run, folder)
-        data, others = runs.changes(folder, fingerprints(splits, before=True))
+        found = fingerprints(splits)
+        data, others = runs.changes(folder, found)
         if data and not anyway:
             raise ValueError(
                 f"since {folder} began, {'; '.join(data)} changed: it would be another run; put the data back, name "
@@ -133,10 +134,10 @@ def go_on(
         if run.duration != before.duration:
             run = _prolonged(before, run, done, len(splits.train))
         trainer = Trainer(run, folder, splits)
-        if run != before:
+        if run != before or data:
             if run.duration != before.duration:
                 (folder / "report.html").unlink(missing_ok=True)  # the run has not ended any more
-            runs.rewrite(run, folder, done)
+            runs.rewrite(run, folder, done, found if data else None)
         return _fit(trainer, splits, again)
 
 
@@ -242,9 +243,9 @@ def _expected(trainer: Trainer) -> str:
     return expected(run, seconds * (left * run.batch + judged / 3))
 
 
-def fingerprints(splits: Splits, before: bool = False) -> dict[str, Any]:
-    """What tells later whether the data has changed. before: also what older runs have."""
-    return {"train": fingerprint(splits.train, before), "val": fingerprint(splits.val, before)}
+def fingerprints(splits: Splits) -> dict[str, Any]:
+    """What tells later whether the data has changed."""
+    return {"train": fingerprint(splits.train), "val": fingerprint(splits.val)}
 
 
 def _resume(folder: Path) -> str:

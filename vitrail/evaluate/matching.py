@@ -15,10 +15,13 @@ CHUNK = 32  # images that a thread takes at a time
 
 
 def seen(source: Source, trained: Source) -> float:
-    """The fraction of a source's images that are among those trained on, by what is in their files."""
+    """The fraction of a source's images that are among those trained on, by what is in their files; estimated, and
+    said to be, where these are more than COMPARED."""
     known = set(_digests(trained, "images that were trained on:"))
     found = [digest in known for digest in _digests(source, "images to evaluate:") if digest]
-    return sum(found) / max(1, len(found))
+    if max(len(source), len(trained)) > COMPARED:
+        say(f"of the images that were trained on, and of those to evaluate, at most {COMPARED:,} each are compared.")
+    return min(1.0, sum(found) / max(1, len(found)) * max(1.0, len(trained) / COMPARED))
 
 
 def _digests(source: Source, what: str) -> list[bytes]:

@@ -38,9 +38,8 @@ def completed(
     if architecture is not None:
         known = named(architecture)
         if (known.positions == "none") != (seen.positions == "none") or seen.relative != known.relative:
-            raise ValueError(
-                f"its positions are {_positions(seen)}, those of {architecture} {_positions(known)}: another."
-            )
+            of_both = [f"{c.positions}{' and relative' * bool(c.relative)}" for c in (seen, known)]
+            raise ValueError(f"its positions are {of_both[0]}, but those of {architecture} are {of_both[1]}.")
         return _with(seen, known, heads)
     fitting = alike(seen, of)
     for field in ("depth", "patch_size"):  # models cut or patched otherwise are still of their family
@@ -110,10 +109,6 @@ def _heads(width: int) -> int:
     if len(found) != 1:
         raise ValueError(f"a width of {width} does not tell the number of heads; give heads=..., or --heads.")
     return found.pop()
-
-
-def _positions(config: vit.Config) -> str:
-    return f"{config.positions} and relative" if config.relative else config.positions
 
 
 def _short(value: object) -> str:

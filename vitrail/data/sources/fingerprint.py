@@ -16,31 +16,27 @@ from vitrail.data.sources.source import Source
 RECORDS, CONTENTS = 10_000, 256
 
 
-def fingerprint(source: Source, before: bool = False) -> dict[str, Any]:
+def fingerprint(source: Source) -> dict[str, Any]:
     """The number of images, the class names, and digests of 10,000 names and labels and 256 images at most, evenly
-    spaced: it takes a second at any size. before: also what older runs have, of names with their whole paths."""
+    spaced: it takes a second at any size."""
     places = spread(len(source), RECORDS)
     names, labels = [source.name(index) for index in places], [source.target(index) for index in places]
     absolute = {os.path.isabs(name) for name in names}
     common = os.path.commonpath(map(os.path.dirname, names)) if len(absolute) == 1 else ""
     inner = [name[len(common) :].lstrip("/") for name in names]
-    contents, older = hashlib.sha256(), hashlib.sha256()
+    contents = hashlib.sha256()
     for index in spread(len(source), CONTENTS):
         try:
             content = source[index][0]
-            parts = [content if isinstance(content, bytes) else np.ascontiguousarray(content).data] * 2
-        except ValueError as error:  # unreadable, then as now
-            parts = [b"unreadable", str(error).encode("utf-8", "surrogateescape")]
-        contents.update(parts[0])
-        older.update(parts[1])
-    found = {
+            contents.update(content if isinstance(content, bytes) else np.ascontiguousarray(content).data)
+        except ValueError:  # then as now
+            contents.update(b"unreadable")
+    return {
         "images": len(source),
         "classes": list(source.class_names),
         "files and labels": _digest(inner, labels),
         "contents": contents.hexdigest()[:16],
     }
-    then = {"names and labels": _digest(names, labels), "pixels": older.hexdigest()[:16]} if before else {}
-    return found | then
 
 
 def spread(length: int, count: int) -> list[int]:

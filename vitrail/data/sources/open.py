@@ -21,9 +21,9 @@ import numpy as np
 
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
-from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, speaks
+from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, many, speaks
 from vitrail.data.sources.split import balanced, stratified
-from vitrail.data.sources.walk import listing
+from vitrail.data.sources.walk import listing, scan
 from vitrail.data.stream import Unreadable
 from vitrail.progress import few
 
@@ -123,7 +123,7 @@ def find_splits(data: Data) -> Found:
         place = path
         for _ in range(WRAPPERS):
             if (found := _read_folder(place, data)) is not None:
-                return _found(found)
+                return _whole(place, _found(found))
             inner, images, _ = listing(place)
             if images or len(inner) != 1:
                 break
@@ -136,6 +136,19 @@ def find_splits(data: Data) -> Found:
 
 def _found(splits: dict[str, Source]) -> Found:
     return splits if isinstance(splits, Found) else Found(splits)
+
+
+def _whole(place: Path, found: Found) -> Found:
+    """With what is said of image files beside what was read."""
+    files = {str(place / file) for files in scan(place)[0].values() for file in files}
+    if not files or found.left_out:  # what counts itself
+        return found
+    names = [source.name(index) for source in found.values() for index in range(len(source))]
+    # Rows of Parquet have the path of their image in brackets.
+    inner = [os.path.join(os.path.dirname(name), name.rpartition(" (")[2].rstrip(")")) for name in names]
+    if loose := files.difference(map(os.path.normpath, names), map(os.path.normpath, inner)):
+        found.left_out += (f"{many(len(loose), 'image')} beside them, such as {min(loose)}",)
+    return found
 
 
 def _read_file(path: Path, data: Data) -> dict[str, Source]:

@@ -54,7 +54,7 @@ def splits(path: Path) -> Found:
     images, others = Counter[str](), defaultdict[str, Counter[str]](Counter)
     if path.is_dir():
         _, loose, others[""] = listing(path)
-        others[""].update({kind(name): 1 for name in loose})
+        others[""].update(map(kind, loose))
         del others[""][".tar"], others[""][".gz"], others[""][".tgz"]
     for tar, index, one in zip(tars, indexes, about, strict=True):
         # By the name of a tar, or of the folder that it is in; a tar that is named itself may be any split.

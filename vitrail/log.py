@@ -11,6 +11,7 @@ steps, losses = history.training["loss"]
 
 import json
 import math
+import os
 import time
 from array import array
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from vitrail.progress import QUIET_SECONDS, bar
+from vitrail.progress import QUIET_SECONDS, bar, say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,18 +41,18 @@ class Log:
     """Writes one JSON line per logged step and shows the progress: how far, how fast, how much time is left.
 
     folder: gets metrics.jsonl; on resume, lines of steps that will be run again are removed first. total, done: the
-    steps of the run, and those already done. tensorboard: whether its files are written, too. ValueError where it is
-    not installed.
+    steps of the run, and those already done. tensorboard: whether its files are written, too. quiet: whether another
+    process writes and speaks; this one only says what is wrong. ValueError where TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, total: int, done: int, *, tensorboard: bool = False) -> None:
-        self.path, self.total, self.done = folder / "metrics.jsonl", total, done
-        self.console = Console(stderr=True, highlight=False)
-        kept = _truncate(self.path, done)
+    def __init__(self, folder: Path, total: int, done: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
+        self.path, self.total, self.done, self.quiet = folder / "metrics.jsonl", total, done, quiet
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        kept = _truncate(self.path, done, quiet)
         self.evaluations = {record["step"]: record["evaluation"] for record in kept if "evaluation" in record}
         self.notes = [record["note"] for record in kept if "note" in record]
-        self.board = _board(folder, done) if tensorboard else None
-        self.file = self.path.open("a")
+        self.board = _board(folder, done) if tensorboard and not quiet else None
+        self.file = (Path(os.devnull) if quiet else self.path).open("a")
         self.progress = bar("training", self.console)
         self.bar = self.progress.add_task("", total=total, completed=done, text="")
         self.started = self.since = self.spoke = time.perf_counter()
@@ -111,7 +112,7 @@ class Log:
         if text not in self.notes:
             self.notes.append(text)
             self.write({"step": step, "note": text})
-            self.say(text)
+            say(text, always=True) if self.quiet else self.say(text)
 
     def _judge(self, step: int, span: float, waited: float) -> None:
         """Notes once, well after the start, that images come too slowly."""
@@ -161,12 +162,14 @@ def _board(folder: Path, done: int) -> "SummaryWriter":
     return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
 
-def _truncate(path: Path, done: int) -> list[dict[str, Any]]:
+def _truncate(path: Path, done: int, quiet: bool) -> list[dict[str, Any]]:
     """Keeps the records up to step `done` and returns them: a killed run writes again what followed its last
-    checkpoint."""
+    checkpoint. quiet: only returns them."""
     if not path.exists():
         return []
     kept = [record for record in records(path) if record["step"] <= done]
+    if quiet:
+        return kept
     partial = path.with_suffix(".partial")  # a kill at this moment must not cost the run its history
     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
     partial.replace(path)

@@ -4,6 +4,7 @@ for image in track(images, len(images), "packing"): ...
 few(["a", "b", "c"], 2)      # "a, b and 1 more"
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -43,9 +44,14 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
                 say(f"{what} {done}/{total}  {speed}")
 
 
-def say(text: str) -> None:
-    """Prints a line on standard error; standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+# Of several processes of one run, the first one speaks (runtime/distributed.py).
+SILENT = int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def say(text: str, always: bool = False) -> None:
+    """Prints a line on standard error; standard output is for results. always: on whichever process."""
+    if always or not SILENT:
+        print(text, file=sys.stderr, flush=True)
 
 
 def few(names: Iterable[object], count: int = 5) -> str:

@@ -10,14 +10,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from vitrail import checkpoint
 from vitrail.batch import Batch
@@ -29,7 +28,6 @@ from vitrail.data.stream import stream, workers_for
 from vitrail.evaluate.evaluator import Result, Validation, evaluating, judge
 from vitrail.evaluate.probe import probe
 from vitrail.log import Log
-from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import multiplier
@@ -38,25 +36,24 @@ from vitrail.run import Run, cores_for
 from vitrail.runtime import fp8
 from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, Mover
+from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
+from vitrail.runtime.gradients import Alone, Exact, Gradient, Together, exactly
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
-from vitrail.runtime.threads import Replicas
-from vitrail.tasks.task import Metrics, Task
+from vitrail.tasks.task import Task
 from vitrail.weights.hub import resolve
 from vitrail.weights.start import start as begun
-
-T = TypeVar("T", bound=Task)
 
 
 class Trainer:
     """Builds everything that a Run describes, and trains. ValueError where run, data and checkpoint do not agree.
 
-    splits: the run's data, where it has been opened already.
+    splits: the run's data, where it has been opened already. ranks: this process among those of the run.
     """
 
-    def __init__(self, run: Run, folder: Path, splits: Splits | None = None) -> None:
-        self.run, self.folder = run, folder
-        self.device = torch.device(pick_device(run.device))
+    def __init__(self, run: Run, folder: Path, splits: Splits | None = None, ranks: Ranks = ALONE) -> None:
+        self.run, self.folder, self.ranks = run, folder, ranks
+        self.device = ranks.device(pick_device(run.device))
         self.autocast = autocast(run.precision, self.device)
         if run.precision == "fp8":
             fp8.refuse(self.device)
@@ -72,18 +69,20 @@ class Trainer:
         self.batches = self._loader()
         self.notes: list[str] = []
         self.stop = threading.Event()
+        self.asked = self.rested = False
         self.results: dict[str, Result] = {}
         self.late = self.device.type == "cuda"  # elsewhere a step's numbers are there when it ends
         # Of the steps since the last line of the log, and of those whose line is due.
         self.recent: list[DeferredMetrics] = []
         self.due: list[DeferredMetrics] = []
-        newest = checkpoint.newest(folder / "checkpoints")
+        found = checkpoint.newest(folder / "checkpoints")
+        newest = folder / "checkpoints" / name if (name := ranks.texts(found.name if found else "")[0]) else None
         self.task = self._task(start=newest is None)
         self.optimizer = optim.build(self.task, run.optim)
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
         self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
-        self.replicas = Replicas(self.task, cores_for(run, self.task))
+        self.gradient = self._gradient()
 
     def fit(self) -> dict[str, float]:
         """Trains what is left, evaluates on the validation images, writes the model folder; returns the metrics.
@@ -93,8 +92,9 @@ class Trainer:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with Log(self.folder, self.total, self.done, tensorboard=self.run.tensorboard) as log, stoppable() as stop:
-                for note in self.notes:
+            how = {"tensorboard": self.run.tensorboard, "quiet": not self.ranks.first}
+            with Log(self.folder, self.total, self.done, **how) as log, stoppable() as stop:
+                for note in self.notes if self.ranks.first else ():
                     log.note(self.done, note)
                 self.stop = stop
                 self._train(log)
@@ -118,11 +118,21 @@ class Trainer:
             partial(run.task.collate, source=self.train_source),
             batch=run.batch,
             seed=run.seed,
-            micro_batch=run.micro_batch,
+            micro_batch=run.part,
+            share=(self.ranks.rank, self.ranks.world),
+            fixed=run.exact,
             unreadable=run.data.unreadable,
             block=run.data.block,
             remember=0 if self.workers else REMEMBERED,  # each process would remember for itself
         )
+
+    def _gradient(self) -> Gradient:
+        """How the gradient of a step is added up."""
+        cores = cores_for(self.run, self.task)
+        if self.run.exact:
+            exactly(self.device)
+            return Exact(self.task, cores, self.ranks.world, self.batches.count)
+        return Together(self.task) if self.ranks.world > 1 else Alone(self.task, cores)
 
     def _task(self, start: bool) -> Task:
         """The task, its weights on the device. start: whether the run's weights to start from are wanted."""
@@ -151,24 +161,28 @@ class Trainer:
         run = self.run
         if self.probing:
             skipped = (lambda problem: None) if run.data.unreadable == "skip" else None  # training names them
-            log.note(0, probe(prepared(self.task), self._images(self.train_source, skipped), self.task.model.head))
+            images = replace(self._images(self.train_source, skipped), share=(0, 1))
+            log.note(0, probe(prepared(self.task), images, self.task.model.head))
+            self.ranks.first_ones(self.task.model.head.parameters())
             self.ema = Ema(self.task, run.ema) if run.ema else None
         self.task.train()
         with self.writer, closing(self._batches(log)) as batches:
             if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or run.head == "probe"):
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
             for step in range(self.done, self.total):
-                self.recent.append(self._step(step, islice(batches, self.batches.parts)))
+                with self._kept(log):
+                    self.recent.append(self._step(step, self._parts(batches)))
                 self.done = step + 1
                 self._write_due(log)
                 last = self.done == self.total
-                if self.done % run.log_every == 0 or last or self.stop.is_set():
+                if self.done % run.log_every == 0 or last or self._asked():
                     log.mark()
                     self.due, self.recent = self.recent, self.recent[-1:]
                     if not self.late:
                         self._write_due(log)
-                saving = last or self.stop.is_set() or self.done % self.save_every == 0
+                saving = last or self._asked() or self.done % self.save_every == 0
                 judging = self.done % self.evaluate_every == 0 and not last
+                self.rested = saving or judging
                 if saving or judging:
                     self._rest(log, saving, judging)
 
@@ -185,8 +199,23 @@ class Trainer:
             self._save(log)
         log.pause(time.perf_counter() - paused)
 
+    def _parts(self, batches: Iterator[Batch]) -> Iterable[Batch]:
+        """The micro-batches of a step. Of several processes, either all have theirs, or all raise what one has met; and
+        all learn that one was asked to stop."""
+        found: Iterable[Batch] = islice(batches, self.batches.parts)
+        if self.ranks.world > 1:
+            patience = LONG if self.rested or len(self.recent) < 2 else PATIENCE
+            with self.ranks.together(patience):
+                found = list(found)
+            self.asked = self.ranks.flags(self.stop.is_set())[0]
+        return found
+
+    def _asked(self) -> bool:
+        """Whether to stop after this step: on several processes, as they have agreed before it."""
+        return self.stop.is_set() if self.ranks.world == 1 else self.asked
+
     def _stop_if_asked(self) -> None:
-        if self.stop.is_set():
+        if self._asked():
             self.writer.wait()
             raise Interrupted(f"stopped after step {self.done} of {self.total}")
 
@@ -195,8 +224,9 @@ class Trainer:
         """While data is read, between whole updates of the weights: where it fails, what is done is saved first."""
         try:
             yield
-        except (ValueError, Interrupted):
-            self._finite(self.recent)
+        except (ValueError, Interrupted) as error:
+            if not isinstance(error, Gone) or not self.late:  # a GPU may wait for the one that is gone
+                self._finite(self.recent)
             if self.done > self.saved:
                 self._save(log)
             self.writer.wait()
@@ -222,7 +252,7 @@ class Trainer:
             if batch is None:
                 return
             moved = move(batch)
-            log.count(len(batch), time.perf_counter() - since)
+            log.count(len(batch) * self.ranks.world, time.perf_counter() - since)
             yield moved
             since = time.perf_counter()
 
@@ -231,7 +261,8 @@ class Trainer:
         torch.manual_seed(step_seed(step, self.run.seed))  # for what a task draws otherwise than by `drawing`
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
         optim.set_lr(self.optimizer, self.run.optim, factor)
-        metrics = accumulate(self.replicas, parts, self.run.batch, self.autocast)
+        with self.ranks.meeting():
+            metrics = self.gradient(parts, self.run.batch, self.autocast)
         norm = optim.clip(self.task.parameters(), self.run.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -258,8 +289,9 @@ class Trainer:
         return values
 
     def _save(self, log: Log) -> None:
-        best = self._best(log.evaluations)
-        self.writer.save(self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), best)
+        if self.ranks.first:
+            best = self._best(log.evaluations)
+            self.writer.save(self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), best)
         self.saved = self.done
 
     def _best(self, evaluations: Mapping[int, Mapping[str, float]]) -> int | None:
@@ -272,13 +304,14 @@ class Trainer:
             return False
         with self._kept(log), self._judged():
             self._judge(log)
-        return self._best(log.evaluations) == self.done
+        return self.ranks.first and self._best(log.evaluations) == self.done
 
     def _finish(self, log: Log) -> dict[str, float]:
         """The model folder; returns what the last evaluation found. `results` and `notes` stay for the run's page."""
         with self._judged():
             metrics = self._judge(log)
-            self._save_model()
+            if self.ranks.first:
+                self._save_model()
         self.notes = list(log.notes)
         return metrics
 
@@ -289,6 +322,9 @@ class Trainer:
         skipped = (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None
         data = self._images(self.val_source, skipped)
         metrics, self.results = judge(self.run.evaluators(), prepared(self.task), data)
+        if not self.ranks.first:
+            log.evaluations[self.done] = metrics
+            return metrics
         log.evaluation(self.done, metrics)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "samples")
         log.say(f"step {self.done}/{self.total}: {numbers} on {len(self.val_source):,} validation images")
@@ -299,7 +335,8 @@ class Trainer:
         collate = partial(run.task.collate, source=source)
         batch = batch_size(run.model, run.preprocessing.image_size, self.device)
         how = (run.preprocessing, collate, batch, self.device, self.workers, skipped)
-        return Validation(source, *how, self.train_source, self._stop_if_asked)
+        share = self.ranks.rank, self.ranks.world
+        return Validation(source, *how, share, self.ranks.rows, self.train_source, self._stop_if_asked)
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -323,28 +360,3 @@ class Trainer:
     def _newest(self) -> str:
         self.writer.wait()
         return str(checkpoint.newest(self.folder / "checkpoints") or "none")
-
-
-def accumulate(
-    replicas: Replicas[T], parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]
-) -> Metrics:
-    """Adds up the gradient of the mean loss over `total` images from the micro-batches; returns the batch's metrics.
-
-    Each micro-batch weighs as many images as it has, so that uneven ones change nothing but rounding.
-    """
-    sums: dict[str, Tensor] = {}
-
-    def backward(task: Task, batch: Batch) -> Metrics:
-        weight = len(batch) / total
-        with drawing(task, batch["keys"]):
-            with autocast:
-                loss, metrics = task(batch)
-            (loss if weight == 1 else loss * weight).backward()
-        return {name: value * weight for name, value in metrics.items()}
-
-    for batch in parts:
-        for metrics in replicas.map(backward, batch):
-            for name, value in metrics.items():
-                sums[name] = sums[name] + value if name in sums else value
-    replicas.gather()
-    return sums

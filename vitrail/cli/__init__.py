@@ -9,6 +9,7 @@ import inspect
 import io
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -43,6 +44,19 @@ MORE = "\n\nvitrail COMMAND --help shows a command's options."
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Exits with the status that the first lines of this file name."""
+    status = 1
+    try:
+        _main(arguments)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0
+        raise
+    finally:
+        if status != 1 and (distributed := sys.modules.get("vitrail.runtime.distributed")):
+            distributed.leave(status)
+
+
+def _main(arguments: list[str] | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -77,7 +91,9 @@ def _heard() -> Iterator[None]:
 
 
 def _end(sentence: str, status: int) -> None:
-    print(f"vitrail: {sentence}", file=sys.stderr)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = f", rank {os.environ['RANK']} on {socket.gethostname()}" if world > 1 else ""
+    print(f"vitrail{rank}: {sentence}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -6,12 +6,15 @@ outcome = settle(run, Path("runs/pets"), "again")   # whichever of the two it ne
 print(outcome.text())                               # accuracy 86.9% (85.3% to 88.3%) on 2,000 validation images, ...
 """
 
+import hashlib
+import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 
 from vitrail import checkpoint
 from vitrail import run as runs
+from vitrail.config import dump
 from vitrail.data.sources.fingerprint import fingerprint
 from vitrail.data.sources.open import Splits, open_splits
 from vitrail.data.stream import Lost, Unread
@@ -27,13 +31,14 @@ from vitrail.evaluate.summary import headline, interval
 from vitrail.log import read_history
 from vitrail.optim.schedule import prolonged
 from vitrail.plan import expected, refuse
-from vitrail.progress import say
+from vitrail.progress import few, say
 from vitrail.report.run_page import write_report
 from vitrail.run import Run
 from vitrail.runtime import folders
 from vitrail.runtime.blocks import pick_device
+from vitrail.runtime.distributed import Gone, Ranks, join
 from vitrail.runtime.interrupt import Interrupted
-from vitrail.train import Trainer, accumulate
+from vitrail.train import Trainer
 
 DIVERGED = "bad-batch.txt"  # what the Trainer leaves where the loss became NaN
 AGAIN = "the same command"
@@ -84,20 +89,37 @@ def begin(run: Run, folder: Path | None, splits: Splits | None = None, again: st
     A run that cannot begin leaves no folder. Exits with 130 when interrupted; ValueError, with what to type next, where
     run and data do not agree, the loss became NaN or the disk is full.
     """
-    if folder:
-        folders.vacant(folder)  # opening the data may take long
-    splits = splits or open_splits(run.data, run.task.needs)
-    look(splits, run.data.unreadable == "skip")
-    run = run.task.adapt(run, splits.train) if adapt else run
-    refuse(run, torch.device(pick_device(run.device)))
-    folder = folders.claim([folder] if folder else folders.numbered(run.recipe.rpartition(":")[2]))
+    ranks = join()
+    if ranks.started:
+        if folder is None:
+            raise ValueError("torchrun may start it again, so name the folder of the run: --out FOLDER.")
+        if ranks.flags(ranks.first and (folder / "run.json").is_file())[0]:
+            return go_on(folder, again=again, change=partial(_same, run, folder))
+    with ranks.together():
+        if folder and ranks.first:
+            folders.vacant(folder)  # opening the data may take long
+        splits = splits or open_splits(run.data, run.task.needs)
+        if ranks.first:
+            look(splits, run.data.unreadable == "skip")
+        run = run.task.adapt(run, splits.train) if adapt else run
+        refuse(run, ranks.device(pick_device(run.device)))
+    data = fingerprints(splits)
+    _agree(ranks, run, data)
     with ExitStack() as held:
+        with ranks.together():
+            if ranks.first:
+                folder = folders.claim([folder] if folder else folders.numbered(run.recipe.rpartition(":")[2]))
+        assert folder
         try:
-            held.enter_context(folders.locked(folder))
-            runs.record(run, folder, fingerprints(splits))
-            trainer = Trainer(run, folder, splits)
+            with ranks.together():
+                if ranks.first:
+                    held.enter_context(folders.locked(folder))
+                    runs.record(run, folder, data)
+            with ranks.together():
+                trainer = Trainer(run, folder, splits, ranks)
         except BaseException:
-            folders.discard(folder)
+            if ranks.first:
+                folders.discard(folder)
             raise
         if not run.start and len(splits.train) < LITTLE and min(run.preprocessing.image_size) >= PHOTO:
             trainer.notes.append(f"training from scratch on {len(splits.train):,} images: {ADVICE}")
@@ -112,14 +134,20 @@ def go_on(
     change: of what does not decide the weights, and of the duration (optim/schedule.py says how the rate goes on).
     ValueError where its data has changed, unless `anyway`; changed code or packages are only reported.
     """
-    before = runs.read(folder)
-    run = change(before)
+    ranks = join()
+    with ranks.together():
+        before = runs.read(folder)
+        run = change(before)
     if run.duration == before.duration and (metrics := ended(folder)) is not None:
         say(f"{folder} has ended; there is nothing left to train, unless it is given a longer --duration.")
         return Outcome(folder, metrics)
-    with folders.locked(folder):
-        splits = _opened(run, folder)
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.first:
+                held.enter_context(folders.locked(folder))
+            splits = _opened(run, folder)
         found = fingerprints(splits)
+        _agree(ranks, run, found)
         data, others = runs.changes(folder, found)
         if data and not anyway:
             raise ValueError(
@@ -128,17 +156,36 @@ def go_on(
             )
         if data or others:
             say(f"since {folder} began, {'; '.join(data + others)} changed: it continues, but may end differently.")
-        refuse(run, torch.device(pick_device(run.device)))
+        refuse(run, ranks.device(pick_device(run.device)))
         newest = checkpoint.newest(folder / "checkpoints")
         done = int(newest.name.removeprefix("step-")) if newest else 0
         if run.duration != before.duration:
             run = _prolonged(before, run, done, len(splits.train))
-        trainer = Trainer(run, folder, splits)
-        if run != before or data:
+        with ranks.together():
+            trainer = Trainer(run, folder, splits, ranks)
+        if ranks.first and (run != before or data):
             if run.duration != before.duration:
                 (folder / "report.html").unlink(missing_ok=True)  # the run has not ended any more
             runs.rewrite(run, folder, done, found if data else None)
         return _fit(trainer, splits, again)
+
+
+def _same(run: Run, folder: Path, before: Run) -> Run:
+    """The run of the folder. ValueError where what is asked for is another, naming what differs."""
+    asked, there = dump(replace(run, model=before.model)), dump(before)
+    if other := [name for name in asked if asked[name] != there.get(name) and name not in ("device", "workers")]:
+        raise ValueError(f"{folder} holds another run (its {few(other)} differ); name another folder with --out.")
+    return before
+
+
+def _agree(ranks: Ranks, run: Run, data: Mapping[str, Any]) -> None:
+    """ValueError unless all processes train the same, with the same; naming the rank and the host that does not."""
+
+    def digest(value: object) -> str:
+        return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    kinds = {"run": digest(dump(run)), "data": digest(data), "kind of device": pick_device(run.device)}
+    ranks.same({**runs.versions(), "code of vitrail": runs.code(), **kinds})
 
 
 def _opened(run: Run, folder: Path) -> Splits:
@@ -193,7 +240,10 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
         if foretold := _expected(trainer):
             say(foretold)
         metrics = trainer.fit()
-        write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
+        with trainer.ranks.together():
+            metrics = json.loads(trainer.ranks.texts(json.dumps(metrics))[0])
+            if trainer.ranks.first:
+                write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
     except Interrupted as stop:
         say(f"{stop}; go on with: {again}")
         sys.exit(130)
@@ -206,6 +256,8 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
             f"{trainer.device} has no memory for steps of {run.micro_batch or run.batch} images; train with a smaller "
             "--micro-batch, which gives the same gradient, or with --checkpointing."
         ) from None
+    except Gone:
+        raise
     except ValueError as error:
         left = checkpoint.newest(folder / "checkpoints") and not (folder / DIVERGED).exists()  # it would diverge again
         if left and "vitrail resume" not in str(error):
@@ -224,7 +276,7 @@ def _expected(trainer: Trainer) -> str:
     """How long the rest of a run will take, in words, by the gradient of a few images; "" where that is a minute."""
     run, images, left = trainer.run, trainer.batches.images, trainer.total - trainer.done
     some = trainer.batches.indices(trainer.done)[:MEASURED] if left else []
-    if not len(some) or run.compile:
+    if not len(some) or run.compile or trainer.ranks.world > 1:
         return ""
     try:
         batch = trainer.batches.collate([images.sample(int(index), int(index)) for index in some]).to(trainer.device)
@@ -233,7 +285,7 @@ def _expected(trainer: Trainer) -> str:
     kept, seconds = {name: value.clone() for name, value in trainer.task.state_dict().items()}, 0.0
     for count in (2, len(batch)):  # the first time also finds the memory
         part, started = batch.split(count)[0], time.perf_counter()
-        accumulate(trainer.replicas, [part], len(part), trainer.autocast)
+        trainer.gradient([part], len(part), trainer.autocast)
         trainer.optimizer.zero_grad(set_to_none=True)
         seconds = (time.perf_counter() - started) / len(part)
         if seconds > 0.5:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from tyro.conf import Positional, arg
 
 from vitrail.cli.reading import names, option, read
+from vitrail.progress import SILENT
 
 if TYPE_CHECKING:
     from vitrail.data.sources.open import Data
@@ -101,7 +102,8 @@ class Command(ABC):
 
     def answer(self, document: Any, text: str) -> None:
         """Prints the result for programs or for people."""
-        print(jsonlib.dumps(document, indent=2) if self.json else text)
+        if not SILENT:
+            print(jsonlib.dumps(document, indent=2) if self.json else text)
 
     @classmethod
     def help(cls, prog: str, words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ than Python's global lock lets threads be.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from vitrail.data.images.mixing import draws
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.order import sample_seeds, samples, view_keys
 from vitrail.data.sources.source import Example, Source, Target
-from vitrail.data.stream import Loaded, Unread, Unreadable, stream
+from vitrail.data.stream import Keys, Loaded, Unread, Unreadable, stream
 
 TRIES = 100  # unreadable images in a row, after which something else must be wrong
 DRAWN = 4096  # samples whose order is worked out at once
@@ -92,12 +93,14 @@ class Images:
 
 
 class Training(Dataset[Loaded]):
-    """The micro-batches of the global batches by number: step t has `parts` of them, t * parts to (t + 1) * parts - 1.
+    """The micro-batches of the global batches by number: step t has `count` of them, t * count to (t + 1) * count - 1.
 
     views: how each view of an image is drawn; most tasks want one. Of several, each has a key of its own, and the image
     is decoded once and whole. micro_batch: images in one, the last of a step may be smaller; None is the whole batch.
-    What a step sees does not depend on it. remember: as in Images. block: as in order.samples. ValueError where images
-    are mixed in pairs and a micro-batch would separate one."""
+    What a step sees does not depend on it. remember: as in Images. block: as in order.samples. share: (rank, world) of
+    the processes among which each step is divided, `parts` for this one: in micro-batches as even as can be, or, where
+    they are `fixed`, in those that one process would have. ValueError where images are mixed in pairs and a micro-batch
+    would separate one, and where there is nothing for some process."""
 
     def __init__(
         self,
@@ -112,18 +115,31 @@ class Training(Dataset[Loaded]):
         unreadable: Unreadable = "refuse",
         remember: int = 0,
         block: int = 0,
+        share: tuple[int, int] = (0, 1),
+        fixed: bool = False,
     ) -> None:
         self.images, self.collate = Images(source, how, views, remember), collate
         self.batch, self.seed, self.block = batch, seed, block
-        self.micro_batch, self.unreadable = min(micro_batch or batch, batch), unreadable
-        self.parts = -(-batch // self.micro_batch)
+        size, self.unreadable, (rank, world) = min(micro_batch or batch, batch), unreadable, share
         self.mixes = bool(views[0].mixup or views[0].cutmix)
-        if self.mixes and self.micro_batch % 2 and self.parts > 1:
-            raise ValueError(f"micro_batch is {self.micro_batch}; images are mixed in pairs: choose an even number.")
+        if self.mixes and size % 2 and size < batch:
+            raise ValueError(f"micro_batch is {size}; images are mixed in pairs: choose an even number.")
+        self.cuts = [*range(0, batch, size), batch]  # where a micro-batch begins
+        if world > 1 and not fixed:
+            unit = 2 if self.mixes else 1  # what stays together
+            units, count = -(-batch // unit), world * -(-batch // (world * size))
+            self.cuts = [min(batch, unit * (units * place // count)) for place in range(count + 1)]
+        self.count = len(self.cuts) - 1
+        if self.count < world or 0 in np.diff(self.cuts):
+            what = f"a batch of {batch} images in micro-batches of {size}" if fixed else f"a batch of {batch} images"
+            raise ValueError(f"{what} cannot be divided among {world} processes; use fewer, or a larger --batch.")
+        first = range(rank * self.count // world, (rank + 1) * self.count // world)
+        self.mine = first if not fixed else range(rank, self.count, world)
+        self.parts = len(self.mine)
 
-    def keys(self, start: int, stop: int) -> range:
-        """The numbers of the micro-batches of the steps start .. stop - 1."""
-        return range(start * self.parts, stop * self.parts)
+    def keys(self, start: int, stop: int) -> Keys:
+        """The numbers of this process's micro-batches of the steps start .. stop - 1."""
+        return _Numbers(start, stop, self.count, self.mine)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The samples of a step, int64 (batch,)."""
@@ -138,8 +154,8 @@ class Training(Dataset[Loaded]):
         return drawn[0][piece], drawn[1][piece]
 
     def __getitem__(self, number: int) -> Loaded:
-        step, part = divmod(number, self.parts)
-        piece = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+        step, part = divmod(number, self.count)
+        piece = slice(*self.cuts[part : part + 2])
         indices, keys = self._drawn(step)
         indices, keys = indices[piece], keys[piece]
         problems: list[str] = []
@@ -163,6 +179,22 @@ class Training(Dataset[Loaded]):
                     raise Unread(f"{error} --data.unreadable skip trains without such images.") from None
                 problems.append(str(error))
         raise ValueError(f"{TRIES} images in a row cannot be read, the last because {problems[-1]}")
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """step * count + part for the steps start .. stop - 1 and, in each, the parts `mine`."""
+
+    start: int
+    stop: int
+    count: int
+    mine: range
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * len(self.mine)
+
+    def __iter__(self) -> Iterator[int]:
+        return (step * self.count + part for step in range(self.start, self.stop) for part in self.mine)
 
 
 class Evaluation(Dataset[Loaded]):
@@ -213,11 +245,12 @@ def evaluation(
     batch: int,
     workers: int = 0,
     skipped: Callable[[str], None] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Every example once, in order, as `predict` prepares it. skipped: is told of each image that cannot be read and is
-    left out; without it, such an image is a ValueError."""
+    left out; without it, such an image is a ValueError. share: (rank, world), where each process takes its batches."""
     batches = Evaluation(source, how, collate, batch=batch, unreadable="skip" if skipped else "refuse")
-    yield from stream(batches, range(len(batches)), workers, skipped=skipped)
+    yield from stream(batches, range(share[0], len(batches), share[1]), workers, skipped=skipped)
 
 
 @lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +29,14 @@ T = TypeVar("T")
 
 Unreadable = Literal["refuse", "skip"]  # what happens where an image cannot be read
 STOPS = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGHUP,)))
+
+
+@runtime_checkable
+class Keys(Protocol):
+    """Numbers in order, and how many there are."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[int]: ...
 
 
 class Unread(ValueError):
@@ -53,7 +61,7 @@ class Loaded:
 
 def stream(
     made: Dataset[Loaded],
-    keys: Sequence[int],
+    keys: Keys,
     workers: int,
     *,
     pin: bool = False,

@@ -20,6 +20,7 @@ class Accuracy(Evaluator):
     """Of a task whose `predict` gives logits, probabilities and, with targets, losses (tasks/classify.py)."""
 
     kind: ClassVar[str] = "accuracy"
+    divides: ClassVar[bool] = True
 
     def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float | ClassificationResult]]:
         """Yields, for images of one class each, ("accuracy", fraction in [0, 1]), and ("top5", the same) where there
@@ -51,9 +52,18 @@ class Accuracy(Evaluator):
             seen = _several(batch["targets"], outputs) if several else _single(batch["targets"], outputs)
             seen |= {"indices": batch["indices"], "losses": outputs["losses"]}
             parts.append({name: value.cpu().numpy() for name, value in seen.items()})
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        single = ("targets", "predicted", "confidence", "truth", *(["top5"] if classes > 5 else []))
+        names = *(("targets", "logits") if several else single), "indices", "losses"
+        # A process may have no batch; what it lacks is as the others' then.
+        whole = {name: np.concatenate([part[name] for part in parts] or [np.empty(0)]) for name in names}
+        whole = {name: data.rows(values) for name, values in whole.items()}
+        if not len(order := np.argsort(whole["indices"], kind="stable")):
+            raise ValueError("none of the images can be read and has a label, so there is nothing to evaluate.")
+        whole = {name: values[order] for name, values in whole.items()}
+        said = data.rows(np.frombuffer("".join(f"{problem}\0" for problem in problems).encode(), np.uint8))
         kind = MultiLabel if several else SingleLabel
-        return kind(class_names=data.source.class_names, problems=tuple(problems), **whole)
+        left_out = tuple(said.tobytes().decode().split("\0")[:-1])
+        return kind(class_names=data.source.class_names, problems=left_out, **whole)
 
 
 def _single(targets: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

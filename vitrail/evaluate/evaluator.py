@@ -10,11 +10,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
@@ -40,8 +41,9 @@ class Validation:
 
     collate: the task's. batch: images that go through the model together. workers: processes that prepare them; 0 is
     threads. skipped: is told of each image that cannot be read, and it is left out; without it, the first of them is a
-    ValueError. train: the images that were trained on, where an evaluator wants them. before: is called before each
-    batch; what it raises ends the evaluation.
+    ValueError. share: (rank, world) of the processes that judge together, each its batches; rows: brings the arrays of
+    all of them together, one entry an image. train: the images that were trained on, where an evaluator wants them.
+    before: is called before each batch; what it raises ends the evaluation.
     """
 
     source: Source
@@ -51,11 +53,14 @@ class Validation:
     device: torch.device | str = "cpu"
     workers: int = 0
     skipped: Callable[[str], None] | None = None
+    share: tuple[int, int] = (0, 1)
+    rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda mine: mine
     train: Source | None = None
     before: Callable[[], None] | None = None
 
     def batches(self) -> Iterator[Batch]:
-        """Every image that has a target once, in order, on the device; no padding, nothing dropped.
+        """Every image that has a target once, in order, on the device; of several processes, this one's batches; no
+        padding, nothing dropped.
 
         "indices" says which images of the source they are. ValueError where none of them can be read.
         """
@@ -64,7 +69,7 @@ class Validation:
             known = np.array([i for i in range(len(source)) if source.target(i) is not None], np.int64)
             source = Subset(source, known)
         some = False
-        read = {"batch": self.batch, "workers": self.workers, "skipped": self.skipped}
+        read = {"batch": self.batch, "workers": self.workers, "skipped": self.skipped, "share": self.share}
         for batch in evaluation(source, self.preprocessing, self.collate, **read):
             some = True
             if self.before:
@@ -72,7 +77,7 @@ class Validation:
             if known is not None:
                 batch = batch.plus(indices=torch.from_numpy(known[batch["indices"].numpy()]))
             yield batch.to(self.device)
-        if not some:
+        if not some and self.share[1] == 1:
             raise ValueError("none of the images can be read and has a label, so there is nothing to evaluate.")
 
 
@@ -81,6 +86,9 @@ class Evaluator(ABC):
     """Judges a task. Each kind has a name of its own, `kind`, by which JSON and the command line know it."""
 
     kind: ClassVar[str]
+    divides: ClassVar[bool] = False
+    """Whether several processes may judge together, each some of the batches: what it sums up has been through
+    `data.rows`. Else one judges alone, and the others wait."""
 
     @abstractmethod
     def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float | Result]]:
@@ -90,10 +98,14 @@ class Evaluator(ABC):
 def judge(
     evaluators: Iterable[Evaluator], task: Judged, data: Validation
 ) -> tuple[dict[str, float], dict[str, Result]]:
-    """(the numbers, the results) that all of the evaluators find, by name."""
+    """(the numbers, the results) that all of the evaluators find, by name; of several processes, on the first."""
     numbers, results = dict[str, float](), dict[str, Result]()
     for evaluator in evaluators:
-        for name, value in evaluator.run(task, data):
+        rank, _ = data.share
+        if rank and not evaluator.divides:
+            continue
+        alone = data if evaluator.divides else replace(data, share=(0, 1), rows=lambda mine: mine)
+        for name, value in evaluator.run(task, alone):
             if isinstance(value, Result):
                 results[name] = value
             else:

@@ -1,0 +1,268 @@
+"""One run on many processes: the same batches and losses, with --exact the same bits, through kills and stops."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import photos
+from test_loader import Numbered, made
+
+from vitrail.batch import Batch
+from vitrail.data.images.augment import Augment
+from vitrail.models import vit
+from vitrail.runtime.distributed import ALONE
+from vitrail.runtime.gradients import Alone, Exact
+
+RECIPE = """
+from vitrail.data.images.augment import Augment
+from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.open import Data
+from vitrail.models import vit
+from vitrail.optim import build as optim
+from vitrail.optim.schedule import Schedule
+from vitrail.run import Run
+
+def tiny(data):
+    model = vit.Config((16, 16), (8, 8), 3, 16, 2, 2, 32, 10, dropout=0.1, drop_path=0.1)
+    augment = Augment("shift", shift=1, mixup=0.2)
+    how = optim.Config("muon", lr=3e-3, weight_decay=0.05, clip=1.0, schedule=Schedule("cosine", warmup="25%"))
+    return Run("tiny", model, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), Data(data), augment, optim=how, batch=20,
+               ema=0.9, duration="12 steps", log_every=1, checkpoint_every="3 steps", evaluate_every="6 steps", device="cpu")
+"""
+
+
+@pytest.fixture
+def here(tmp_path):
+    photos(tmp_path / "photos", ("ash", "beech", "elm"), count=10)
+    (tmp_path / "r.py").write_text(RECIPE)
+    return tmp_path
+
+
+def started(here, world, out, *more, restarts=0, **environment):
+    """torchrun, with so many processes of `vitrail train`."""
+    words = ["-m", "vitrail", "train", "r.py:tiny", "--data", "photos", "--out", out, *more]
+    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", f"--max-restarts={restarts}"]
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore", **environment}
+    return subprocess.Popen(
+        [sys.executable, *run, *words], cwd=here, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def trained(here, world, out, *more, **how):
+    """What it said, once it has ended well."""
+    with started(here, world, out, *more, **how) as process:
+        said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said
+    return said
+
+
+def alone(here, out, *more):
+    words = ["train", "r.py:tiny", "--data", "photos", "--out", out, *more]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    subprocess.run(
+        [sys.executable, "-m", "vitrail", *words], cwd=here, env=environment, check=True, capture_output=True
+    )
+
+
+def bits(here, out, step=12):
+    return sha256((here / out / "checkpoints" / f"step-{step}" / "tensors.safetensors").read_bytes()).hexdigest()
+
+
+def losses(here, out):
+    lines = map(json.loads, (here / out / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def evaluations(here, out):
+    lines = map(json.loads, (here / out / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "evaluation" in line]
+
+
+@pytest.mark.parametrize(("batch", "size", "world"), [(20, 20, 3), (20, 3, 2), (7, 7, 3), (64, 10, 5), (6, 6, 3)])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_processes_divide_every_step_without_rest_or_overlap(batch, size, world, fixed):
+    for mixup in (0.0, 0.5) if size % 2 == 0 or size == batch else (0.0,):
+        how = {"batch": batch, "micro_batch": size, "fixed": fixed}
+        if fixed and -(-batch // size) < world:
+            with pytest.raises(ValueError, match=f"batch of {batch} .* {world} processes"):
+                made(Numbered(50), Augment(mixup=mixup), **how, share=(0, world))
+            continue
+        shares = [made(Numbered(50), Augment(mixup=mixup), **how, share=(rank, world)) for rank in range(world)]
+        assert all(len(list(share.keys(3, 5))) == len(share.keys(3, 5)) == 2 * share.parts for share in shares)
+        numbers = sorted(number for share in shares for number in share.keys(3, 4))
+        pieces = [shares[0][number].batch["indices"] for number in numbers]
+        assert torch.cat(pieces).tolist() == shares[0].indices(3).tolist()
+        assert max(map(len, pieces)) <= size
+        assert not mixup or all(len(piece) % 2 == 0 for piece in pieces[:-1])
+
+
+def test_a_batch_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match="batch of 4 images cannot be divided among 5 processes"):
+        made(Numbered(50), batch=4, share=(0, 5))
+    with pytest.raises(ValueError, match="batch of 4 images cannot be divided among 3 processes"):
+        made(Numbered(50), Augment(mixup=0.5), batch=4, share=(0, 3))
+
+
+class Small(torch.nn.Module):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.model, self.scale = torch.nn.Linear(6, 3), scale
+        torch.nn.init.normal_(self.model.weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.zeros_(self.model.bias)
+
+    def forward(self, batch):
+        loss = self.model(batch["x"]).square().sum(1).mean() * self.scale
+        return loss, {"loss": loss}
+
+
+def numbers(count=24):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
+    return Batch(x=x, keys=torch.arange(count))
+
+
+def gradient(how, batches, total=24):
+    found = how(batches, total, nullcontext())
+    (task,) = how.replicas.modules[:1]
+    return found, [p.grad.clone() for p in task.parameters()]
+
+
+def test_exact_sums_are_the_gradient_whatever_the_order_and_the_cores():
+    parts = numbers().split(5)
+    expected = gradient(Alone(Small(), 1), [numbers()])
+    first = None
+    for cores in (1, 2, 3):
+        for order in (parts, parts[::-1]):
+            metrics, grads = gradient(Exact(Small(), cores, 1, len(parts)), order)
+            torch.testing.assert_close(metrics["loss"], expected[0]["loss"])
+            torch.testing.assert_close(grads, expected[1])
+            first = first or (metrics, grads)
+            assert all(map(torch.equal, first[1], grads))
+            assert torch.equal(first[0]["loss"], metrics["loss"])
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e9])
+def test_exact_sums_that_do_not_fit_are_not_finite(scale):
+    metrics, grads = gradient(Exact(Small(scale), 2, 1, 5), numbers().split(5))
+    assert metrics["loss"].isnan()
+    assert all(grad.isnan().all() for grad in grads)
+
+
+def test_what_draws_in_order_cannot_be_exact():
+    with pytest.raises(ValueError, match=r"1 draws .*--exact"):
+        Exact(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)), 1, 1, 1)
+
+
+def test_alone_there_is_nobody_to_ask():
+    assert (ALONE.first, ALONE.flags(True, False), ALONE.texts("a")) == (True, [True, False], ["a"])
+    assert ALONE.rows(np.arange(3)).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="^x$"), ALONE.together():
+        raise ValueError("x")
+
+
+def test_two_processes_train_as_one(here):
+    alone(here, "one")
+    trained(here, 2, "two")
+    np.testing.assert_allclose(losses(here, "two"), losses(here, "one"), rtol=0, atol=1e-6)
+    (first, *_), (second, *_) = evaluations(here, "one"), evaluations(here, "two")
+    assert first["evaluation"]["samples"] == second["evaluation"]["samples"] == 3
+    assert second["evaluation"]["loss"] == pytest.approx(first["evaluation"]["loss"], abs=1e-5)
+    assert (here / "two" / "report.html").is_file()
+    assert (here / "two" / "model" / "model.safetensors").is_file()
+
+
+def test_exact_runs_are_the_same_bits_and_go_on_with_other_numbers_of_processes(here):
+    alone(here, "one", "--exact", "True")
+    assert "into three\n" in trained(here, 3, "three", "--exact", "True")
+    assert bits(here, "three") == bits(here, "one")
+    for step in (9, 12):
+        subprocess.run(["rm", "-r", here / "three" / "checkpoints" / f"step-{step}"], check=True)
+    subprocess.run(["rm", "-r", here / "three" / "model"], check=True)
+    assert "going on after step 6" in trained(here, 2, "three", "--exact", "True")
+    assert bits(here, "three") == bits(here, "one")
+    np.testing.assert_array_equal(losses(here, "three"), losses(here, "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4, 5])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_exact_runs_are_the_same_bits(here, world, name):
+    more = ["--exact", "True", "--optim.name", name, "--micro-batch", "4"]
+    alone(here, "one", *more)
+    trained(here, world, "many", *more)
+    assert bits(here, "many") == bits(here, "one")
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def workers(here, out):
+    listed = subprocess.run(
+        ["pgrep", "-f", f"train r.py:tiny --data photos --out {out}"], capture_output=True, text=True
+    )
+    found = [int(number) for number in listed.stdout.split()]
+    return [n for n in found if "torch.distributed.run" not in Path(f"/proc/{n}/cmdline").read_text()]
+
+
+LONG = ("--duration", "3000 steps", "--exact", "True")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_comes_back_by_itself(here, how):
+    more = ("--duration", "200 steps", "--exact", "True")
+    alone(here, "one", *more)
+    with started(here, 3, "many", *more, restarts=3) as process:
+        wait_for(here / "many" / "checkpoints" / "step-6", process)
+        os.kill(workers(here, "many")[1], how)
+        said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said
+    assert "going on after step" in said
+    assert "Traceback" not in said
+    assert bits(here, "many", 200) == bits(here, "one", 200)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_others_in_time_and_loses_nothing(here):
+    with started(here, 2, "many", *LONG, VITRAIL_PATIENCE="3") as process:
+        wait_for(here / "many" / "checkpoints" / "step-6", process)
+        stopped = max(workers(here, "many"))
+        os.kill(stopped, signal.SIGSTOP)
+        began = time.monotonic()
+        time.sleep(20)
+        os.kill(stopped, signal.SIGKILL)
+        said = process.communicate(timeout=120)[1]
+    assert time.monotonic() - began < 60
+    assert re.search(r"vitrail, rank 0 on \S+: rank 1 on \S+ does not answer", said)
+    steps = [int(place.name[5:]) for place in (here / "many" / "checkpoints").iterdir()]
+    assert max(steps) % 3 or max(steps) > 6
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_one_process_is_one_sentence_on_all(here):
+    text = (here / "r.py").read_text()
+    (here / "r.py").write_text("import os\n" + text.replace('"tiny", model', '"tiny" + os.environ["RANK"], model'))
+    with started(here, 2, "a") as process:
+        said = process.communicate(timeout=120)[1]
+    (here / "r.py").write_text(text)
+    assert len(re.findall(r"vitrail, rank \d on \S+: rank 1 on \S+ has another run \(\w+\) than rank 0", said)) == 2
+    assert not (here / "a").exists()
+    (here / "photos" / "ash" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with started(here, 2, "b") as process:
+        said = process.communicate(timeout=120)[1]
+    assert len(re.findall(r"vitrail, rank \d on \S+: .*ash/3\.png", said)) == 2
+    assert process.returncode == 1

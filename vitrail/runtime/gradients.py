@@ -1,0 +1,156 @@
+"""The gradient of a step: of the mean loss over its images, added up from micro-batches, on one process or many.
+
+    gradient = Alone(task, cores)           # or Together(task), or Exact(task, cores, ranks)
+    metrics = gradient(parts, 4096, autocast)           # task.parameters() have their .grad
+
+Each micro-batch weighs as many images as it has, so that uneven ones change nothing but rounding; metrics are those of
+the whole batch. Floating-point sums depend on their order, and that on how many there are: Exact rounds the gradient of
+each micro-batch to a grid and adds whole numbers, whose order cannot matter. Its micro-batches are those of the run,
+however many processes and cores there are; each is computed by one thread on a CPU.
+"""
+
+import os
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
+
+from vitrail.batch import Batch
+from vitrail.models.layers import drawing
+from vitrail.runtime.threads import Replicas
+
+Metrics = dict[str, Tensor]
+
+# A gradient of 2^-44 = 5.7e-14 is the least that is seen, and sums below 2^18 fit into 64 bits.
+GRID = 2.0**44
+LARGEST = 2.0**18
+
+
+class Gradient(Protocol):
+    """Adds up the gradient of the mean loss over `total` images; returns the batch's metrics."""
+
+    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics: ...
+
+
+def backward(
+    model: nn.Module, task: nn.Module, batch: Batch, total: int, autocast: AbstractContextManager[object]
+) -> Metrics:
+    """The gradient of a micro-batch's part of the mean loss over `total` images; model: the task, or what is around."""
+    weight = len(batch) / total
+    with drawing(task, batch["keys"]):
+        with autocast:
+            loss, metrics = model(batch)
+        (loss if weight == 1 else loss * weight).backward()
+    return {name: value.detach() * weight for name, value in metrics.items()}
+
+
+class Alone:
+    """On one process, whose cores share each micro-batch."""
+
+    def __init__(self, task: nn.Module, cores: int) -> None:
+        self.replicas = Replicas(task, cores)
+
+    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+        sums: Metrics = {}
+        for batch in parts:
+            for found in self.replicas.map(lambda task, share: backward(task, task, share, total, autocast), batch):
+                sums = _added(sums, found)
+        self.replicas.gather()
+        return sums
+
+
+class Together:
+    """On many processes, each with all weights: DistributedDataParallel, whose sums overlap the backward pass."""
+
+    def __init__(self, task: nn.Module) -> None:
+        self.task = task
+        self.model = DistributedDataParallel(task, gradient_as_bucket_view=True)
+        self.model.register_comm_hook(None, _summed)
+
+    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+        *before, last = parts
+        sums: Metrics = {}
+        with self.model.no_sync():
+            for batch in before:
+                sums = _added(sums, backward(self.model, self.task, batch, total, autocast))
+        sums = _added(sums, backward(self.model, self.task, last, total, autocast))
+        numbers = torch.stack(list(sums.values()))
+        dist.all_reduce(numbers)
+        return dict(zip(sums, numbers.unbind(), strict=True))
+
+
+class Exact:
+    """The same bits on any number of processes and cores. count: micro-batches of a step. ValueError where a part of
+    the task draws random numbers that depend on their order."""
+
+    def __init__(self, task: nn.Module, cores: int, world: int, count: int) -> None:
+        if drawn := [name for name, part in task.named_modules() if isinstance(part, _DropoutNd) and part.p]:
+            raise ValueError(f"{drawn[0]} draws from torch's one stream of numbers, which --exact cannot divide.")
+        self.replicas, self.world, self.lock = Replicas(task, cores), world, threading.Lock()
+        self.trained, self.most = _trained(task), LARGEST / count
+        sizes, device = [p.numel() for p in self.trained], self.trained[0].device
+        # All gradients side by side, and behind them how many micro-batches had one that is not finite, or too large.
+        self.sums = torch.zeros(sum(sizes) + 1, dtype=torch.int64, device=device)
+        self.views = self.sums[:-1].split(sizes)
+
+    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+        self.sums.zero_()
+        waiting, found = iter(parts), list[Metrics]()
+        while pairs := list(zip(self.replicas.modules, waiting, strict=False)):
+            found += self.replicas.cores.map(lambda pair: self._part(*pair, total, autocast), pairs)
+        numbers = torch.stack([_whole(torch.stack(list(one.values()))) for one in found]).sum(0)
+        if self.world > 1:
+            dist.all_reduce(self.sums)
+            dist.all_reduce(numbers)
+        spoilt = torch.where(self.sums[-1] > 0, torch.nan, 1.0)
+        for parameter, whole in zip(self.trained, self.views, strict=True):
+            parameter.grad = (whole.double() / GRID * spoilt).to(parameter.dtype).view_as(parameter)
+        return dict(zip(found[0], (numbers.double() / GRID * spoilt).float().unbind(), strict=True))
+
+    def _part(self, task: nn.Module, batch: Batch, total: int, autocast: AbstractContextManager[object]) -> Metrics:
+        metrics = backward(task, task, batch, total, autocast)
+        grads = [p.grad for p in _trained(task)]
+        task.zero_grad(set_to_none=True)
+        there = [g for g in grads if g is not None]
+        sizes = torch._foreach_norm(there, torch.inf)  # pyright: ignore[reportPrivateImportUsage]
+        fits = bool((torch.stack([*sizes, *metrics.values()]).abs() < self.most).all())
+        wholes = [_whole(g).view(-1) if fits and g is not None else None for g in grads]
+        with self.lock:
+            self.sums[-1] += not fits
+            for view, whole in zip(self.views, wholes, strict=True):
+                if whole is not None:
+                    view.add_(whole)
+        return metrics if fits else dict.fromkeys(metrics, torch.zeros_like(next(iter(metrics.values()))))
+
+
+def exactly(device: torch.device) -> None:
+    """Lets this process compute in one order whatever the number of its cores."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+
+
+def _trained(task: nn.Module) -> list[nn.Parameter]:
+    return [p for p in task.parameters() if p.requires_grad]
+
+
+def _whole(numbers: Tensor) -> Tensor:
+    return (numbers.double() * GRID).round().long()
+
+
+def _added(sums: Metrics, more: Metrics) -> Metrics:
+    return {name: sums[name] + value if name in sums else value for name, value in more.items()}
+
+
+def _summed(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """DistributedDataParallel's mean would count processes, not images."""
+    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])

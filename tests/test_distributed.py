@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from test_loader import Numbered, made
 
 from vitrail.batch import Batch
 from vitrail.data.images.augment import Augment
-from vitrail.models import vit
 from vitrail.runtime.distributed import ALONE
 from vitrail.runtime.gradients import Alone, Exact
+from vitrail.train import backward
 
 RECIPE = """
 from vitrail.data.images.augment import Augment
@@ -37,7 +38,7 @@ def tiny(data):
     augment = Augment("shift", shift=1, mixup=0.2)
     how = optim.Config("muon", lr=3e-3, weight_decay=0.05, clip=1.0, schedule=Schedule("cosine", warmup="25%"))
     return Run("tiny", model, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), Data(data), augment, optim=how, batch=20,
-               ema=0.9, duration="12 steps", log_every=1, checkpoint_every="3 steps", evaluate_every="6 steps", device="cpu")
+               ema=0.9, duration="12 steps", log_every=1, checkpoint_every="3 steps", evaluate_every="6 steps")
 """
 
 
@@ -131,10 +132,9 @@ def numbers(count=24):
     return Batch(x=x, keys=torch.arange(count))
 
 
-def gradient(how, batches, total=24):
-    found = how(batches, total, nullcontext())
-    (task,) = how.replicas.modules[:1]
-    return found, [p.grad.clone() for p in task.parameters()]
+def gradient(how, batches):
+    found = how(batches, partial(backward, total=24, autocast=nullcontext()))
+    return found, [p.grad.clone() for p in how.replicas.modules[0].parameters()]
 
 
 def test_exact_sums_are_the_gradient_whatever_the_order_and_the_cores():
@@ -166,7 +166,7 @@ def test_what_draws_in_order_cannot_be_exact():
 def test_alone_there_is_nobody_to_ask():
     assert (ALONE.first, ALONE.flags(True, False), ALONE.texts("a")) == (True, [True, False], ["a"])
     assert ALONE.rows(np.arange(3)).tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="^x$"), ALONE.together():
+    with pytest.raises(ValueError, match=r"^x$"), ALONE.together():
         raise ValueError("x")
 
 

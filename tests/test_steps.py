@@ -3,6 +3,7 @@ bias correction, accumulated gradients."""
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import vit
 from vitrail.optim.build import Config, build, clip, set_lr
 from vitrail.optim.schedule import Schedule, multiplier
-from vitrail.runtime.threads import Replicas
+from vitrail.runtime.gradients import Alone
 from vitrail.tasks.classify import Classify
-from vitrail.train import accumulate as trainers
+from vitrail.train import backward
 
 TOLERANCE = 1e-12
 SCHEDULE = Schedule("cosine", warmup="2 steps", end=0.1)
@@ -136,7 +137,7 @@ def test_steps_equal_torchs_optimisers_clipping_and_schedules(config):
 
 def accumulate(task, given, micro, cores=1):
     """The Trainer's own accumulation over parts of the batch, each in a share for each core."""
-    return trainers(Replicas(task, cores), given.split(micro), len(given), nullcontext())
+    return Alone(task, cores)(given.split(micro), partial(backward, total=len(given), autocast=nullcontext()))
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])

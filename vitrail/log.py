@@ -45,7 +45,7 @@ class Log:
     process writes and speaks; this one only says what is wrong. ValueError where TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, total: int, done: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, total: int, done: int, tensorboard: bool = False, quiet: bool = False) -> None:
         self.path, self.total, self.done, self.quiet = folder / "metrics.jsonl", total, done, quiet
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         kept = _truncate(self.path, done, quiet)

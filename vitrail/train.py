@@ -6,17 +6,17 @@ A step depends on the Run and its own number alone (law 2), so a run that was ki
 """
 
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vitrail import checkpoint
 from vitrail.batch import Batch
@@ -28,6 +28,7 @@ from vitrail.data.stream import stream, workers_for
 from vitrail.evaluate.evaluator import Result, Validation, evaluating, judge
 from vitrail.evaluate.probe import probe
 from vitrail.log import Log
+from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema
 from vitrail.optim.schedule import multiplier
@@ -35,12 +36,13 @@ from vitrail.pipeline import Pipeline, locate
 from vitrail.run import Run, cores_for
 from vitrail.runtime import fp8
 from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks, pick_device, uncompiled
-from vitrail.runtime.deferred import DeferredMetrics, Mover
+from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
-from vitrail.runtime.gradients import Alone, Exact, Gradient, Together, exactly
+from vitrail.runtime.folders import filled
+from vitrail.runtime.gradients import gradient
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
-from vitrail.tasks.task import Task
+from vitrail.tasks.task import Metrics, Task
 from vitrail.weights.hub import resolve
 from vitrail.weights.start import start as begun
 
@@ -54,7 +56,6 @@ class Trainer:
     def __init__(self, run: Run, folder: Path, splits: Splits | None = None, ranks: Ranks = ALONE) -> None:
         self.run, self.folder, self.ranks = run, folder, ranks
         self.device = ranks.device(pick_device(run.device))
-        self.autocast = autocast(run.precision, self.device)
         if run.precision == "fp8":
             fp8.refuse(self.device)
         splits = splits or open_splits(run.data, run.task.needs)
@@ -82,7 +83,9 @@ class Trainer:
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
         self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
-        self.gradient = self._gradient()
+        self.backward = partial(backward, total=run.batch, autocast=autocast(run.precision, self.device))
+        count = self.batches.count if run.exact else 0
+        self.gradient = gradient(self.task, cores_for(run, self.task), ranks.world, count)
 
     def fit(self) -> dict[str, float]:
         """Trains what is left, evaluates on the validation images, writes the model folder; returns the metrics.
@@ -92,8 +95,8 @@ class Trainer:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            how = {"tensorboard": self.run.tensorboard, "quiet": not self.ranks.first}
-            with Log(self.folder, self.total, self.done, **how) as log, stoppable() as stop:
+            how = self.run.tensorboard, not self.ranks.first
+            with Log(self.folder, self.total, self.done, *how) as log, stoppable() as stop:
                 for note in self.notes if self.ranks.first else ():
                     log.note(self.done, note)
                 self.stop = stop
@@ -125,14 +128,6 @@ class Trainer:
             block=run.data.block,
             remember=0 if self.workers else REMEMBERED,  # each process would remember for itself
         )
-
-    def _gradient(self) -> Gradient:
-        """How the gradient of a step is added up."""
-        cores = cores_for(self.run, self.task)
-        if self.run.exact:
-            exactly(self.device)
-            return Exact(self.task, cores, self.ranks.world, self.batches.count)
-        return Together(self.task) if self.ranks.world > 1 else Alone(self.task, cores)
 
     def _task(self, start: bool) -> Task:
         """The task, its weights on the device. start: whether the run's weights to start from are wanted."""
@@ -200,15 +195,10 @@ class Trainer:
         log.pause(time.perf_counter() - paused)
 
     def _parts(self, batches: Iterator[Batch]) -> Iterable[Batch]:
-        """The micro-batches of a step. Of several processes, either all have theirs, or all raise what one has met; and
-        all learn that one was asked to stop."""
-        found: Iterable[Batch] = islice(batches, self.batches.parts)
-        if self.ranks.world > 1:
-            patience = LONG if self.rested or len(self.recent) < 2 else PATIENCE
-            with self.ranks.together(patience):
-                found = list(found)
-            self.asked = self.ranks.flags(self.stop.is_set())[0]
-        return found
+        """The micro-batches of a step. Several processes learn here whether one of them was asked to stop."""
+        patience = LONG if self.rested or len(self.recent) < 2 else PATIENCE
+        parts, self.asked = self.ranks.fetched(islice(batches, self.batches.parts), self.stop.is_set(), patience)
+        return parts
 
     def _asked(self) -> bool:
         """Whether to stop after this step: on several processes, as they have agreed before it."""
@@ -240,21 +230,13 @@ class Trainer:
 
     def _batches(self, log: Log) -> Generator[Batch, None, None]:
         """The micro-batches of the steps that are left, on the device; the log learns how long they took."""
-        keys, since, move = self.batches.keys(self.done, self.total), time.perf_counter(), Mover(self.device)
 
         def skipped(problem: str) -> None:
             log.note(self.done, f"skipped: {problem}")
 
-        made = stream(self.batches, keys, self.workers, pin=self.device.type == "cuda", skipped=skipped)
-        while True:
-            with self._kept(log):
-                batch = next(made, None)
-            if batch is None:
-                return
-            moved = move(batch)
-            log.count(len(batch) * self.ranks.world, time.perf_counter() - since)
-            yield moved
-            since = time.perf_counter()
+        keys, pin = self.batches.keys(self.done, self.total), self.device.type == "cuda"
+        made = stream(self.batches, keys, self.workers, pin=pin, skipped=skipped)
+        return arriving(made, self.device, lambda: self._kept(log), lambda n, s: log.count(n * self.ranks.world, s))
 
     def _step(self, step: int, parts: Iterable[Batch]) -> DeferredMetrics:
         """One update of the weights; nothing in it waits for the device."""
@@ -262,7 +244,7 @@ class Trainer:
         factor = multiplier(self.run.optim.schedule, step, self.total, **self.per_epoch)
         optim.set_lr(self.optimizer, self.run.optim, factor)
         with self.ranks.meeting():
-            metrics = self.gradient(parts, self.run.batch, self.autocast)
+            metrics = self.gradient(parts, self.backward)
         norm = optim.clip(self.task.parameters(), self.run.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -311,7 +293,8 @@ class Trainer:
         with self._judged():
             metrics = self._judge(log)
             if self.ranks.first:
-                self._save_model()
+                with filled(self.folder / "model") as place:
+                    self.pipeline().save(place)
         self.notes = list(log.notes)
         return metrics
 
@@ -322,9 +305,6 @@ class Trainer:
         skipped = (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None
         data = self._images(self.val_source, skipped)
         metrics, self.results = judge(self.run.evaluators(), prepared(self.task), data)
-        if not self.ranks.first:
-            log.evaluations[self.done] = metrics
-            return metrics
         log.evaluation(self.done, metrics)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "samples")
         log.say(f"step {self.done}/{self.total}: {numbers} on {len(self.val_source):,} validation images")
@@ -335,8 +315,9 @@ class Trainer:
         collate = partial(run.task.collate, source=source)
         batch = batch_size(run.model, run.preprocessing.image_size, self.device)
         how = (run.preprocessing, collate, batch, self.device, self.workers, skipped)
-        share = self.ranks.rank, self.ranks.world
-        return Validation(source, *how, share, self.ranks.rows, self.train_source, self._stop_if_asked)
+        return Validation(
+            source, *how, (self.ranks.rank, self.ranks.world), self.ranks.rows, self.train_source, self._stop_if_asked
+        )
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -349,14 +330,19 @@ class Trainer:
                 stack.enter_context(uncompiled())
             yield
 
-    def _save_model(self) -> None:
-        """The model folder, all or nothing."""
-        final, partial = self.folder / "model", self.folder / ".model.partial"
-        for left in (partial, final):
-            shutil.rmtree(left, ignore_errors=True)
-        self.pipeline().save(partial)
-        partial.rename(final)
-
     def _newest(self) -> str:
         self.writer.wait()
         return str(checkpoint.newest(self.folder / "checkpoints") or "none")
+
+
+def backward(
+    model: nn.Module, task: nn.Module, batch: Batch, total: int, autocast: AbstractContextManager[object]
+) -> Metrics:
+    """The gradient of the mean loss over `total` images, a micro-batch's part of it: each weighs as many images as it
+    has, so that uneven ones change nothing but rounding. model: the task, or what is around it."""
+    weight = len(batch) / total
+    with drawing(task, batch["keys"]):
+        with autocast:
+            loss, metrics = model(batch)
+        (loss if weight == 1 else loss * weight).backward()
+    return {name: value.detach() * weight for name, value in metrics.items()}

@@ -285,7 +285,7 @@ def _expected(trainer: Trainer) -> str:
     kept, seconds = {name: value.clone() for name, value in trainer.task.state_dict().items()}, 0.0
     for count in (2, len(batch)):  # the first time also finds the memory
         part, started = batch.split(count)[0], time.perf_counter()
-        trainer.gradient([part], len(part), trainer.autocast)
+        trainer.gradient([part], trainer.backward)
         trainer.optimizer.zero_grad(set_to_none=True)
         seconds = (time.perf_counter() - started) / len(part)
         if seconds > 0.5:

@@ -10,8 +10,9 @@
 A number that is asked for at once makes the device idle: it has nothing to do until we have read it and sent more.
 """
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -36,6 +37,26 @@ class DeferredMetrics:
         if self.arrived:
             self.arrived.synchronize()
         return {**dict(zip(self.names, self.numbers.tolist(), strict=True)), **self.known}
+
+
+def arriving(
+    made: Iterator[Batch],
+    device: torch.device,
+    kept: Callable[[], AbstractContextManager[object]],
+    count: Callable[[int, float], object],
+) -> Generator[Batch, None, None]:
+    """The batches on the device. kept: what is around the reading of each. count: is told of each how many images it
+    has, and how many seconds it was waited for."""
+    since, move = time.perf_counter(), Mover(device)
+    while True:
+        with kept():
+            batch = next(made, None)
+        if batch is None:
+            return
+        moved = move(batch)
+        count(len(batch), time.perf_counter() - since)
+        yield moved
+        since = time.perf_counter()
 
 
 class Mover:

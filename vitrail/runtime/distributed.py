@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ PATIENCE = float(os.environ.get("VITRAIL_PATIENCE", "300"))
 LONG = 12 * PATIENCE
 DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 ASKED = 8.0  # seconds in which whoever is there says so
+
+
+T = TypeVar("T")
 
 
 class Gone(ValueError):
@@ -116,6 +119,15 @@ class Ranks:
                 raise problem if problem and rank == self.rank else ValueError(f"{text} (rank {rank})")
         if problem:
             raise problem
+
+    def fetched(self, items: Iterable[T], stop: bool, patience: float) -> tuple[Iterable[T], bool]:
+        """(this rank's items for a step, whether any rank is to stop): either all have theirs, or all raise what one
+        has met. Gone as flags."""
+        if self.world == 1:
+            return items, stop
+        with self.together(patience):
+            items = list(items)
+        return items, self.flags(stop, patience=patience)[0]
 
     @contextmanager
     def meeting(self) -> Iterator[None]:

@@ -58,6 +58,16 @@ def discard(folder: Path) -> None:
 
 
 @contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of the one of this name: all or nothing."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; not on Windows. ValueError where another process holds it, by its number, host
     and time, and where the folder cannot be written. A network folder without locks is said, and goes unlocked."""

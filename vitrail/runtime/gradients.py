@@ -1,19 +1,17 @@
 """The gradient of a step: of the mean loss over its images, added up from micro-batches, on one process or many.
 
-    gradient = Alone(task, cores)           # or Together(task), or Exact(task, cores, ranks)
-    metrics = gradient(parts, 4096, autocast)           # task.parameters() have their .grad
+    add = gradient(task, cores=2, world=1, exact=0)
+    metrics = add(parts, backward)          # task.parameters() have their .grad
 
-Each micro-batch weighs as many images as it has, so that uneven ones change nothing but rounding; metrics are those of
-the whole batch. Floating-point sums depend on their order, and that on how many there are: Exact rounds the gradient of
+Floating-point sums depend on their order, and that on how many there are: Exact rounds the gradient of
 each micro-batch to a grid and adds whole numbers, whose order cannot matter. Its micro-batches are those of the run,
 however many processes and cores there are; each is computed by one thread on a CPU.
 """
 
 import os
 import threading
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +21,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.batch import Batch
-from vitrail.models.layers import drawing
 from vitrail.runtime.threads import Replicas
 
 Metrics = dict[str, Tensor]
@@ -33,22 +30,25 @@ GRID = 2.0**44
 LARGEST = 2.0**18
 
 
-class Gradient(Protocol):
-    """Adds up the gradient of the mean loss over `total` images; returns the batch's metrics."""
-
-    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics: ...
+Backward = Callable[[nn.Module, nn.Module, Batch], Metrics]
 
 
-def backward(
-    model: nn.Module, task: nn.Module, batch: Batch, total: int, autocast: AbstractContextManager[object]
-) -> Metrics:
-    """The gradient of a micro-batch's part of the mean loss over `total` images; model: the task, or what is around."""
-    weight = len(batch) / total
-    with drawing(task, batch["keys"]):
-        with autocast:
-            loss, metrics = model(batch)
-        (loss if weight == 1 else loss * weight).backward()
-    return {name: value.detach() * weight for name, value in metrics.items()}
+# Adds up the gradients of micro-batches; returns the metrics of all. Backward(model, task, batch) leaves that of
+# one, weighted, and returns its metrics, likewise; model is the task, or what is around it.
+Gradient = Callable[[Iterable[Batch], Backward], Metrics]
+
+
+def gradient(task: nn.Module, cores: int, world: int, exact: int) -> Gradient:
+    """How a task's is added up on `world` processes with so many cores each. exact: the number of micro-batches of a
+    step, where sums must not depend on their order; else 0."""
+    if exact:
+        if (device := next(task.parameters()).device).type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        else:
+            torch.set_num_threads(1)  # each core has micro-batches of its own instead
+        return Exact(task, cores if device.type == "cpu" else 1, world, exact)
+    return Together(task) if world > 1 else Alone(task, cores)
 
 
 class Alone:
@@ -57,10 +57,10 @@ class Alone:
     def __init__(self, task: nn.Module, cores: int) -> None:
         self.replicas = Replicas(task, cores)
 
-    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
         sums: Metrics = {}
         for batch in parts:
-            for found in self.replicas.map(lambda task, share: backward(task, task, share, total, autocast), batch):
+            for found in self.replicas.map(lambda task, share: backward(task, task, share), batch):
                 sums = _added(sums, found)
         self.replicas.gather()
         return sums
@@ -74,13 +74,13 @@ class Together:
         self.model = DistributedDataParallel(task, gradient_as_bucket_view=True)
         self.model.register_comm_hook(None, _summed)
 
-    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
         *before, last = parts
         sums: Metrics = {}
         with self.model.no_sync():
             for batch in before:
-                sums = _added(sums, backward(self.model, self.task, batch, total, autocast))
-        sums = _added(sums, backward(self.model, self.task, last, total, autocast))
+                sums = _added(sums, backward(self.model, self.task, batch))
+        sums = _added(sums, backward(self.model, self.task, last))
         numbers = torch.stack(list(sums.values()))
         dist.all_reduce(numbers)
         return dict(zip(sums, numbers.unbind(), strict=True))
@@ -100,11 +100,11 @@ class Exact:
         self.sums = torch.zeros(sum(sizes) + 1, dtype=torch.int64, device=device)
         self.views = self.sums[:-1].split(sizes)
 
-    def __call__(self, parts: Iterable[Batch], total: int, autocast: AbstractContextManager[object]) -> Metrics:
+    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
         self.sums.zero_()
         waiting, found = iter(parts), list[Metrics]()
         while pairs := list(zip(self.replicas.modules, waiting, strict=False)):
-            found += self.replicas.cores.map(lambda pair: self._part(*pair, total, autocast), pairs)
+            found += self.replicas.cores.map(lambda pair: self._part(*pair, backward), pairs)
         numbers = torch.stack([_whole(torch.stack(list(one.values()))) for one in found]).sum(0)
         if self.world > 1:
             dist.all_reduce(self.sums)
@@ -114,8 +114,8 @@ class Exact:
             parameter.grad = (whole.double() / GRID * spoilt).to(parameter.dtype).view_as(parameter)
         return dict(zip(found[0], (numbers.double() / GRID * spoilt).float().unbind(), strict=True))
 
-    def _part(self, task: nn.Module, batch: Batch, total: int, autocast: AbstractContextManager[object]) -> Metrics:
-        metrics = backward(task, task, batch, total, autocast)
+    def _part(self, task: nn.Module, batch: Batch, backward: Backward) -> Metrics:
+        metrics = backward(task, task, batch)
         grads = [p.grad for p in _trained(task)]
         task.zero_grad(set_to_none=True)
         there = [g for g in grads if g is not None]
@@ -128,14 +128,6 @@ class Exact:
                 if whole is not None:
                     view.add_(whole)
         return metrics if fits else dict.fromkeys(metrics, torch.zeros_like(next(iter(metrics.values()))))
-
-
-def exactly(device: torch.device) -> None:
-    """Lets this process compute in one order whatever the number of its cores."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
 
 
 def _trained(task: nn.Module) -> list[nn.Parameter]:

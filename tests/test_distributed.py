@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -266,3 +267,47 @@ def test_what_is_wrong_on_one_process_is_one_sentence_on_all(here):
         said = process.communicate(timeout=120)[1]
     assert len(re.findall(r"vitrail, rank \d on \S+: .*ash/3\.png", said)) == 2
     assert process.returncode == 1
+
+
+RUNS = Path(__file__).resolve().parent.parent / "runs"
+
+
+def launched(here, script, *words, **more):
+    root = str(RUNS.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", **more}
+    command = ["sh", str(RUNS / script), "train", "r.py:tiny", "--data", "photos", *words]
+    return subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_machines_are_the_same_run(here):
+    alone(here, "one", "--exact", "True")
+    how = {"NODES": "2", "PROCESSES": "1", "HEAD": f"localhost:{free_port()}"}
+    both = [launched(here, "node.sh", "--out", "two", "--exact", "True", **how) for _ in range(2)]
+    said = [process.communicate(timeout=240)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert bits(here, "two") == bits(here, "one")
+
+
+@pytest.mark.slow
+def test_slurm_starts_one_torchrun_on_each_machine(here):
+    """Its commands are stood in for by two that do the same on this machine."""
+    (here / "bin").mkdir()
+    for name, text in {
+        "scontrol": "#!/bin/sh\necho localhost\necho other\n",
+        "srun": '#!/bin/sh\n"$@" & first=$!\n"$@" & second=$!\nwait $first && wait $second\n',
+    }.items():
+        (here / "bin" / name).write_text(text)
+        (here / "bin" / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "x[1-2]", "SLURM_JOB_ID": "7", "PROCESSES": "1"}
+    slurm |= {"PATH": f"{here / 'bin'}:{os.environ['PATH']}", "PORT": str(free_port())}
+    with launched(here, "slurm.sh", "--out", "two", **slurm) as process:
+        said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said
+    assert said.count("into two\n") == 1

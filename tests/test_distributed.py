@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import photos
+from safetensors.torch import load_file
 from test_loader import Numbered, made
 
 from vitrail.batch import Batch
@@ -192,6 +193,28 @@ def test_exact_runs_are_the_same_bits_and_go_on_with_other_numbers_of_processes(
     assert "going on after step 6" in trained(here, 2, "three", "--exact", "True")
     assert bits(here, "three") == bits(here, "one")
     np.testing.assert_array_equal(losses(here, "three"), losses(here, "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "shard"), [(2, 0), (3, 0), (4, 2)])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_divided_weights_train_as_whole_ones(here, world, shard, name):
+    more = ["--optim.name", name, "--micro-batch", "4", *(["--optim.clip", "None"] if name == "sgd" else [])]
+    alone(here, "one", *more)
+    trained(here, world, "many", "--shard", str(shard), *more)
+    np.testing.assert_allclose(losses(here, "many"), losses(here, "one"), rtol=0, atol=1e-6)
+    ours, theirs = (load_file(here / out / "checkpoints/step-12/tensors.safetensors") for out in ("many", "one"))
+    assert ours.keys() == theirs.keys()
+    for tensor in ours:
+        torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=1e-4, atol=1e-5)
+    assert evaluations(here, "many")[-1]["evaluation"]["loss"] == pytest.approx(
+        evaluations(here, "one")[-1]["evaluation"]["loss"], abs=1e-5
+    )
+    for step in (9, 12):
+        subprocess.run(["rm", "-r", here / "many" / "checkpoints" / f"step-{step}"], check=True)
+    subprocess.run(["rm", "-r", here / "many" / "model"], check=True)
+    trained(here, 2, "many", "--shard", str(shard), *more)  # written by others
+    np.testing.assert_allclose(losses(here, "many"), losses(here, "one"), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

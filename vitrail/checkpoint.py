@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitrail.optim.ema import Ema
+from vitrail.optim.shards import placed, whole
 
 
 class Writer:
@@ -114,25 +115,29 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, ema: 
     _check(path, saved, task)
     with torch.no_grad():
         for name, parameter in task.state_dict().items():
-            parameter.copy_(saved[f"task/{name}"])
+            parameter.copy_(placed(saved[f"task/{name}"], parameter))
     fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for name, parameter in _named(task, optimizer):
         prefix = f"optimizer/{name}/"
         state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
         # torch.optim counts the steps on the CPU, and on the device where one kernel does the whole update.
         near = id(parameter) in fused
-        optimizer.state[parameter] = {k: v.to(parameter.device) if near or v.ndim else v for k, v in state.items()}
+        near_or_not = {k: v.to(parameter.device) if near or v.ndim else v for k, v in state.items()}
+        optimizer.state[parameter] = {k: placed(v, parameter) if v.ndim else v for k, v in near_or_not.items()}
     if ema:
         ema.load({name.removeprefix("ema/"): value for name, value in saved.items() if name.startswith("ema/")})
     return step
 
 
 def tensors(task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name: "task/<parameter>", "optimizer/<parameter>/<state>", "ema/<parameter>"."""
+    """Every tensor of a checkpoint by name: "task/<parameter>", "optimizer/<parameter>/<state>", "ema/<parameter>". Those
+    that are divided among processes are whole, so all of these must ask."""
     found = {f"task/{name}": tensor for name, tensor in task.state_dict().items()}
     for name, parameter in _named(task, optimizer):
         found |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-    return found | ({f"ema/{name}": tensor for name, tensor in ema.tensors.items()} if ema else {})
+    found |= {f"ema/{name}": tensor for name, tensor in ema.tensors.items()} if ema else {}
+    # One after the other: no more than one is whole on a device at a time.
+    return {name: tensor if (w := whole(tensor)) is tensor else w.cpu() for name, tensor in found.items()}
 
 
 def _remove(path: Path) -> None:

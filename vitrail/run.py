@@ -85,6 +85,9 @@ class Run:
     """Whether TensorBoard's files are written, too (pip install tensorboard)."""
     device: str = "auto"
     """auto is the GPU where there is one."""
+    shard: int = 1
+    """Processes among which weights, gradients and optimiser state are divided (FSDP): 1 is none, each has all; 0 is
+    all of them; else groups of so many (HSDP)."""
     exact: bool = False
     """The same bits on any number of processes and cores of one kind: sums that do not depend on their order, of
     micro-batches that are fixed (an eighth of the batch, where none is named). It costs time."""
@@ -95,6 +98,10 @@ class Run:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be from 1 to the batch of {self.batch}.")
+        if self.shard < 0:
+            raise ValueError(f"shard is {self.shard}; it is a number of processes, or 0 for all.")
+        if self.exact and self.shard != 1:
+            raise ValueError("exact sums need all weights on each process; leave out shard, or exact.")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
         if not 0 <= self.seed < 2**64:

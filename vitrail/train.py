@@ -30,7 +30,7 @@ from vitrail.evaluate.probe import probe
 from vitrail.log import Log
 from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
-from vitrail.optim.ema import Ema
+from vitrail.optim.ema import Ema, load
 from vitrail.optim.schedule import multiplier
 from vitrail.pipeline import Pipeline, locate
 from vitrail.run import Run, cores_for
@@ -39,7 +39,7 @@ from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks, 
 from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
-from vitrail.runtime.gradients import gradient
+from vitrail.runtime.gradients import gradient, shard
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
 from vitrail.tasks.task import Metrics, Task
@@ -79,6 +79,10 @@ class Trainer:
         found = checkpoint.newest(folder / "checkpoints")
         newest = folder / "checkpoints" / name if (name := ranks.texts(found.name if found else "")[0]) else None
         self.task = self._task(start=newest is None)
+        size = min(run.shard or ranks.world, ranks.world)
+        self.divided = size > 1
+        if self.divided:
+            shard(self.task, size, ranks.world)
         self.optimizer = optim.build(self.task, run.optim)
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
@@ -157,8 +161,10 @@ class Trainer:
         if self.probing:
             skipped = (lambda problem: None) if run.data.unreadable == "skip" else None  # training names them
             images = replace(self._images(self.train_source, skipped), share=(0, 1))
-            log.note(0, probe(prepared(self.task), images, self.task.model.head))
-            self.ranks.first_ones(self.task.model.head.parameters())
+            task = self._whole() if self.divided else self.task
+            log.note(0, probe(prepared(task), images, task.model.head))
+            self.ranks.first_ones(task.model.head.parameters())
+            load(self.task.model.head, task.model.head.state_dict())
             self.ema = Ema(self.task, run.ema) if run.ema else None
         self.task.train()
         with self.writer, closing(self._batches(log)) as batches:
@@ -215,8 +221,9 @@ class Trainer:
         try:
             yield
         except (ValueError, Interrupted) as error:
-            if not isinstance(error, Gone) or not self.late:  # a GPU may wait for the one that is gone
-                self._finite(self.recent)
+            if isinstance(error, Gone) and (self.divided or self.late):
+                raise  # its part of the weights is gone, or a GPU waits for it
+            self._finite(self.recent)
             if self.done > self.saved:
                 self._save(log)
             self.writer.wait()
@@ -271,9 +278,9 @@ class Trainer:
         return values
 
     def _save(self, log: Log) -> None:
+        tensors = checkpoint.tensors(self.task, self.optimizer, self.ema)
         if self.ranks.first:
-            best = self._best(log.evaluations)
-            self.writer.save(self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), best)
+            self.writer.save(self.done, tensors, self._best(log.evaluations))
         self.saved = self.done
 
     def _best(self, evaluations: Mapping[int, Mapping[str, float]]) -> int | None:
@@ -284,27 +291,27 @@ class Trainer:
         """Judges the model on the validation images, once a step; returns whether it is the best so far."""
         if self.done in log.evaluations:
             return False
-        with self._kept(log), self._judged():
-            self._judge(log)
+        with self._kept(log), self._judged() as task:
+            self._judge(log, task)
         return self.ranks.first and self._best(log.evaluations) == self.done
 
     def _finish(self, log: Log) -> dict[str, float]:
         """The model folder; returns what the last evaluation found. `results` and `notes` stay for the run's page."""
-        with self._judged():
-            metrics = self._judge(log)
+        with self._judged() as task:
+            metrics = self._judge(log, task)
             if self.ranks.first:
                 with filled(self.folder / "model") as place:
-                    self.pipeline().save(place)
+                    Pipeline(task).save(place)
         self.notes = list(log.notes)
         return metrics
 
-    def _judge(self, log: Log) -> dict[str, float]:
+    def _judge(self, log: Log, task: Task) -> dict[str, float]:
         """What the run's evaluators find, which the log gets, too; their results stay in `results`."""
         log.busy("evaluating")
         skip = self.run.data.unreadable == "skip"
         skipped = (lambda problem: log.note(self.done, f"left out: {problem}")) if skip else None
         data = self._images(self.val_source, skipped)
-        metrics, self.results = judge(self.run.evaluators(), prepared(self.task), data)
+        metrics, self.results = judge(self.run.evaluators(), prepared(task), data)
         log.evaluation(self.done, metrics)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "samples")
         log.say(f"step {self.done}/{self.total}: {numbers} on {len(self.val_source):,} validation images")
@@ -320,15 +327,22 @@ class Trainer:
         )
 
     @contextmanager
-    def _judged(self) -> Iterator[None]:
-        """The task as it is judged: with the averaged weights, where there are some, and as it is written."""
+    def _judged(self) -> Iterator[Task]:
+        """The task as it is judged: with the averaged weights, where there are some, as it is written, and whole."""
         with ExitStack() as stack:
-            stack.enter_context(evaluating(self.task))
-            if self.ema:
+            task = self._whole() if self.divided else self.task
+            stack.enter_context(evaluating(task))
+            if self.ema and not self.divided:
                 stack.enter_context(self.ema.swapped())
             if self.run.compile:  # else nothing need import the compiler
                 stack.enter_context(uncompiled())
-            yield
+            yield task
+
+    def _whole(self) -> Task:
+        """A copy of the task, or of its average, that is not divided among processes."""
+        task = self._task(start=False)
+        load(task, self.ema.tensors if self.ema else self.task.state_dict())
+        return task
 
     def _newest(self) -> str:
         self.writer.wait()

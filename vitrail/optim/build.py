@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vitrail.optim.muon import Muon
 from vitrail.optim.rules import Rule, groups, is_hidden_matrix, layer_decay
 from vitrail.optim.schedule import Schedule
+from vitrail.optim.shards import whole
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,9 @@ def clip(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
 
     The factor is torch's, min(1, max_norm / (norm + 1e-6)).
     Call it after the gradients of all micro-batches are summed. Returns the norm before clipping, a
-    scalar on the device (reading it waits for the device; a DTensor under fully_shard: call .full_tensor()).
+    scalar on the device (reading it waits for the device).
     A norm that is not finite is returned, not raised, and clipping by it spoils every gradient: watch it.
     """
     if max_norm is not None:
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
+    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))

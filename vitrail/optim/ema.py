@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vitrail.optim.shards import placed, whole
+
 
 class Ema:
     """shadow <- d * shadow + (1 - d) * weights after each step, in float32 or wider, whatever the weights are.
@@ -81,8 +83,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
 
 
+def load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a module the values of a state_dict; either may be divided among processes."""
+    _copy({name: whole(tensor) for name, tensor in tensors.items()}, module.state_dict(keep_vars=True))
+
+
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     # Never by .data: a table of positions is kept until the parameter's version counter moves.
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        tensor.copy_(placed(source[name], tensor))

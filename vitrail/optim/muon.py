@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.optim.shards import placed, whole
+
 # Of the quintic iteration: steep at 0, so that five of them bring every singular value into 0.7 to 1.2 (the author's).
 A, B, C = 3.4445, -4.7750, 2.0315
 TOGETHER = 2**26  # numbers that are stacked at once: 256 MiB in float32
@@ -41,24 +43,30 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         loss = None if closure is None else closure()
         waiting: dict[Any, list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+        moves: list[tuple[Tensor, Tensor]] = []  # of parameters that are divided among processes
         for group in self.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if parameter.grad is None:
                     continue
-                for target, update in self._pieces(name, parameter, group):
-                    key = update.shape, update.device, update.dtype
-                    waiting[key].append((target, update, group["lr"]))
+                divided, move = self._update(parameter, group), parameter
+                if (update := whole(divided)) is not divided:
+                    move = torch.zeros_like(update)
+                    moves.append((parameter, move))
+                for target, piece in _pieces(name, move, update):
+                    key = piece.shape, piece.device, piece.dtype
+                    waiting[key].append((target, piece, group["lr"]))
         for (shape, _, _), found in waiting.items():
             size = max(1, TOGETHER // shape.numel())
             for some in (found[first : first + size] for first in range(0, len(found), size)):
                 made = orthogonal(torch.stack([update for _, update, _ in some]))
                 for (target, _, lr), direction in zip(some, made, strict=True):
                     target.add_(direction, alpha=-0.2 * math.sqrt(max(shape)) * lr)
+        for parameter, move in moves:
+            parameter.add_(placed(move, parameter))
         return loss
 
-    def _pieces(self, name: str, parameter: Tensor, group: dict[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
-        """Decays a parameter and takes its gradient in; (part of the parameter, what to make orthogonal), each with no
-        more rows than columns."""
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Decays a parameter and takes its gradient in; what to make orthogonal."""
         gradient, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
         assert gradient is not None
         if not state:
@@ -66,11 +74,16 @@ class Muon(torch.optim.Optimizer):
         state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = gradient.lerp(state["momentum_buffer"], momentum)  # Nesterov's
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        layer = re.search(r"(\w+)\.weight$", name)
-        count = FUSED.get(layer[1], 1) if layer else 1
-        for pair in zip(parameter.chunk(count), update.chunk(count), strict=True):
-            tall = pair[0].shape[0] > pair[0].shape[1]
-            yield (pair[0].mT, pair[1].mT) if tall else pair
+        return update
+
+
+def _pieces(name: str, parameter: Tensor, update: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """(part of the parameter, what to make orthogonal), each with no more rows than columns."""
+    layer = re.search(r"(\w+)\.weight$", name)
+    count = FUSED.get(layer[1], 1) if layer else 1
+    for pair in zip(parameter.chunk(count), update.chunk(count), strict=True):
+        tall = pair[0].shape[0] > pair[0].shape[1]
+        yield (pair[0].mT, pair[1].mT) if tall else pair
 
 
 def orthogonal(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:

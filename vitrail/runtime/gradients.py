@@ -17,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.batch import Batch
+from vitrail.models import resnet, vit
 from vitrail.runtime.threads import Replicas
 
 Metrics = dict[str, Tensor]
@@ -48,7 +51,9 @@ def gradient(task: nn.Module, cores: int, world: int, exact: int) -> Gradient:
         else:
             torch.set_num_threads(1)  # each core has micro-batches of its own instead
         return Exact(task, cores if device.type == "cpu" else 1, world, exact)
-    return Together(task) if world > 1 else Alone(task, cores)
+    if world > 1:
+        return Sharded(task) if isinstance(task, FSDPModule) else Together(task)
+    return Alone(task, cores)
 
 
 class Alone:
@@ -80,10 +85,40 @@ class Together:
         with self.model.no_sync():
             for batch in before:
                 sums = _added(sums, backward(self.model, self.task, batch))
-        sums = _added(sums, backward(self.model, self.task, last))
-        numbers = torch.stack(list(sums.values()))
-        dist.all_reduce(numbers)
-        return dict(zip(sums, numbers.unbind(), strict=True))
+        return _everywhere(_added(sums, backward(self.model, self.task, last)))
+
+
+class Sharded:
+    """On many processes, of which each has a part of the weights (fully_shard): gathered for each block, and gradients
+    divided again."""
+
+    def __init__(self, task: nn.Module) -> None:
+        self.task: Any = task
+        for part in task.modules():
+            if isinstance(part, FSDPModule):
+                part.set_gradient_divide_factor(1.0)  # its mean would count processes, not images
+                part.set_force_sum_reduction_for_comms(True)
+
+    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
+        sums: Metrics = {}
+        *before, last = parts
+        for batch in (*before, last):
+            self.task.set_requires_gradient_sync(batch is last)
+            sums = _added(sums, backward(self.task, self.task, batch))
+        return _everywhere(sums)
+
+
+def shard(task: nn.Module, size: int, world: int) -> None:
+    """Divides weights, gradients and optimiser state of each block, and of what is beside them, among `size` processes;
+    world / size groups of these have copies. ValueError where the groups do not come out even."""
+    if world % size:
+        raise ValueError(f"{world} processes cannot be groups of {size}; give --shard a number that divides them.")
+    kind, groups = next(task.parameters()).device.type, world // size
+    mesh = init_device_mesh(kind, (groups, size) if groups > 1 else (size,))
+    for part in list(task.modules()):
+        if isinstance(part, vit.Block | resnet.Bottleneck):
+            fully_shard(part, mesh=mesh)
+    fully_shard(task, mesh=mesh)
 
 
 class Exact:
@@ -136,6 +171,12 @@ def _trained(task: nn.Module) -> list[nn.Parameter]:
 
 def _whole(numbers: Tensor) -> Tensor:
     return (numbers.double() * GRID).round().long()
+
+
+def _everywhere(sums: Metrics) -> Metrics:
+    numbers = torch.stack(list(sums.values()))
+    dist.all_reduce(numbers)
+    return dict(zip(sums, numbers.unbind(), strict=True))
 
 
 def _added(sums: Metrics, more: Metrics) -> Metrics:

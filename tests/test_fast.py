@@ -59,3 +59,5 @@ def test_few_images_are_seen_often_and_changed_more(monkeypatch, count, epochs, 
     assert run.duration == f"{epochs} epochs"
     assert bool(run.augment.randaugment) == bool(run.augment.mixup) == often
     assert steps_of(run.duration, batch=run.batch, examples=count) > 100
+    monkeypatch.setattr(sys.modules["vitrail.recipes.fast"], "look_at", lambda data: Look(None, 3, count))
+    assert fast("data").duration == f"{max(3, min(100, round(150_000 / count)))} epochs"

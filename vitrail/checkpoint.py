@@ -130,8 +130,8 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, ema: 
 
 
 def tensors(task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name: "task/<parameter>", "optimizer/<parameter>/<state>", "ema/<parameter>". Those
-    that are divided among processes are whole, so all of these must ask."""
+    """Every tensor of a checkpoint by name: "task/<parameter>", "optimizer/<parameter>/<state>", "ema/<parameter>".
+    Those that are divided among processes are whole, so all of these must ask."""
     found = {f"task/{name}": tensor for name, tensor in task.state_dict().items()}
     for name, parameter in _named(task, optimizer):
         found |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state[parameter].items()}

@@ -119,7 +119,7 @@ class Pipeline:
         where = pick_device(device)
         if int8 and where != "cpu":
             raise ValueError(f"int8 layers are computed on the CPU, not on {where}; use the device cpu.")
-        place = locate(resolve(path))
+        place = resolve(path)
         weights = opened_weights(place, **options)
         for note in weights.notes:
             say(f"{path}: {note}")
@@ -321,20 +321,9 @@ def opened_weights(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if unknown := sorted(set(pixels) - {"mean", "std", "resize", "interpolation"}):
         raise ValueError(f"there is no option {unknown[0]}; the docstring of Pipeline.load lists them.")
-    place = locate(resolve(path))
+    place = resolve(path)
     weights = read(place, Asked(size, heads, architecture, section, tuple(ignore or ()), strict))
     try:
         return adjust(weights, size if brought else None, **pixels)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
-
-
-def locate(path: Path) -> Path:
-    """Where the weights are that a path means: a run's model folder, or the path itself.
-
-    ValueError where a run has none yet.
-    """
-    inside = path / "model"
-    if (path / "run.json").is_file() and not inside.is_dir():
-        raise ValueError(f"{path} has no model yet: the run has not ended; go on with `vitrail resume {path}`.")
-    return inside if inside.is_dir() else path

@@ -16,22 +16,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from vitrail.config import UnknownKind, dump, kinds, parse
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data
+from vitrail.data.sources.source import Source
 from vitrail.evaluate import Evaluator
 from vitrail.models import resnet, vit
 from vitrail.models.cost import activations, parameters
 from vitrail.optim.build import Config as OptimConfig
 from vitrail.optim.schedule import Duration, steps_of
 from vitrail.progress import few
-from vitrail.runtime.blocks import Precision
+from vitrail.runtime import fp8
+from vitrail.runtime.blocks import Precision, checkpoint_blocks, compile_blocks
 from vitrail.runtime.folders import claim
 from vitrail.runtime.threads import share_out
 from vitrail.tasks import ClassifyConfig, Task, TaskConfig
+from vitrail.weights.hub import resolve
+from vitrail.weights.start import start as begun
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")
 
@@ -173,6 +178,27 @@ def changes(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], list[str]
     then, now = record.get("versions", {}), versions()
     others = [f"{name} ({then[name]} before, {now.get(name)} now)" for name in then if then[name] != now.get(name)]
     return found, others + (["the code of vitrail"] if record.get("code", code()) != code() else [])
+
+
+def build(run: Run, source: Source, start: bool = True) -> tuple[Task, bool, str]:
+    """(the task with its weights, on the CPU; whether its head is that of what it starts from; a line on that). start:
+    whether the run's weights to start from are wanted. ValueError where they cannot be read or do not fit."""
+    torch.manual_seed(run.seed)  # for what a task has besides its model
+    task = run.task.build(run, source)
+    if run.precision == "fp8":
+        fp8.convert(task)
+    if run.checkpointing:
+        checkpoint_blocks(task)
+    if run.compile:
+        compile_blocks(task)
+    task.model.to_empty(device="cpu")
+    task.init_weights(run.seed)
+    if not run.start or not start:
+        return task, not start, ""
+    model, kept, words = begun(resolve(run.start), run.model, task.class_names, run.seed)
+    wanted = {n: t for n, t in model.state_dict().items() if kept or not n.startswith("head.")}
+    task.model.load_state_dict(wanted, strict=False)  # a new head is the task's
+    return task, kept, f"started from {run.start}, {words}"
 
 
 def cores_for(run: Run, task: Task) -> int:

@@ -32,10 +32,10 @@ from vitrail.models.layers import drawing
 from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema, load
 from vitrail.optim.schedule import multiplier
-from vitrail.pipeline import Pipeline, locate
-from vitrail.run import Run, cores_for
+from vitrail.pipeline import Pipeline
+from vitrail.run import Run, build, cores_for
 from vitrail.runtime import fp8
-from vitrail.runtime.blocks import autocast, checkpoint_blocks, compile_blocks, pick_device, uncompiled
+from vitrail.runtime.blocks import autocast, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
@@ -43,8 +43,6 @@ from vitrail.runtime.gradients import gradient, shard
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
 from vitrail.tasks.task import Metrics, Task
-from vitrail.weights.hub import resolve
-from vitrail.weights.start import start as begun
 
 
 class Trainer:
@@ -135,25 +133,10 @@ class Trainer:
 
     def _task(self, start: bool) -> Task:
         """The task, its weights on the device. start: whether the run's weights to start from are wanted."""
-        run = self.run
-        torch.manual_seed(run.seed)  # for what a task has besides its model
-        task = run.task.build(run, self.train_source)
-        if run.precision == "fp8":
-            fp8.convert(task)
-        if run.checkpointing:
-            checkpoint_blocks(task)
-        if run.compile:
-            compile_blocks(task)
-        task.model.to_empty(device="cpu")
-        task.init_weights(run.seed)
-        kept = not start
-        if run.start and start:
-            model, kept, words = begun(locate(resolve(run.start)), run.model, task.class_names, run.seed)
-            wanted = {n: t for n, t in model.state_dict().items() if kept or not n.startswith("head.")}
-            task.model.load_state_dict(wanted, strict=False)  # a new head is the task's
-            self.notes.append(f"started from {run.start}, {words}")
-        self.probing = run.head == "probe" and not kept
-        return task.to(self.device, torch.float64 if run.precision == "fp64" else None)
+        task, kept, words = build(self.run, self.train_source, start)
+        self.notes += [words] if words else []
+        self.probing = self.run.head == "probe" and not kept
+        return task.to(self.device, torch.float64 if self.run.precision == "fp64" else None)
 
     def _train(self, log: Log) -> None:
         """The loop."""

@@ -19,7 +19,6 @@ from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import Config, vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
-from vitrail.pipeline import locate
 from vitrail.run import Run
 from vitrail.weights.hub import resolve
 from vitrail.weights.load import read
@@ -134,6 +133,6 @@ def at(run: Run, rate: float) -> Run:
 
 def _start(weights: str) -> tuple[Config, Preprocessing]:
     """The model of the weights, without a pre-logits layer, and its preprocessing."""
-    found = read(locate(resolve(weights)), new_head=True)
+    found = read(resolve(weights), new_head=True)
     config = found.config
     return replace(config, representation=None) if isinstance(config, vit.Config) else config, found.preprocessing

@@ -14,13 +14,14 @@ WANTED = ["*config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_
 
 
 def resolve(name: Path | str) -> Path:
-    """The local folder or file of a name: fetched into the Hub's cache if it begins with "hf-hub:".
-
-    ValueError where the Hub does not have it, or cannot be reached.
-    """
-    text = str(name)
+    """The local folder or file of a name: fetched into the Hub's cache if it begins with "hf-hub:"; of a run, its model
+    folder. ValueError where the Hub does not have it, or cannot be reached, and where a run has no model yet."""
+    text, path = str(name), Path(name)
     if not text.startswith(PREFIXES):
-        return Path(name)
+        inside = path / "model"
+        if (path / "run.json").is_file() and not inside.is_dir():
+            raise ValueError(f"{path} has no model yet: the run has not ended; go on with `vitrail resume {path}`.")
+        return inside if inside.is_dir() else path
     from huggingface_hub import snapshot_download
 
     repository, _, revision = text[len(PREFIXES[0]) :].partition("@")

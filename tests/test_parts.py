@@ -1,9 +1,12 @@
-"""Work in parts: the same bytes however it is divided, killed or done twice. `data pack --to tar`."""
+"""Work in parts: the same bytes however it is divided, killed or done twice. `data pack --to tar`, `predict --out`."""
 
+import csv
 import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 import zlib
@@ -14,8 +17,11 @@ import pytest
 from command_line import printed, refused, status
 from made_sources import MADE, PLACES, put
 from photos import encode, photo
+from pyarrow import parquet
+from test_predict import STATISTIC, save
 from test_source import Tagged, boxes, targets
 
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.pack import index, shards
 from vitrail.data.parts import Work, part
 from vitrail.data.quiet import quiet
@@ -34,6 +40,11 @@ def photos(tmp_path_factory):
     files = {f"train/{'abc'[i % 3]}/{i}.jpg": encode(photo(50 + i, 60), "JPEG") for i in range(20)}
     files |= {f"val/{'ab'[i % 2]}/{i}.png": encode(photo(40, 60 + i)) for i in range(5)}
     return put(tmp_path_factory.mktemp("photos"), files | {"train/b/bad.jpg": files["train/a/0.jpg"][:700]})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("model") / "m", Preprocessing((32, 32), *STATISTIC, "crop", 0.9, "bicubic"))
 
 
 def found(place):
@@ -253,3 +264,73 @@ def test_the_pack_command_in_parts(photos, tmp_path, capsys):
     assert "was begun with another shard" in refused(capsys, *words, "11")
     assert "bad.jpg" in refused(capsys, *words[:3], tmp_path / "x", *words[4:8])
     assert "--to tar" in refused(capsys, *words[:3], tmp_path / "y", "--part", "0/2")
+
+
+def predicted(capsys, model, photos, out, *words):
+    """(exit status, the document on standard output, standard error) of predictions in pieces of 4."""
+    code = status("predict", model, photos, "--out", out, "--shard", "4", "--top", "2", "--json", *words)
+    said = capsys.readouterr()
+    return code, json.loads(said.out), said.err
+
+
+def test_predictions_in_parts_are_those_of_the_command(model, photos, tmp_path, capsys):
+    status("predict", model, photos, "--top", "2", "--json")
+    out, err = capsys.readouterr()
+    expected, whole = json.loads(out), tmp_path / "whole.jsonl"
+    code, document, said = predicted(capsys, model, photos, whole)
+    assert (code, said, document["failed"], document["missing"]) == (1, err, 1, 0)
+    for row, other in zip(map(json.loads, whole.read_text().splitlines()), expected, strict=True):
+        assert (row["file"], row.get("error")) == (other["file"], other.get("error"))
+        for one, two in zip(row.get("predictions", ()), other.get("predictions", ()), strict=True):
+            assert (one["label"], one["probability"]) == (two["label"], pytest.approx(two["probability"], abs=1e-6))
+    for of in (3, 7):
+        parts = tmp_path / f"{of}.jsonl"
+        left = [predicted(capsys, model, photos, parts, "--part", f"{k}/{of}")[1]["missing"] for k in range(of)[::-1]]
+        assert (left[-1], sorted(left, reverse=True)) == (0, left)
+        assert parts.read_bytes() == whole.read_bytes()
+    for name in ("000001.jsonl", ".parts/000002.jsonl.json"):
+        (parts.with_suffix(".parts") / name).write_bytes(b"x")
+    predicted(capsys, model, photos, parts)
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_predictions_are_written_as_tables(model, photos, tmp_path, capsys):
+    place = put(tmp_path / "odd", {"1\udce9.jpg": (photos / "train/a/0.jpg").read_bytes(), "2.jpg": b"x"})
+    assert predicted(capsys, model, place, tmp_path / "a.jsonl")[0] == 1
+    first, second = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    expected = {"file": first["file"].replace("\udce9", "\\xe9"), **first["predictions"][0], "error": None}
+    expected["predictions"] = json.dumps(first["predictions"])
+    assert predicted(capsys, model, place, tmp_path / "a.parquet")[0] == 1  # of the same parts
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert rows == [expected, dict.fromkeys(expected) | second]
+    assert predicted(capsys, model, place, tmp_path / "a.csv")[0] == 1
+    with (tmp_path / "a.csv").open(newline="") as file:
+        texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+        assert list(csv.DictReader(file)) == texts
+    assert predicted(capsys, model, place / "2.jpg", tmp_path / "b.csv")[0] == 2
+
+
+def test_predictions_that_are_refused(model, photos, tmp_path, capsys, monkeypatch):
+    words = ["predict", model, photos]
+    put(tmp_path, {"mine.csv": "mine"})
+    assert "mine.csv exists already" in refused(capsys, *words, "--out", tmp_path / "mine.csv")
+    assert "give .parquet, .csv or .jsonl" in refused(capsys, *words, "--out", tmp_path / "a.txt")
+    assert "name one with --out" in refused(capsys, *words, "--part", "0/2")
+    predicted(capsys, model, photos, tmp_path / "a.csv", "--part", "0/2")
+    assert "begun with another top" in refused(capsys, *words, "--out", tmp_path / "a.csv", "--shard", "4")
+    monkeypatch.setattr("vitrail.cli.predictions.find_spec", lambda name: None)
+    assert "needs pyarrow; pip install 'vitrail[data]'" in refused(capsys, *words, "--out", tmp_path / "b.parquet")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.parts", "mine.csv"]
+
+
+def test_a_killed_command_goes_on(model, photos, tmp_path):
+    command = [sys.executable, "-m", "vitrail", "predict", model, photos, "--out", tmp_path / "a.jsonl", "--shard", "1"]
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "a.parts" / ".parts" / "000003.jsonl.json").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+    before = contents(tmp_path / "a.parts")
+    assert status(*command[3:]) == 1
+    assert before.items() <= contents(tmp_path / "a.parts").items()
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 26

@@ -316,6 +316,10 @@ def test_predictions_that_are_refused(model, photos, tmp_path, capsys, monkeypat
     assert "mine.csv exists already" in refused(capsys, *words, "--out", tmp_path / "mine.csv")
     assert "give .parquet, .csv or .jsonl" in refused(capsys, *words, "--out", tmp_path / "a.txt")
     assert "name one with --out" in refused(capsys, *words, "--part", "0/2")
+    assert "nowhere does not exist" in refused(capsys, "predict", "nowhere", photos, "--out", tmp_path / "a.csv")
+    assert "top is 0" in refused(
+        capsys, *words, "--out", tmp_path / "a.csv", "--top", "0"
+    )  # and nothing is begun by it
     predicted(capsys, model, photos, tmp_path / "a.csv", "--part", "0/2")
     assert "begun with another top" in refused(capsys, *words, "--out", tmp_path / "a.csv", "--shard", "4")
     monkeypatch.setattr("vitrail.cli.predictions.find_spec", lambda name: None)

@@ -1,7 +1,9 @@
 """`vitrail predict --out FILE`: predictions of very many images, made in parts (data/parts.py) and put together.
 
-predictions.parts/000000.jsonl, ...     a document a line: {file, predictions} or {file, error}
-predictions.parquet                     all of them, in the order of the images; or .csv, or .jsonl
+    predictions.parts/000000.jsonl, ...     a document a line: {file, predictions} or {file, error}
+    predictions.parquet                     all of them, in the order of the images; or .csv, or .jsonl
+
+Where all cores or a GPU serve one process, several are slower on the same machine; parts are for other ones.
 """
 
 import csv
@@ -57,6 +59,8 @@ def _work(command: "Predict", files: Sequence[Path], folder: Path) -> "Work":
     from vitrail.weights.hub import resolve
 
     place, each = locate(resolve(command.model)), command.shard
+    if not place.exists():
+        raise ValueError(f"{place} does not exist; check its name.")
     weights = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
     names = hashlib.sha256("\0".join(map(str, files)).encode("utf-8", "surrogateescape")).hexdigest()
     about = {"images": names, "model": [digest(file) for file in weights], **command.options()}

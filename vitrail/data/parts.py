@@ -75,10 +75,11 @@ class Work:
         refuses, and what `make` raises; what is whole stays."""
         if workers < 1:
             raise ValueError(f"--workers is {workers}; it is a number of processes, 1 or more.")
-        several = workers > 1 and len(numbers) > 1
         try:
             self._begin()
-            steps = self._spread(numbers, workers) if several else chain.from_iterable(map(self._file, numbers))
+            here = chain([None], chain.from_iterable(map(self._file, numbers)))
+            steps = self._spread(numbers, workers) if workers > 1 and len(numbers) > 1 else here
+            next(steps)  # processes begin before the thread of a progress bar
             for _ in track(steps, sum(self.counts[numbers.start : numbers.stop]), what):
                 pass
         except OSError as error:
@@ -130,7 +131,8 @@ class Work:
             raise ValueError(f"{self.folder} exists already; name another folder, or delete it.")
         (records / "tmp").mkdir(parents=True, exist_ok=True)
         about = json.loads(json.dumps(self.about))
-        if (found := _document(records / JOB)) is None:
+        found = _document(records / JOB) if len(os.listdir(records)) > 2 else None  # else nothing is done yet
+        if found is None:
             with self.written(records / JOB) as file:
                 file.write(json.dumps(about, indent=1).encode())
         elif other := [name for name in {**found, **about} if found.get(name) != about.get(name)]:
@@ -144,6 +146,7 @@ class Work:
         try:
             with postponed(), quiet():
                 done = pool.map(_one, numbers)
+            yield
             for number, _ in zip(numbers, done, strict=True):
                 yield from repeat(None, self.counts[number])
         except BaseException as error:

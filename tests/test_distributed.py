@@ -277,7 +277,7 @@ def test_a_process_that_hangs_ends_the_others_in_time_and_loses_nothing(here):
 @pytest.mark.slow
 def test_what_is_wrong_on_one_process_is_one_sentence_on_all(here):
     text = (here / "r.py").read_text()
-    (here / "r.py").write_text("import os\n" + text.replace('"tiny", model', '"tiny" + os.environ["RANK"], model'))
+    (here / "r.py").write_text("import os\n" + text.replace("ema=", 'seed=int(os.environ["RANK"]), ema='))
     with started(here, 2, "a") as process:
         said = process.communicate(timeout=120)[1]
     (here / "r.py").write_text(text)

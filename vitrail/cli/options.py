@@ -33,6 +33,8 @@ Flag = Annotated[bool, arg(help_behavior_hint="")]  # without "(default: False)"
 Model = Positional[Annotated[str, arg(metavar="MODEL")]]
 DataPlace = Positional[Annotated[str, arg(metavar="DATA", help="The images, of any kind that vitrail train reads.")]]
 Out = Annotated[str, arg(metavar="FOLDER", help_behavior_hint="")]
+PART = "One of N parts, I from 0 to N - 1; env: of a Slurm array; env/N: of that, or of an indexed job of Kubernetes."
+Part = Annotated[str, arg(metavar="I/N", help_behavior_hint="", help=PART)]
 
 # One option for several fields, of those that there are.
 TOGETHER = {

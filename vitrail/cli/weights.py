@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from vitrail.cli.opening import Opening, Using
-from vitrail.cli.options import Command, Flag, Given, Model, override
+from vitrail.cli.options import Command, Flag, Given, Model, Part, override
 from vitrail.config import dump
 from vitrail.progress import few, say, track
 
@@ -50,8 +50,8 @@ class Info(Opening, Command):
 class Predict(Using, Command):
     """Predict the classes of images: the most probable ones of each, best first.
 
-    Images are prepared as the weights require. Exit status: 0 where all could be read, 1 where some could not, 2 where
-    none could.
+    Images are prepared as the weights require. With --out, the same command again goes on with what was stopped. Exit
+    status: 0 where all could be read, 1 where some could not, 2 where none could.
     """
 
     model: Model
@@ -63,6 +63,11 @@ class Predict(Using, Command):
     int8: Flag = False
     """Compute the linear layers of the blocks in 8 bits, on the CPU: faster and a little less exact; vitrail evaluate
     --int8 measures how much."""
+    out: Annotated[str, arg(metavar="FILE", help_behavior_hint="")] = ""
+    """Write the predictions to a file (.parquet, .csv or .jsonl) as its parts get done, for very many images."""
+    shard: Annotated[int, arg(metavar="N")] = 1_000
+    """Of --out: images that are done again where the work was stopped."""
+    part: Part = ""
     json: Flag = False
     """Print one JSON document: a list of {file, predictions: [{label, index, probability}]} or {file, error}."""
 
@@ -72,6 +77,13 @@ class Predict(Using, Command):
         if not self.images:
             raise ValueError("vitrail predict needs an image after the model; name files or folders.")
         files = [file for name in self.images for file in find(Path(name), say)]
+        if self.out:
+            from vitrail.cli.predictions import write
+
+            _end(*write(self, files))
+            return
+        if self.part:
+            raise ValueError("--part is for predictions that are written to a file; name one with --out.")
         pipeline = self.pipeline(self.model, self.int8)
         results = pipeline.stream(files, top=self.top)
         # On a terminal, the answers themselves show the progress.
@@ -88,10 +100,15 @@ class Predict(Using, Command):
                 print(f"{file}: {_shown(document[-1]['predictions'])}", flush=True)
         if self.json:
             print(jsonlib.dumps(document, indent=2))
-        if failed and len(files) > 1:
-            say(f"vitrail: {failed} of {len(files)} images could not be read.")
-        if failed:
-            sys.exit(2 if failed == len(files) else 1)
+        _end(failed, len(files))
+
+
+def _end(failed: int, images: int) -> None:
+    """Says how many images could not be read, and exits if any."""
+    if failed and images > 1:
+        say(f"vitrail: {failed} of {images} images could not be read.")
+    if failed:
+        sys.exit(2 if failed == images else 1)
 
 
 def _shown(answer: Any) -> str:

@@ -4,13 +4,23 @@
 
 An image's shorter side becomes `size`, unless it is smaller already; its aspect ratio stays. The images and their order
 are the same, so that a run sees them in the order in which it would see the originals.
+
+    work = shards(find_splits(Data("photos")), Path("photos-256"), size=256)    # as tars, in parts (parts.py)
+    work.run(numbers := part("2/7", len(work.names)))
+    index(work, splits, numbers)            # writes the indexes when all parts are there
+
+Tars are webdataset's: 000000017.jpg, then 000000017.cls, the number of its class, or 000000017.json, {"label": [0, 4]}.
+SPLIT.index.npz has for each image its shard, offset, size, crc32 and label, an entry of "known", -1 without one; in
+`about`, as JSON, are the class names, known targets and shards.
 """
 
 import json
 import os
 import shutil
+import tarfile
+import zlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,23 +31,28 @@ import simplejpeg
 
 from vitrail.data.images.decode import opened
 from vitrail.data.images.geometry import Crop, resize
-from vitrail.data.sources.fingerprint import spread
+from vitrail.data.parts import Steps, Work, Write
+from vitrail.data.sources.fingerprint import fingerprint, spread
 from vitrail.data.sources.packed import FILE, INT64, VERSION, Kind
 from vitrail.data.sources.source import Boxes, Mask, Source, Target
+from vitrail.data.sources.tar import BLOCK, SHARD_INDEX
 from vitrail.data.stream import Unreadable, prefetch
 from vitrail.progress import track
 
 TRIED = 64  # images of a split that are made small to estimate its size
 SPARE = 2**28  # bytes that are left free on the disk
+# Of an index of shards, an entry for each image.
+COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int32, "crc32": np.uint32, "label": np.int32}
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What was packed. left_out: what is wrong with the images that are not in it."""
+    """What was packed. left_out: what is wrong with the images that are not in it. missing: shards of other parts."""
 
     images: dict[str, int]
     bytes: int
     left_out: tuple[str, ...]
+    missing: int = 0
 
 
 class _Item(NamedTuple):
@@ -161,3 +176,87 @@ def _fitted(whole: tuple[int, int], size: int) -> tuple[int, int]:
         return whole
     long = int(size * max(whole) / min(whole))
     return (size, long) if whole[0] <= whole[1] else (long, size)
+
+
+def shards(
+    splits: Mapping[str, Source],
+    out: Path,
+    size: int = 256,
+    quality: int = 92,
+    unreadable: Unreadable = "refuse",
+    each: int = 10_000,
+    threads: int = os.cpu_count() or 1,
+) -> Work:
+    """The work of writing tars of `each` images of a split, made small as by `pack`, as JPEGs. ValueError for numbers
+    out of their range."""
+    if size < 1 or each < 1 or not 1 <= quality <= 100:
+        raise ValueError(f"size is {size}, shard {each} and quality {quality}; 1 or more, and quality at most 100.")
+    starts = [(split, start) for split, source in splits.items() for start in range(0, len(source), each)]
+    places = [(split, range(start, min(start + each, len(splits[split])))) for split, start in starts]
+    about: dict[str, Any] = {"size": size, "quality": quality, "shard": each}
+    about |= {f"{split} images": fingerprint(source) for split, source in splits.items()}
+    names = [f"{split}-{start // each:06}.tar" for split, start in starts]
+    small = partial(_small, size=size, kind="jpeg", quality=quality)
+    make = partial(_shard, dict(splits), places, small, unreadable, threads)
+    return Work(out, names, [len(keys) for _, keys in places], make, about)
+
+
+def _shard(
+    splits: Mapping[str, Source],
+    places: Sequence[tuple[str, range]],
+    small: Make,
+    unreadable: Unreadable,
+    threads: int,
+    number: int,
+    write: Write,
+) -> Steps:
+    """Writes a tar; what is recorded of it."""
+    (split, keys), at = places[number], 0
+    rows: dict[str, list[Any]] = {name: [] for name in ("offset", "size", "crc32", "label", "skipped")}
+    for key, item in zip(keys, prefetch(partial(small, splits[split]), keys, 64, threads), strict=True):
+        yield
+        if isinstance(item, ValueError):
+            if unreadable == "refuse":
+                raise ValueError(f"{item} --unreadable skip leaves such images out.")
+            rows["skipped"].append(str(item))
+            continue
+        label = None if _numbers(item.target) == (-1,) else item.target
+        row = {"offset": at + BLOCK, "size": len(item.content), "crc32": zlib.crc32(item.content), "label": label}
+        for name, value in row.items():
+            rows[name].append(value)
+        kind, text = ("json", {"label": label}) if isinstance(label, tuple) else ("cls", label)
+        members = [("jpg", item.content)] + [(kind, json.dumps(text).encode())] * (label is not None)
+        for kind, content in members:
+            head = tarfile.TarInfo(f"{key:09}.{kind}")  # of no time and no owner
+            head.size = len(content)
+            at += write(head.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % BLOCK))
+    write(bytes(2 * BLOCK))
+    return {"images": len(rows["label"])} | rows
+
+
+def index(work: Work, splits: Mapping[str, Source], numbers: range) -> Packing:
+    """What was packed in the shards `numbers`; where all are there, in all, and then writes the indexes beside them.
+    ValueError where one is not what its record says."""
+    missing, left_out, images, total = len(work.missing()), list[str](), dict[str, int](), 0
+    for split, source in splits.items():
+        every = range(len(work.names)) if not missing else numbers
+        own = [number for number in every if work.names[number].startswith(f"{split}-")]
+        arrays: dict[str, Any] = {name: [np.empty(0, kind)] for name, kind in COLUMNS.items()}
+        shards: list[dict[str, Any]] = []
+        known: dict[Any, int] = {k: k for k in range(len(source.class_names)) if source.targets == "class"}
+        for number, record in zip(own, work.records(own), strict=True):
+            targets = (tuple(target) if isinstance(target, list) else target for target in record["label"])
+            record["label"] = [-1 if target is None else known.setdefault(target, len(known)) for target in targets]
+            record["shard"] = [len(shards)] * record["images"]
+            for name, kind in () if missing else COLUMNS.items():
+                arrays[name].append(np.array(record[name], kind))
+            kept = {key: record[key] for key in ("images", "bytes", "sha256")}
+            shards.append({"name": work.names[number], **kept})
+            left_out += record["skipped"]
+        images[split], total = sum(one["images"] for one in shards), total + sum(one["bytes"] for one in shards)
+        if not missing:
+            about = {"classes": source.class_names, "targets": source.targets, "known": [*known], "shards": shards}
+            arrays = {name: np.concatenate(parts) for name, parts in arrays.items()}
+            with work.written(work.folder / f"{split}{SHARD_INDEX}") as file:
+                np.savez(file, **arrays, about=np.frombuffer(json.dumps(about).encode(), np.uint8))
+    return Packing(images, total, tuple(left_out), missing)

@@ -76,8 +76,8 @@ def stream(
         results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, keys, 2)
     else:
         # It would draw from torch's own generator. More processes than cores, of which it warns, have a reason.
-        options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _begin, "generator": torch.Generator()}
-        with _postponed(), quiet():
+        options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": begin, "generator": torch.Generator()}
+        with postponed(), quiet():
             others = active_children()
             results = iter(DataLoader(carried, batch_size=None, sampler=keys, **options))
             processes = [process for process in active_children() if process not in others]
@@ -155,7 +155,7 @@ class _Carried(Dataset["Loaded | ValueError"]):
 
 
 @contextmanager
-def _postponed() -> Iterator[None]:
+def postponed() -> Iterator[None]:
     """Signals to stop arrive afterwards: a worker that is not deaf to them yet would end. And torch's handler, which
     raises at any moment when a worker dies, is taken off again: in the middle of a step it would cost the weights."""
     if sys.platform == "win32":
@@ -170,7 +170,7 @@ def _postponed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(worker: int) -> None:
+def begin(worker: int) -> None:
     """Makes a worker deaf to the signals that are for its parent, and lets it end where that is gone."""
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)

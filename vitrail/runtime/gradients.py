@@ -114,7 +114,8 @@ def shard(task: nn.Module, size: int, world: int) -> None:
     if world % size:
         raise ValueError(f"{world} processes cannot be groups of {size}; give --shard a number that divides them.")
     kind, groups = next(task.parameters()).device.type, world // size
-    mesh = init_device_mesh(kind, (groups, size) if groups > 1 else (size,))
+    shape, names = ((groups, size), ("copies", "parts")) if groups > 1 else ((size,), ("parts",))
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     for part in list(task.modules()):
         if isinstance(part, vit.Block | resnet.Bottleneck):
             fully_shard(part, mesh=mesh)

@@ -16,11 +16,13 @@ import gzip
 import json
 import os
 import tarfile
+import zipfile
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -31,14 +33,15 @@ from vitrail.data.images.kinds import SUFFIXES as IMAGES
 from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
 from vitrail.data.sources.layout import layout
 from vitrail.data.sources.names import FILES, renamed
-from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Texts, divide, label
-from vitrail.data.sources.source import Found, split_in
+from vitrail.data.sources.records import COLUMNS, LEFT_OUT, MARKS, Label, Labels, Records, Texts, divide, label
+from vitrail.data.sources.source import Found, Source, split_in
 from vitrail.data.sources.walk import JUNK, kind, kinds, listing, lost, without_images
 from vitrail.progress import track
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
+SHARD_INDEX = ".index.npz"  # behind the name of a split: what `vitrail data pack --to tar` says of its shards
 INDEX = f"5.{len(IMAGES)}.index"  # another version, and another list of kinds, has another name
 OPEN = 256  # tars that stay open: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
@@ -56,6 +59,7 @@ def splits(path: Path) -> Found:
         _, loose, others[""] = listing(path)
         others[""].update(map(kind, loose))
         del others[""][".tar"], others[""][".gz"], others[""][".tgz"]
+        others[""][".npz"] -= len([*path.glob("*" + SHARD_INDEX)])
     for tar, index, one in zip(tars, indexes, about, strict=True):
         # By the name of a tar, or of the folder that it is in; a tar that is named itself may be any split.
         split = (split_in(tar.name) or split_in(str(tar.parent.relative_to(path)))) if tar != path else None
@@ -79,7 +83,28 @@ def splits(path: Path) -> Found:
             names, codes = [tuple(key) if isinstance(key, list) else key for key in one["labels"]], index["labels"]
         labels.extend(names, codes, marks[index["folders"]])
     divided = divide(path, {"all": (Members(tars, plain, indexes), labels)})
+    divided = {split: _told(source, path / f"{split}{SHARD_INDEX}") for split, source in divided.items()}
     return Found(divided, found.notes, [*found.left_out, *filter(None, [kinds(others)])], lost(images, others))
+
+
+def _told(source: Source, file: Path) -> Source:
+    """The images with the targets and class names that the index beside the shards tells, if there is one."""
+    if not file.exists() or not isinstance(source, Records):
+        if (file.parent / ".parts").is_dir():
+            raise ValueError(f"{file.parent} is not complete; run all parts of the `vitrail data pack` that began it.")
+        return source
+    try:
+        with zipfile.ZipFile(file) as archive:
+            about, codes = (archive.read(f"{name}.npy") for name in ("about", "label"))
+        about, codes = (np.lib.format.read_array(BytesIO(one), allow_pickle=False) for one in (about, codes))
+        said = json.loads(about.tobytes())
+        known = [*(tuple(one) if isinstance(one, list) else one for one in said["known"]), None]  # -1 is None
+        found = replace(source, codes=codes, known=known, class_names=tuple(said["classes"]), targets=said["targets"])
+    except Exception:  # a damaged file makes zipfile and NumPy raise anything
+        raise ValueError(f"{file} is damaged; copy it again, or repeat the command that packed the images.") from None
+    if len(codes) != len(source):
+        raise ValueError(f"{file} is of {len(codes):,} images, but the shards have {len(source):,}; copy them again.")
+    return found
 
 
 def _tars(path: Path) -> list[Path]:

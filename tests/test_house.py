@@ -19,10 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 12
 FLOORS, INNER_FLOORS = 6, 4
-TOTAL = {"vitrail": 16_950, "benchmarks": 3_900}
+TOTAL = {"vitrail": 17_250, "benchmarks": 3_900}
 # Lines per room: what it should have when all is built, and a tenth more (LOG.md says why where one was changed).
 ROOMS = {
-    "batch": 80, "checkpoint": 200, "cli": 1_550, "config": 175, "data": 4_950, "evaluate": 1_350, "log": 240,
+    "batch": 80, "checkpoint": 200, "cli": 1_625, "config": 175, "data": 4_950, "evaluate": 1_350, "log": 240,
     "models": 1_450, "optim": 750, "pipeline": 310, "plan": 300, "progress": 50, "recipes": 950, "report": 560,
     "run": 200, "runtime": 850, "tasks": 1_700, "train": 320, "weights": 2_550,
 }  # fmt: skip

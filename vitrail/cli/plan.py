@@ -113,6 +113,8 @@ def pace(run: "Run", most: int, devices: int, splits: "Splits | None", seconds: 
     from vitrail.train import Trainer, accumulate
 
     if splits is None:
+        if run.task.needs not in ("none", "classes"):
+            raise ValueError(f"noise has no {run.task.needs} to train on; --calibrate needs --data PATH here.")
         run = replace(run, model=replace(run.model, classes=run.model.classes or 1))
         names, shape = tuple(map(str, range(run.model.classes))), (*run.preprocessing.image_size, run.model.channels)
         noise = np.broadcast_to(np.random.default_rng(0).integers(0, 256, shape, np.uint8), (len(names), *shape))
@@ -138,12 +140,11 @@ def pace(run: "Run", most: int, devices: int, splits: "Splits | None", seconds: 
         trainer.optimizer.step()
         found.append(((between - begun) / len(given), clock() - between))
         trainer.optimizer.zero_grad(set_to_none=True)
-        fitting = min(most, int(seconds / 10 / found[-1][0]))  # images whose gradient can be repeated ten times
-        if len(found) == 2 and fitting > 2 * len(given):
-            given, found = batch(fitting), []
-    gradient, update = (
-        statistics.median(column) for column in zip(*found[1:], strict=True)
-    )  # the first finds the memory
+        times = seconds / 10 / (min(found)[0] * len(given))  # that the fastest fits in a tenth of the time
+        if len(found) == 3 and times > 1 and len(given) < most:
+            given, found = batch(min(most, max(2, int(times)) * len(given))), []
+    columns = zip(*found[1:], strict=True)  # the first one finds the memory
+    gradient, update = map(statistics.median, columns)
     needs = flops(run.model, run.preprocessing.image_size) * (TRAINING + run.checkpointing)
     return needs / (gradient + update * devices / run.batch)
 

@@ -14,9 +14,11 @@ sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the packa
 
 from benchmarks import gpu, peers, rounds
 from benchmarks.peers import Case
+from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models.cost import flops, parameters
 from vitrail.models.zoo import configure
-from vitrail.plan import needed
+from vitrail.plan import layouts
+from vitrail.run import Run
 
 
 def test_ours_runs_and_what_there_was_no_time_for_is_named(tmp_path, capsys):
@@ -85,10 +87,11 @@ def test_the_table_says_rates_and_ratios():
 
 @pytest.mark.parametrize(("free", "models"), [(80 * 2**30, 4), (24 * 2**30, 2), (2**30, 1)])
 def test_the_batch_is_the_largest_power_of_two_that_fits(free, models):
-    case, need = Case.parse("L/16@224"), needed(configure("ViT-L/16"), 1, width=2)
+    case, run = Case.parse("L/16@224"), Run("x", configure("ViT-L/16"), Preprocessing((224, 224), *2 * [(0.5,) * 3]))
+    need = layouts(run, 1, half=True)[0]
 
     def part(batch):
-        return (models * need.state + gpu.SPARE * need.image * batch) / free
+        return (models * (need.fixed + need.gradients) + gpu.SPARE * need.image * batch) / free
 
     batch = gpu.fitting(case, 128, models, free)
     assert batch in [2**power for power in range(8)]

@@ -27,12 +27,14 @@ def test_the_papers_models_cost_what_they_are_known_to_cost(name, parameters, at
         assert gflop in (None, round(cost.flops(config, (size, size)) / 1e9, 2))
 
 
-def counted(config, size):
+def counted(config, size, training=False):
     model = config.build("meta").eval()
     images = torch.empty(1, config.channels, *size, device="meta")
     # The unfused form: matrix products, which the counter knows on every device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(images)
+    with torch.set_grad_enabled(training), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        outputs = model(images)
+        if training:
+            outputs.sum().backward()
     return counter.get_total_flops()
 
 
@@ -60,6 +62,13 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_operations_are_those_that_torch_counts(name, size):
     assert cost.flops(COUNTED[name], size) == counted(COUNTED[name], size)
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if getattr(COUNTED[name], "stem", True) is None])
+def test_training_costs_three_forward_passes_but_for_the_gradient_of_the_image(name):
+    config, (rows, columns) = COUNTED[name], COUNTED[name].grid((32, 48))
+    patches = 2 * rows * columns * config.channels * config.patch_size[0] * config.patch_size[1] * config.width
+    assert counted(config, (32, 48), training=True) == 3 * cost.flops(config, (32, 48)) - patches
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 47)])

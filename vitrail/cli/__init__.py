@@ -21,6 +21,7 @@ from vitrail.cli.data import Check, Pack
 from vitrail.cli.evaluate import Evaluate
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
+from vitrail.cli.plan import Plan
 from vitrail.cli.train import Demo, Resume, Train
 from vitrail.cli.weights import Convert, Info, Predict
 from vitrail.config import attribute
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "info": Info,
     "convert": Convert,
+    "plan": Plan,
     "data check": Check,
     "data pack": Pack,
 }

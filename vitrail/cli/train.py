@@ -130,10 +130,10 @@ class Resume(Command):
         self.answer(outcome.document(), outcome.text())
 
 
-def recipe(name: str, data: str, reading: Given | None = None) -> "Run":
+def recipe(name: str, data: str, reading: Given | None = None, instead: str = "") -> "Run":
     """The Run of a recipe in the package, or of FILE.py:NAME, whose file is run; `recipe` is that name. reading: the
-    data's options, for a recipe that looks at it. ValueError for an unknown name, a recipe that starts from weights,
-    missing data, and what does not give a Run."""
+    data's options, for a recipe that looks at it. instead: for data that is needed but not given. ValueError for an
+    unknown name, a recipe that starts from weights, missing data, and what does not give a Run."""
     from vitrail import recipes
     from vitrail.data.sources.open import Data
     from vitrail.run import Run
@@ -148,7 +148,7 @@ def recipe(name: str, data: str, reading: Given | None = None) -> "Run":
     found = recipes.RECIPES[name] if name in known else attribute(name)
     if callable(found):
         takes = inspect.signature(found).parameters.get("data")
-        if takes and takes.default is takes.empty and not data:
+        if takes and takes.default is takes.empty and not (data := data or instead):
             raise ValueError("vitrail train needs --data PATH; see vitrail train --help.")
         how: dict[str, Any] = {"data": data} if takes and data else {}
         if reading and "reading" in inspect.signature(found).parameters:

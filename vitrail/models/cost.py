@@ -2,6 +2,7 @@
 
     parameters(config)             # 86567656 for ViT-B/16
     flops(config, (384, 384))      # 110.97e9: a multiply and an add count as two
+    TRAINING * flops(...)          # of an image that is trained on
 
 Counted: matrix products, convolutions and attention, as torch.utils.flop_counter does; norms, activations and sums
 are not, nor is the standardising of a ResNet's weights, which does not grow with the batch.
@@ -11,6 +12,11 @@ import math
 
 from vitrail.models import Config, resnet, vit
 from vitrail.models.config import ResNetFields
+
+# Forward passes that a training step costs: for each product the backward pass has two, one for the gradient of the
+# weights and one for that of the input. So counted, the paper's Table 6 has 224 exaFLOPs for ViT-B/16, 783 for ViT-L/16
+# and 4,262 for ViT-H/14, on JFT's 303 million images at 224 px, 7, 7 and 14 times.
+TRAINING = 3
 
 
 def parameters(config: Config) -> int:
@@ -29,23 +35,25 @@ def flops(config: Config, image_size: tuple[int, int]) -> int:
     return 2 * (_resnet(config, image_size) if isinstance(config, resnet.Config) else _vit(config, image_size))
 
 
-def activations(config: Config, width: int = 4, again: bool = False) -> int:
-    """Bytes that one image keeps alive until the backward pass. width: bytes of a number. again: with checkpointing."""
+def activations(config: Config, width: int = 4, again: bool = False, stream: int | None = None) -> int:
+    """Bytes that one image keeps alive until the backward pass. width: bytes of a number. again: with checkpointing.
+    stream: bytes of a number in what the blocks add to, which autocast leaves at 4."""
+    stream = stream or max(width, 4)
     pixels = config.channels * config.image_size[0] * config.image_size[1] * (1 + 2 * width)
     if isinstance(config, resnet.Config):
         return pixels + _convolutions(config, config.image_size, width)
     count, dim, gated = tokens(config, config.image_size), config.width, config.activation == "swiglu"
     # The inputs of the block, its two norms' outputs, q, k, v, the heads' output, the sum between attention and MLP;
     # the MLP before and after its activation.
-    inner = 8 * dim + (4 if gated else 2) * config.mlp_dim
+    inner = 6 * dim + (4 if gated else 2) * config.mlp_dim
     inner += 2 * dim * ((config.layer_scale is not None) + config.qk_norm + (config.rotary is not None))
     inner += dim * config.attention_norm + config.mlp_dim * config.mlp_norm
-    block = count * inner * width
+    block = count * (inner * width + 2 * dim * stream)
     if config.dropout:  # a byte for each element, thrice a block, says which were kept
         block += count * (2 * dim + config.mlp_dim)
     if config.attention_dropout:  # the probabilities, before and after, and the same bytes
         block += config.heads * count**2 * (2 * width + 1)
-    kept = config.depth * count * dim * width + block if again else config.depth * block
+    kept = config.depth * count * dim * stream + block if again else config.depth * block
     stem = _convolutions(config.stem, config.image_size, width) if config.stem else 0
     return pixels + kept + 2 * count * dim * width + stem
 

@@ -110,7 +110,7 @@ def pace(run: "Run", most: int, devices: int, splits: "Splits | None", seconds: 
     from vitrail.data.sources.open import Splits
     from vitrail.data.sources.source import Arrays
     from vitrail.models.cost import TRAINING, flops
-    from vitrail.train import Trainer, accumulate
+    from vitrail.train import Trainer
 
     if splits is None:
         if run.task.needs not in ("none", "classes"):
@@ -135,7 +135,7 @@ def pace(run: "Run", most: int, devices: int, splits: "Splits | None", seconds: 
     end, given, found = clock() + seconds, batch(min(2, most)), list[tuple[float, float]]()
     while len(found) < 3 or clock() < end:
         begun = clock()
-        accumulate(trainer.replicas, [given], len(given), trainer.autocast)
+        trainer.gradient([given], trainer.backward)
         between = clock()
         trainer.optimizer.step()
         found.append(((between - begun) / len(given), clock() - between))
@@ -154,7 +154,8 @@ def text(card: dict[str, Any]) -> str:
     from vitrail.plan import text as size
 
     def way(one: dict[str, Any]) -> str:
-        return one["name"] + " with --checkpointing" * one["checkpointing"]
+        name = "fsdp (--shard 0)" if one["name"] == "fsdp" else one["name"]
+        return name + " with --checkpointing" * one["checkpointing"]
 
     best, of = card["best"], f" of {card['images']:,} images" if card["images"] else ""
     lines = [
@@ -164,9 +165,9 @@ def text(card: dict[str, Any]) -> str:
     ]
     for one in card["layouts"]:
         made = f"{size(one['images'] * one['image'])} of it for {one['images']:,} images at once"
-        lines.append(f"  {way(one):28}{size(one['total'])}, {made}" + ": does not fit" * (not one["fits"]))
+        lines.append(f"  {way(one):40}{size(one['total'])}, {made}" + ": does not fit" * (not one["fits"]))
     if not best:
-        return "\n".join([*lines, "nothing fits: take more devices, over which fsdp shards, or larger ones"])
+        return "\n".join([*lines, "nothing fits: take more devices, over which --shard 0 divides it, or larger ones"])
     fewer = f" and --micro-batch {best['micro_batch']}" if best["parts"] > card["layouts"][0]["parts"] else ""
     part = f", {card['utilisation']:.0%} of its peak" if card["utilisation"] else ""
     lines += [

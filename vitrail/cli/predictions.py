@@ -55,10 +55,9 @@ def write(command: "Predict", files: Sequence[Path]) -> tuple[int, int]:
 
 def _work(command: "Predict", files: Sequence[Path], folder: Path) -> "Work":
     from vitrail.data.parts import Work, digest
-    from vitrail.pipeline import locate
     from vitrail.weights.hub import resolve
 
-    place, each = locate(resolve(command.model)), command.shard
+    place, each = resolve(command.model), command.shard
     if not place.exists():
         raise ValueError(f"{place} does not exist; check its name.")
     weights = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]

@@ -66,10 +66,9 @@ class Trainee:
     def step(self) -> None:
         """One step, as the Trainer does it."""
         from vitrail.optim.build import clip
-        from vitrail.runtime.threads import Replicas
-        from vitrail.train import accumulate
+        from vitrail.train import backward
 
-        accumulate(Replicas(self.task, 1), [self.batch], len(self.batch), self.autocast)
+        backward(self.task, self.task, self.batch, len(self.batch), self.autocast)
         clip(self.task.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ import os
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from test_steps import batch, tiny
 from torch import nn
 
 from vitrail.run import cores_for
+from vitrail.runtime.gradients import Alone
 from vitrail.runtime.threads import Cores, Replicas, share_out, shared, shares
-from vitrail.train import accumulate
+from vitrail.train import backward
 
 
 @pytest.fixture
@@ -109,10 +111,10 @@ def test_the_same_bits_every_time_and_none_for_what_is_frozen(two_threads):
     for _ in range(5):
         task = tiny().float()
         task.model.blocks[0].requires_grad_(False)
-        replicas = Replicas(task, 3)
-        accumulate(replicas, [batch(12), batch(12, seed=1)], 24, nullcontext())
+        add = Alone(task, 3)
+        add([batch(12), batch(12, seed=1)], partial(backward, total=24, autocast=nullcontext()))
         assert all((p.grad is None) != p.requires_grad for p in task.parameters())
-        assert all(p.grad is None for own in replicas.modules[1:] for p in own.parameters())
+        assert all(p.grad is None for own in add.replicas.modules[1:] for p in own.parameters())
         found.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.requires_grad]))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
@@ -130,6 +132,6 @@ WIDE = replace(small().model, width=1024, mlp_dim=4096, dropout=0.0, drop_path=0
 )  # fmt: skip
 def test_who_shares(tmp_path, quick, two_threads, changes, count):
     trainer = start(small(**changes), tmp_path / "run")
-    assert len(trainer.replicas.modules) == count
+    assert len(trainer.gradient.replicas.modules) == count
     trainer.task.extra = nn.Dropout(0.1)  # which draws from torch's stream, of which there is one
     assert cores_for(trainer.run, trainer.task) == 1

@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from vitrail import Pipeline, checkpoint, train
+from vitrail import run as runs
 from vitrail.data.sources.open import Data
 from vitrail.data.sources.source import Subset
 from vitrail.evaluate import Accuracy
@@ -113,7 +114,7 @@ def test_products_in_8_bits_train_and_resume(tmp_path, quick, monkeypatch):
 def test_compiled_blocks_are_a_graph_for_each_size_of_part_and_evaluation_is_none(tmp_path, monkeypatch):
     torch.compiler.reset()
     counters.clear()
-    monkeypatch.setattr(train, "compile_blocks", partial(parallel.compile_blocks, backend="aot_eager"))
+    monkeypatch.setattr(runs, "compile_blocks", partial(parallel.compile_blocks, backend="aot_eager"))
     start(small(compile=True, micro_batch=3), tmp_path / "run").fit()  # 3, 3 and 2 of 8
     assert counters["stats"]["unique_graphs"] == 2
     assert len(logged(tmp_path / "run", "evaluation")) == 2

@@ -28,17 +28,23 @@ def named(name: str) -> vit.Config:
 
 
 def completed(
-    seen: vit.Config, architecture: str | None, heads: int | None, of: Iterable[str] | None = None
+    seen: vit.Config,
+    architecture: str | None,
+    heads: int | None,
+    of: Iterable[str] | None = None,
+    told: bool = False,
 ) -> vit.Config:
     """`seen` with the fields that shapes do not show, those of `architecture` where it is given.
 
     seen: what shapes show; pool "map" where they show it. heads: where they are given. of: the names of the zoo that
-    come into question. ValueError where nothing known fits, or what fits computes differently.
+    come into question. told: whether the positions are known to be others than the architecture's. ValueError where
+    nothing known fits, or what fits computes differently.
     """
     if architecture is not None:
         known = named(architecture)
-        if (known.positions == "none") != (seen.positions == "none") or seen.relative != known.relative:
-            of_both = [f"{c.positions}{' and relative' * bool(c.relative)}" for c in (seen, known)]
+        bare = known.positions == "none", seen.positions == "none"
+        if not told and (bare[0] != bare[1] or seen.relative != known.relative):
+            of_both = [f"{c.positions}{' and relative' * (c.relative != 'none')}" for c in (seen, known)]
             raise ValueError(f"its positions are {of_both[0]}, but those of {architecture} are {of_both[1]}.")
         return _with(seen, known, heads)
     fitting = alike(seen, of)

@@ -153,7 +153,7 @@ def infer(shapes: Shapes, place: Place) -> vit.Config:
     of = [n for n, c in zoo().items() if isinstance(c, vit.Config) and not (longer and Cut.timm(c).short)]
     of = [name for name in of if not (deit and "_rope_ape_" in name)]
     seen = seen_in(shapes)
-    config = completed(seen, architecture, heads, of)
+    config = completed(seen, architecture, heads, of, told="pos_embed" in arguments)
     told: dict[str, Any] = {}
     if (gelu := arguments.get("act_layer")) is not None:
         if gelu not in ACTIVATIONS:

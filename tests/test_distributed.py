@@ -277,6 +277,21 @@ def test_a_process_that_hangs_ends_the_others_in_time_and_loses_nothing(here):
     assert max(steps) % 3 or max(steps) > 6
 
 
+@pytest.mark.parametrize(("variables", "words"), [
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is -1"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "PORT", "VITRAIL_PATIENCE": "1"},
+     "rank 0 of 2 cannot meet the others"),
+    ({"TORCHELASTIC_RUN_ID": "x"}, "--out FOLDER"),
+])  # fmt: skip
+def test_processes_that_are_not_there_are_one_sentence(here, variables, words):
+    variables = {name: str(free_port()) if value == "PORT" else value for name, value in variables.items()}
+    environment = {**os.environ, "PYTHONPATH": str(RUNS.parent), **variables}
+    command = [sys.executable, "-m", "vitrail", "train", "r.py:tiny", "--data", "photos"]
+    ended = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert words in ended.stderr
+
+
 @pytest.mark.slow
 def test_what_is_wrong_on_one_process_is_one_sentence_on_all(here):
     text = (here / "r.py").read_text()

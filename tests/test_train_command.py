@@ -201,6 +201,13 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     printed(capsys, "resume", "runs/cut")  # --anyway was said once
 
 
+def test_the_micro_batches_of_an_exact_run_are_fixed(capsys, tmp_path):
+    printed(capsys, *started("--out", "runs/exact", "--exact", steps=2))
+    said = refused(capsys, "resume", "runs/exact", "--micro-batch", "2", "--duration", "4 steps")
+    assert said.startswith("--micro-batch is fixed")
+    printed(capsys, "resume", "runs/exact", "--duration", "4 steps")
+
+
 def test_a_run_goes_on_with_data_that_was_moved_and_to_another_end(capsys, stopped, tmp_path):
     (tmp_path / "mnist").rename(tmp_path / "elsewhere")
     assert "mnist does not exist; " in (said := refused(capsys, "resume", "runs/cut"))

@@ -94,7 +94,7 @@ def _heard() -> Iterator[None]:
 
 def _end(sentence: str, status: int) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = f", rank {os.environ['RANK']} on {socket.gethostname()}" if world > 1 else ""
+    rank = f", rank {os.environ.get('RANK', '?')} on {socket.gethostname()}" if world > 1 else ""
     print(f"vitrail{rank}: {sentence}", file=sys.stderr)
     sys.exit(status)
 

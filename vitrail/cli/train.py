@@ -90,8 +90,8 @@ class Train(Command):
 
 
 # What may change while a run goes on: it decides no weights, but for the duration.
-CHANGES = """data.path, data.val, data.unreadable, duration, device, workers, micro_batch, compile, checkpointing, keep,
-    log_every, evaluate_every, checkpoint_every, tensorboard"""
+CHANGES = """data.path, data.val, data.unreadable, duration, device, workers, shard, micro_batch, compile, checkpointing,
+    keep, log_every, evaluate_every, checkpoint_every, tensorboard"""
 
 
 @dataclass(kw_only=True)
@@ -99,8 +99,8 @@ class Resume(Command):
     """Continue a run that was stopped or killed, exactly as if it had not been.
 
     Some of its fields may change: --data.path where the data was moved (the same images, or it is refused), --data.val,
-    --data.unreadable skip, --device, --workers, --micro-batch, --compile, --checkpointing, --keep, --log-every,
-    --evaluate-every, --checkpoint-every, --tensorboard; and --duration "20 epochs", also of a run that has ended. The
+    --data.unreadable skip, --device, --workers, --shard, --micro-batch (unless the run is --exact), --compile,
+    --checkpointing, --keep, --log-every, --evaluate-every, --checkpoint-every, --tensorboard; and --duration "20 epochs", also of a run that has ended. The
     learning rate then goes from where it is to that of a run which had this duration from its start, over a tenth of
     the steps that are left; warm-up is not repeated.
     """
@@ -115,7 +115,7 @@ class Resume(Command):
         from vitrail.cli.launch import go_on
 
         def change(run: "Run") -> "Run":
-            may = [name.strip() for name in CHANGES.split(",")]
+            may = [name.strip() for name in CHANGES.split(",") if not (run.exact and "micro_batch" in name)]
             for name in given:
                 if name not in may and name in (*names(run), *options.TOGETHER):
                     free = ", ".join(map(option, may))

@@ -189,7 +189,9 @@ def join() -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return ALONE
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local = int(os.environ.get("RANK", "-1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if not 0 <= rank < world:
+        raise ValueError(f"WORLD_SIZE is {world}, but RANK is {rank}; start all processes by torchrun, or unset both.")
     cuda = torch.cuda.is_available()
     if cuda and torch.cuda.device_count() <= local:
         raise ValueError(
@@ -220,12 +222,11 @@ def join() -> Ranks:
 def leave(status: int) -> None:
     """Ends this process with a status, if it is one of several: torch's threads may abort it otherwise, now and then,
     while Python takes itself apart."""
-    ranks = join()
-    if ranks.world == 1:
+    if not dist.is_initialized():
         return
     with suppress(Gone):
         if status == 0:  # those that are ready wait for the others, whose connections they hold
-            ranks.flags(False, patience=LONG)
+            join().flags(False, patience=LONG)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

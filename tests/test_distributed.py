@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,8 @@ from vitrail.runtime.distributed import ALONE
 from vitrail.runtime.gradients import Alone, Exact
 from vitrail.train import backward
 
+ROOT = Path(__file__).resolve().parent.parent
+HERE = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 RECIPE = """
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
@@ -80,6 +83,12 @@ def alone(here, out, *more):
 
 def bits(here, out, step=12):
     return sha256((here / out / "checkpoints" / f"step-{step}" / "tensors.safetensors").read_bytes()).hexdigest()
+
+
+def cut_back(run):
+    """As if it had been stopped after step 6."""
+    for name in ("checkpoints/step-9", "checkpoints/step-12", "model"):
+        shutil.rmtree(run / name)
 
 
 def losses(here, out):
@@ -176,9 +185,8 @@ def test_two_processes_train_as_one(here):
     alone(here, "one")
     trained(here, 2, "two")
     np.testing.assert_allclose(losses(here, "two"), losses(here, "one"), rtol=0, atol=1e-6)
-    (first, *_), (second, *_) = evaluations(here, "one"), evaluations(here, "two")
-    assert first["evaluation"]["samples"] == second["evaluation"]["samples"] == 3
-    assert second["evaluation"]["loss"] == pytest.approx(first["evaluation"]["loss"], abs=1e-5)
+    first, second = (evaluations(here, out)[0]["evaluation"] for out in ("one", "two"))
+    assert (first["samples"], second) == (3, pytest.approx(first, abs=1e-5))
     assert (here / "two" / "report.html").is_file()
     assert (here / "two" / "model" / "model.safetensors").is_file()
 
@@ -187,9 +195,7 @@ def test_exact_runs_are_the_same_bits_and_go_on_with_other_numbers_of_processes(
     alone(here, "one", "--exact", "True")
     assert "into three\n" in trained(here, 3, "three", "--exact", "True")
     assert bits(here, "three") == bits(here, "one")
-    for step in (9, 12):
-        subprocess.run(["rm", "-r", here / "three" / "checkpoints" / f"step-{step}"], check=True)
-    subprocess.run(["rm", "-r", here / "three" / "model"], check=True)
+    cut_back(here / "three")
     assert "going on after step 6" in trained(here, 2, "three", "--exact", "True")
     assert bits(here, "three") == bits(here, "one")
     np.testing.assert_array_equal(losses(here, "three"), losses(here, "one"))
@@ -209,12 +215,9 @@ def test_divided_weights_train_as_whole_ones(here, world, shard, name):
     assert ours.keys() == theirs.keys()
     for tensor in (tensor for tensor in ours if not tensor.startswith("optimizer")):  # a step is 1e-3 or more
         torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=1e-3, atol=3e-4)
-    assert evaluations(here, "many")[-1]["evaluation"]["loss"] == pytest.approx(
-        evaluations(here, "one")[-1]["evaluation"]["loss"], abs=1e-5
-    )
-    for step in (9, 12):
-        subprocess.run(["rm", "-r", here / "many" / "checkpoints" / f"step-{step}"], check=True)
-    subprocess.run(["rm", "-r", here / "many" / "model"], check=True)
+    judged = [evaluations(here, out)[-1]["evaluation"]["loss"] for out in ("many", "one")]
+    assert judged[0] == pytest.approx(judged[1], abs=1e-5)
+    cut_back(here / "many")
     trained(here, 2, "many", "--shard", str(shard), *more)  # written by others
     np.testing.assert_allclose(losses(here, "many"), losses(here, "one"), rtol=0, atol=1e-6)
 
@@ -285,9 +288,8 @@ def test_a_process_that_hangs_ends_the_others_in_time_and_loses_nothing(here):
 ])  # fmt: skip
 def test_processes_that_are_not_there_are_one_sentence(here, variables, words):
     variables = {name: str(free_port()) if value == "PORT" else value for name, value in variables.items()}
-    environment = {**os.environ, "PYTHONPATH": str(RUNS.parent), **variables}
     command = [sys.executable, "-m", "vitrail", "train", "r.py:tiny", "--data", "photos"]
-    ended = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=here, env=HERE | variables, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert words in ended.stderr
 
@@ -308,13 +310,9 @@ def test_what_is_wrong_on_one_process_is_one_sentence_on_all(here):
     assert process.returncode == 1
 
 
-RUNS = Path(__file__).resolve().parent.parent / "runs"
-
-
 def launched(here, script, *words, **more):
-    root = str(RUNS.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", **more}
-    command = ["sh", str(RUNS / script), "train", "r.py:tiny", "--data", "photos", *words]
+    environment = HERE | {"PYTHON": sys.executable} | more
+    command = ["sh", str(ROOT / "runs" / script), "train", "r.py:tiny", "--data", "photos", *words]
     return subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -201,7 +201,7 @@ def test_a_run_whose_data_has_changed_is_not_resumed_by_mistake(capsys, stopped,
     printed(capsys, "resume", "runs/cut")  # --anyway was said once
 
 
-def test_the_micro_batches_of_an_exact_run_are_fixed(capsys, tmp_path):
+def test_the_micro_batches_of_an_exact_run_are_fixed(capsys, mnist):
     printed(capsys, *started("--out", "runs/exact", "--exact", steps=2))
     said = refused(capsys, "resume", "runs/exact", "--micro-batch", "2", "--duration", "4 steps")
     assert said.startswith("--micro-batch is fixed")

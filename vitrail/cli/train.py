@@ -90,8 +90,8 @@ class Train(Command):
 
 
 # What may change while a run goes on: it decides no weights, but for the duration.
-CHANGES = """data.path, data.val, data.unreadable, duration, device, workers, shard, micro_batch, compile, checkpointing,
-    keep, log_every, evaluate_every, checkpoint_every, tensorboard"""
+CHANGES = """data.path, data.val, data.unreadable, duration, device, workers, shard, micro_batch, compile,
+    checkpointing, keep, log_every, evaluate_every, checkpoint_every, tensorboard"""
 
 
 @dataclass(kw_only=True)
@@ -100,9 +100,9 @@ class Resume(Command):
 
     Some of its fields may change: --data.path where the data was moved (the same images, or it is refused), --data.val,
     --data.unreadable skip, --device, --workers, --shard, --micro-batch (unless the run is --exact), --compile,
-    --checkpointing, --keep, --log-every, --evaluate-every, --checkpoint-every, --tensorboard; and --duration "20 epochs", also of a run that has ended. The
-    learning rate then goes from where it is to that of a run which had this duration from its start, over a tenth of
-    the steps that are left; warm-up is not repeated.
+    --checkpointing, --keep, --log-every, --evaluate-every, --checkpoint-every, --tensorboard; and --duration "20
+    epochs", also of a run that has ended. The learning rate then goes from where it is to that of a run which had this
+    duration from its start, over a tenth of the steps that are left; warm-up is not repeated.
     """
 
     extends = True

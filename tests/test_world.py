@@ -83,6 +83,7 @@ def test_a_family_of_transformers_is_read_exactly_and_written_back_bit_for_bit(t
 @pytest.mark.parametrize(("field", "value", "words"), [
     ("model_type", "swin", "'swin'"), ("hidden_act", "relu", "'relu'"), ("window", 7, "window 7.*--ignore window"),
     ("problem_type", "ranking", "'ranking'"), ("pooler_act", "relu", "."),
+    ("num_attention_heads", 10**30, "do not divide"), ("num_channels", 10**9, "num_channels 1000000000"),
 ])  # fmt: skip
 def test_settings_that_are_not_known_are_refused_by_name(tmp_path, field, value, words):
     theirs("ViT", tmp_path)

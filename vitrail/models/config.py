@@ -153,7 +153,8 @@ class Fields:
             if getattr(self, field) not in get_args(kind):
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(kind))}.")
         if self.width % self.heads:
-            fewer = max(h for h in range(1, self.heads + 1) if self.width % h == 0)
+            most = min(self.heads, self.width, 4096)  # a damaged file may say 10^30
+            fewer = max(h for h in range(1, most + 1) if self.width % h == 0)
             raise ValueError(f"{self.heads} heads do not divide the width {self.width}; {fewer} would.")
         if self.pool in ("token", "token_avg", "distilled") and not self.class_token:
             reads = f"pool={self.pool!r} reads the [class] token"

@@ -94,6 +94,8 @@ class HuggingFace:
         config = infer(kind, settings, shapes)
         if config.pool == "avg" and "pool.probe" in names:  # SigLIP's classifier reads the tokens, not its own pooling
             names = {ours: file for ours, file in names.items() if not ours.startswith("pool.")}
+        if (read := shapes.sizes("patch.weight", 4)[1]) != config.channels:
+            raise ValueError(f"config.json has num_channels {config.channels}, but the patches' weights are of {read}.")
         found = place.json("preprocessor_config.json") or place.json("processor_config.json").get("image_processor", {})
         how = processor(found, kind, config.image_size, config.channels)
         if not found:

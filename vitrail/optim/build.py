@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from vitrail.optim.muon import Muon
 from vitrail.optim.rules import Rule, groups, is_hidden_matrix, layer_decay
 from vitrail.optim.schedule import Schedule
-from vitrail.optim.shards import whole
+from vitrail.optim.shards import divided, whole
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def build(module: nn.Module, config: Config) -> torch.optim.Optimizer:
         group["weight_decay"] = config.weight_decay * group["weight_decay_scale"]
         group["lr"] = config.lr * group["lr_scale"]
     # One kernel for the whole update rather than ten a tensor; on two cores it takes a third of the time, too.
-    fused = all(p.device.type in ("cpu", "cuda") for group in found for p in group["params"]) or None
+    every = [p for group in found for p in group["params"]]
+    # SGD's single kernel knows no parameters that are divided among processes.
+    fused = all(p.device.type in ("cpu", "cuda") and not divided(p) for p in every) or None
     if config.name == "sgd":
         return torch.optim.SGD(found, lr=config.lr, momentum=config.momentum, fused=fused)
     parts: list[torch.optim.Optimizer] = []

@@ -122,8 +122,8 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, ema: 
         state = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
         # torch.optim counts the steps on the CPU, and on the device where one kernel does the whole update.
         near = id(parameter) in fused
-        near_or_not = {k: v.to(parameter.device) if near or v.ndim else v for k, v in state.items()}
-        optimizer.state[parameter] = {k: placed(v, parameter) if v.ndim else v for k, v in near_or_not.items()}
+        moved = {k: v.to(parameter.device) if near or v.ndim else v for k, v in state.items()}
+        optimizer.state[parameter] = {k: placed(v, parameter) if v.ndim else v for k, v in moved.items()}
     if ema:
         ema.load({name.removeprefix("ema/"): value for name, value in saved.items() if name.startswith("ema/")})
     return step

@@ -39,7 +39,7 @@ from vitrail.runtime.blocks import autocast, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
-from vitrail.runtime.gradients import gradient, shard
+from vitrail.runtime.gradients import gradient
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
 from vitrail.tasks.task import Metrics, Task
@@ -77,17 +77,22 @@ class Trainer:
         found = checkpoint.newest(folder / "checkpoints")
         newest = folder / "checkpoints" / name if (name := ranks.texts(found.name if found else "")[0]) else None
         self.task = self._task(start=newest is None)
-        size = min(run.shard or ranks.world, ranks.world)
-        self.divided = size > 1
+        self.divided = (size := min(run.shard or ranks.world, ranks.world)) > 1
         if self.divided:
+            from vitrail.runtime.together import shard
+
             shard(self.task, size, ranks.world)
         self.optimizer = optim.build(self.task, run.optim)
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
         self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
         self.backward = partial(backward, total=run.batch, autocast=autocast(run.precision, self.device))
-        count = self.batches.count if run.exact else 0
-        self.gradient = gradient(self.task, cores_for(run, self.task), ranks.world, count)
+        if ranks.world > 1 and not run.exact:
+            from vitrail.runtime.together import together  # which takes long to import
+
+            self.gradient = together(self.task)
+        else:
+            self.gradient = gradient(self.task, cores_for(run, self.task), ranks.world, run.exact * self.batches.count)
 
     def fit(self) -> dict[str, float]:
         """Trains what is left, evaluates on the validation images, writes the model folder; returns the metrics.

@@ -11,19 +11,13 @@ however many processes and cores there are; each is computed by one thread on a 
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.batch import Batch
-from vitrail.models import resnet, vit
 from vitrail.runtime.threads import Replicas
 
 Metrics = dict[str, Tensor]
@@ -32,18 +26,15 @@ Metrics = dict[str, Tensor]
 GRID = 2.0**44
 LARGEST = 2.0**18
 
-
 Backward = Callable[[nn.Module, nn.Module, Batch], Metrics]
-
-
 # Adds up the gradients of micro-batches; returns the metrics of all. Backward(model, task, batch) leaves that of
 # one, weighted, and returns its metrics, likewise; model is the task, or what is around it.
 Gradient = Callable[[Iterable[Batch], Backward], Metrics]
 
 
 def gradient(task: nn.Module, cores: int, world: int, exact: int) -> Gradient:
-    """How a task's is added up on `world` processes with so many cores each. exact: the number of micro-batches of a
-    step, where sums must not depend on their order; else 0."""
+    """How a task's is added up with so many cores: on one process, or, exactly, on `world` of them (else together.py).
+    exact: the number of micro-batches of a step, where sums must not depend on their order; else 0."""
     if exact:
         if (device := next(task.parameters()).device).type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -51,8 +42,6 @@ def gradient(task: nn.Module, cores: int, world: int, exact: int) -> Gradient:
         else:
             torch.set_num_threads(1)  # each core has micro-batches of its own instead
         return Exact(task, cores if device.type == "cpu" else 1, world, exact)
-    if world > 1:
-        return Sharded(task) if isinstance(task, FSDPModule) else Together(task)
     return Alone(task, cores)
 
 
@@ -66,60 +55,9 @@ class Alone:
         sums: Metrics = {}
         for batch in parts:
             for found in self.replicas.map(lambda task, share: backward(task, task, share), batch):
-                sums = _added(sums, found)
+                sums = added(sums, found)
         self.replicas.gather()
         return sums
-
-
-class Together:
-    """On many processes, each with all weights: DistributedDataParallel, whose sums overlap the backward pass."""
-
-    def __init__(self, task: nn.Module) -> None:
-        self.task = task
-        self.model = DistributedDataParallel(task, gradient_as_bucket_view=True)
-        self.model.register_comm_hook(None, _summed)
-
-    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
-        *before, last = parts
-        sums: Metrics = {}
-        with self.model.no_sync():
-            for batch in before:
-                sums = _added(sums, backward(self.model, self.task, batch))
-        return _everywhere(_added(sums, backward(self.model, self.task, last)))
-
-
-class Sharded:
-    """On many processes, of which each has a part of the weights (fully_shard): gathered for each block, and gradients
-    divided again."""
-
-    def __init__(self, task: nn.Module) -> None:
-        self.task: Any = task
-        for part in task.modules():
-            if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # its mean would count processes, not images
-                part.set_force_sum_reduction_for_comms(True)
-
-    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
-        sums: Metrics = {}
-        *before, last = parts
-        for batch in (*before, last):
-            self.task.set_requires_gradient_sync(batch is last)
-            sums = _added(sums, backward(self.task, self.task, batch))
-        return _everywhere(sums)
-
-
-def shard(task: nn.Module, size: int, world: int) -> None:
-    """Divides weights, gradients and optimiser state of each block, and of what is beside them, among `size` processes;
-    world / size groups of these have copies. ValueError where the groups do not come out even."""
-    if world % size:
-        raise ValueError(f"{world} processes cannot be groups of {size}; give --shard a number that divides them.")
-    kind, groups = next(task.parameters()).device.type, world // size
-    shape, names = ((groups, size), ("copies", "parts")) if groups > 1 else ((size,), ("parts",))
-    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
-    for part in list(task.modules()):
-        if isinstance(part, vit.Block | resnet.Bottleneck):
-            fully_shard(part, mesh=mesh)
-    fully_shard(task, mesh=mesh)
 
 
 class Exact:
@@ -174,17 +112,6 @@ def _whole(numbers: Tensor) -> Tensor:
     return (numbers.double() * GRID).round().long()
 
 
-def _everywhere(sums: Metrics) -> Metrics:
-    numbers = torch.stack(list(sums.values()))
-    dist.all_reduce(numbers)
-    return dict(zip(sums, numbers.unbind(), strict=True))
-
-
-def _added(sums: Metrics, more: Metrics) -> Metrics:
+def added(sums: Metrics, more: Metrics) -> Metrics:
+    """The sums of metrics, by name."""
     return {name: sums[name] + value if name in sums else value for name, value in more.items()}
-
-
-def _summed(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """DistributedDataParallel's mean would count processes, not images."""
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])

@@ -32,6 +32,14 @@ def unchecked(monkeypatch):
 
 
 @pytest.fixture
+def here(tmp_path):
+    """Photographs and a recipe, for runs on many processes."""
+    from processes import place
+
+    return place(tmp_path)
+
+
+@pytest.fixture
 def quick(monkeypatch):
     """Evaluation on the first 100 images: what is evaluated is not what is tested here."""
     from vitrail import train

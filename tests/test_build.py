@@ -134,3 +134,30 @@ def test_clip_is_by_the_global_norm():
 def test_settings_that_cannot_be_are_refused(unchecked, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Config(**settings)
+
+
+@pytest.mark.parametrize("most", [None, 0.1, 100.0])
+def test_the_exact_norm_is_torchs_in_any_order(most):
+    numbers = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3e-3
+    norms, scaled = [], []
+    for sizes in ([1000], [1, 999], [500, 13, 487], [0, 1000]):
+        pieces = [nn.Parameter(torch.zeros(size)) for size in sizes]
+        for piece, gradient in zip(pieces, numbers.split(sizes), strict=True):
+            piece.grad = gradient.clone()
+        norms.append(clip(pieces, most, exact=True))
+        scaled.append(torch.cat([piece.grad for piece in pieces]))
+        assert torch.equal(norms[-1], norms[0])
+        assert torch.equal(scaled[-1], scaled[0])
+    whole = nn.Parameter(torch.zeros(1000))
+    whole.grad = numbers.clone()
+    torch.testing.assert_close(norms[0], clip([whole], most), rtol=3e-7, atol=0)
+    torch.testing.assert_close(scaled[0], whole.grad, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_exact_norm_of_what_is_not_finite_is_not_finite(bad):
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([1.0, bad, 2.0])
+    assert not clip([parameter], 1.0, exact=True).isfinite()
+    parameter.grad = torch.zeros(3)
+    assert clip([parameter], 1.0, exact=True) == 0

@@ -1,104 +1,35 @@
 """One run on many processes: the same batches and losses, with --exact the same bits, through kills and stops."""
 
-import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import photos
+from processes import (
+    HERE,
+    ROOT,
+    alone,
+    bits,
+    cut_back,
+    evaluations,
+    free_port,
+    losses,
+    started,
+    trained,
+    wait_for,
+    workers,
+)
 from safetensors.torch import load_file
 from test_loader import Numbered, made
 
-from vitrail.batch import Batch
 from vitrail.data.images.augment import Augment
 from vitrail.runtime.distributed import ALONE
-from vitrail.runtime.gradients import Alone, Exact
-from vitrail.train import backward
-
-ROOT = Path(__file__).resolve().parent.parent
-HERE = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-RECIPE = """
-from vitrail.data.images.augment import Augment
-from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.data.sources.open import Data
-from vitrail.models import vit
-from vitrail.optim import build as optim
-from vitrail.optim.schedule import Schedule
-from vitrail.run import Run
-
-def tiny(data):
-    model = vit.Config((16, 16), (8, 8), 3, 16, 2, 2, 32, 10, dropout=0.1, drop_path=0.1)
-    augment = Augment("shift", shift=1, mixup=0.2)
-    how = optim.Config("muon", lr=3e-3, weight_decay=0.05, clip=1.0, schedule=Schedule("cosine", warmup="25%"))
-    return Run("tiny", model, Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3), Data(data), augment, optim=how, batch=20,
-               ema=0.9, duration="12 steps", log_every=1, checkpoint_every="3 steps", evaluate_every="6 steps")
-"""
-
-
-@pytest.fixture
-def here(tmp_path):
-    photos(tmp_path / "photos", ("ash", "beech", "elm"), count=10)
-    (tmp_path / "r.py").write_text(RECIPE)
-    return tmp_path
-
-
-def started(here, world, out, *more, restarts=0, **environment):
-    """torchrun, with so many processes of `vitrail train`."""
-    words = ["-m", "vitrail", "train", "r.py:tiny", "--data", "photos", "--out", out, *more]
-    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", f"--max-restarts={restarts}"]
-    root = str(Path(__file__).resolve().parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore", **environment}
-    return subprocess.Popen(
-        [sys.executable, *run, *words], cwd=here, env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-
-def trained(here, world, out, *more, **how):
-    """What it said, once it has ended well."""
-    with started(here, world, out, *more, **how) as process:
-        said = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, said
-    return said
-
-
-def alone(here, out, *more):
-    words = ["train", "r.py:tiny", "--data", "photos", "--out", out, *more]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    subprocess.run(
-        [sys.executable, "-m", "vitrail", *words], cwd=here, env=environment, check=True, capture_output=True
-    )
-
-
-def bits(here, out, step=12):
-    return sha256((here / out / "checkpoints" / f"step-{step}" / "tensors.safetensors").read_bytes()).hexdigest()
-
-
-def cut_back(run):
-    """As if it had been stopped after step 6."""
-    for name in ("checkpoints/step-9", "checkpoints/step-12", "model"):
-        shutil.rmtree(run / name)
-
-
-def losses(here, out):
-    lines = map(json.loads, (here / out / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
-
-
-def evaluations(here, out):
-    lines = map(json.loads, (here / out / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "evaluation" in line]
 
 
 @pytest.mark.parametrize(("batch", "size", "world"), [(20, 20, 3), (20, 3, 2), (7, 7, 3), (64, 10, 5), (6, 6, 3)])
@@ -126,54 +57,6 @@ def test_a_batch_that_is_too_small_is_refused():
         made(Numbered(50), Augment(mixup=0.5), batch=4, share=(0, 3))
 
 
-class Small(torch.nn.Module):
-    def __init__(self, scale=1.0):
-        super().__init__()
-        self.model, self.scale = torch.nn.Linear(6, 3), scale
-        torch.nn.init.normal_(self.model.weight, generator=torch.Generator().manual_seed(0))
-        torch.nn.init.zeros_(self.model.bias)
-
-    def forward(self, batch):
-        loss = self.model(batch["x"]).square().sum(1).mean() * self.scale
-        return loss, {"loss": loss}
-
-
-def numbers(count=24):
-    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(1))
-    return Batch(x=x, keys=torch.arange(count))
-
-
-def gradient(how, batches):
-    found = how(batches, partial(backward, total=24, autocast=nullcontext()))
-    return found, [p.grad.clone() for p in how.replicas.modules[0].parameters()]
-
-
-def test_exact_sums_are_the_gradient_whatever_the_order_and_the_cores():
-    parts = numbers().split(5)
-    expected = gradient(Alone(Small(), 1), [numbers()])
-    first = None
-    for cores in (1, 2, 3):
-        for order in (parts, parts[::-1]):
-            metrics, grads = gradient(Exact(Small(), cores, 1, len(parts)), order)
-            torch.testing.assert_close(metrics["loss"], expected[0]["loss"])
-            torch.testing.assert_close(grads, expected[1])
-            first = first or (metrics, grads)
-            assert all(map(torch.equal, first[1], grads))
-            assert torch.equal(first[0]["loss"], metrics["loss"])
-
-
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e9])
-def test_exact_sums_that_do_not_fit_are_not_finite(scale):
-    metrics, grads = gradient(Exact(Small(scale), 2, 1, 5), numbers().split(5))
-    assert metrics["loss"].isnan()
-    assert all(grad.isnan().all() for grad in grads)
-
-
-def test_what_draws_in_order_cannot_be_exact():
-    with pytest.raises(ValueError, match=r"1 draws .*--exact"):
-        Exact(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)), 1, 1, 1)
-
-
 def test_alone_there_is_nobody_to_ask():
     assert (ALONE.first, ALONE.flags(True, False), ALONE.texts("a")) == (True, [True, False], ["a"])
     assert ALONE.rows(np.arange(3)).tolist() == [0, 1, 2]
@@ -189,16 +72,6 @@ def test_two_processes_train_as_one(here):
     assert (first["samples"], second) == (3, pytest.approx(first, abs=1e-5))
     assert (here / "two" / "report.html").is_file()
     assert (here / "two" / "model" / "model.safetensors").is_file()
-
-
-def test_exact_runs_are_the_same_bits_and_go_on_with_other_numbers_of_processes(here):
-    alone(here, "one", "--exact", "True")
-    assert "into three\n" in trained(here, 3, "three", "--exact", "True")
-    assert bits(here, "three") == bits(here, "one")
-    cut_back(here / "three")
-    assert "going on after step 6" in trained(here, 2, "three", "--exact", "True")
-    assert bits(here, "three") == bits(here, "one")
-    np.testing.assert_array_equal(losses(here, "three"), losses(here, "one"))
 
 
 PLAIN = ["--optim.weight-decay", "0", "--optim.clip", "None"]  # which would hide a gradient that is too large
@@ -220,30 +93,6 @@ def test_divided_weights_train_as_whole_ones(here, world, shard, name):
     cut_back(here / "many")
     trained(here, 2, "many", "--shard", str(shard), *more)  # written by others
     np.testing.assert_allclose(losses(here, "many"), losses(here, "one"), rtol=0, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("world", "name"), [(2, "adamw"), (4, "sgd"), (5, "muon")])
-def test_exact_runs_are_the_same_bits(here, world, name):
-    more = ["--exact", "True", "--optim.name", name, "--micro-batch", "4", *(PLAIN if name == "sgd" else [])]
-    alone(here, "one", *more)
-    trained(here, world, "many", *more)
-    assert bits(here, "many") == bits(here, "one")
-
-
-def wait_for(path, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert path.exists()
-
-
-def workers(here, out):
-    listed = subprocess.run(
-        ["pgrep", "-f", f"train r.py:tiny --data photos --out {out}"], capture_output=True, text=True
-    )
-    found = [int(number) for number in listed.stdout.split()]
-    return [n for n in found if "torch.distributed.run" not in Path(f"/proc/{n}/cmdline").read_text()]
 
 
 LONG = ("--duration", "3000 steps", "--exact", "True")
@@ -314,12 +163,6 @@ def launched(here, script, *words, **more):
     environment = HERE | {"PYTHON": sys.executable} | more
     command = ["sh", str(ROOT / "runs" / script), "train", "r.py:tiny", "--data", "photos", *words]
     return subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.slow

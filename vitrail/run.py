@@ -105,8 +105,6 @@ class Run:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be from 1 to the batch of {self.batch}.")
         if self.shard < 0:
             raise ValueError(f"shard is {self.shard}; it is a number of processes, or 0 for all.")
-        if self.exact and self.shard != 1:
-            raise ValueError("exact sums need all weights on each process; leave out shard, or exact.")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be 0 or more.")
         if not 0 <= self.seed < 2**64:

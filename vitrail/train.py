@@ -82,17 +82,18 @@ class Trainer:
             from vitrail.runtime.together import shard
 
             shard(self.task, size, ranks.world)
-        self.optimizer = optim.build(self.task, run.optim)
+        self.optimizer = optim.build(self.task, run.optim, run.exact)
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
         self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
         self.backward = partial(backward, total=run.batch, autocast=autocast(run.precision, self.device))
-        if ranks.world > 1 and not run.exact:
-            from vitrail.runtime.together import together  # which takes long to import
+        exact = run.exact * self.batches.count
+        if self.divided or (ranks.world > 1 and not exact):
+            from vitrail.runtime.together import together
 
-            self.gradient = together(self.task)
+            self.gradient = together(self.task, exact)
         else:
-            self.gradient = gradient(self.task, cores_for(run, self.task), ranks.world, run.exact * self.batches.count)
+            self.gradient = gradient(self.task, cores_for(run, self.task), ranks.world, exact)
 
     def fit(self) -> dict[str, float]:
         """Trains what is left, evaluates on the validation images, writes the model folder; returns the metrics.
@@ -103,10 +104,9 @@ class Trainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             how = self.run.tensorboard, not self.ranks.first
-            with Log(self.folder, self.total, self.done, *how) as log, stoppable() as stop:
+            with Log(self.folder, self.total, self.done, *how) as log, stoppable() as self.stop:
                 for note in self.notes if self.ranks.first else ():
                     log.note(self.done, note)
-                self.stop = stop
                 self._train(log)
                 return self._finish(log)
         except OSError as error:
@@ -240,7 +240,7 @@ class Trainer:
         optim.set_lr(self.optimizer, self.run.optim, factor)
         with self.ranks.meeting():
             metrics = self.gradient(parts, self.backward)
-        norm = optim.clip(self.task.parameters(), self.run.optim.clip)
+        norm = optim.clip(self.task.parameters(), self.run.optim.clip, self.run.exact)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:

@@ -16,7 +16,7 @@ fine-tuning (Table 4) is one line:
         optimizer.zero_grad()
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from vitrail.optim.muon import Muon
 from vitrail.optim.rules import Rule, groups, is_hidden_matrix, layer_decay
 from vitrail.optim.schedule import Schedule
-from vitrail.optim.shards import divided, whole
+from vitrail.optim.shards import added, divided, local, whole
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ class Joint(torch.optim.Optimizer):
         return loss
 
 
-def build(module: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimiser for all that is trainable in the module; freezes what the rules freeze.
+def build(module: nn.Module, config: Config, exact: bool = False) -> torch.optim.Optimizer:
+    """The optimiser for all that is trainable in the module; freezes what the rules freeze. exact: whether parameters
+    that are divided among processes must come out as whole ones do, bit for bit.
 
     Call it once the parameters are what will be trained: after loading, moving and sharding them.
 
@@ -126,9 +127,10 @@ def build(module: nn.Module, config: Config) -> torch.optim.Optimizer:
         group["lr"] = config.lr * group["lr_scale"]
     # One kernel for the whole update rather than ten a tensor; on two cores it takes a third of the time, too.
     every = [p for group in found for p in group["params"]]
-    # SGD's single kernel knows no parameters that are divided among processes.
-    fused = all(p.device.type in ("cpu", "cuda") and not divided(p) for p in every) or None
+    # But it rounds the last numbers of a tensor otherwise; and SGD's knows none that are divided among processes.
+    fused = (not exact and all(p.device.type in ("cpu", "cuda") for p in every)) or None
     if config.name == "sgd":
+        fused = None if any(map(divided, every)) else fused
         return torch.optim.SGD(found, lr=config.lr, momentum=config.momentum, fused=fused)
     parts: list[torch.optim.Optimizer] = []
     if config.name == "muon":
@@ -160,14 +162,33 @@ def set_lr(optimizer: torch.optim.Optimizer, config: Config, multiplier: float) 
         group["lr"] = config.lr * multiplier * group["lr_scale"]
 
 
-def clip(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+def clip(parameters: Iterable[Tensor], max_norm: float | None, exact: bool = False) -> Tensor:
     """Scales all gradients by one factor so that their common L2 norm is at most `max_norm`; None only measures.
 
-    The factor is torch's, min(1, max_norm / (norm + 1e-6)).
+    The factor is torch's, min(1, max_norm / (norm + 1e-6)). exact: whether the norm must not depend on the order of its
+    sum, or on how many processes the gradients are divided among.
     Call it after the gradients of all micro-batches are summed. Returns the norm before clipping, a
     scalar on the device (reading it waits for the device).
     A norm that is not finite is returned, not raised, and clipping by it spoils every gradient: watch it.
     """
+    if exact:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = _exact_norm(gradients)
+        if max_norm is not None:
+            factor = (max_norm / (norm + 1e-6)).clamp_max(1.0)
+            for gradient in gradients:
+                local(gradient).mul_(factor)
+        return norm
     if max_norm is not None:
         return whole(nn.utils.clip_grad_norm_(parameters, max_norm))
     return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+@torch.no_grad()
+def _exact_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm by squares as whole numbers, of which no sum rounds: parts of the largest, so that it fits 63 bits."""
+    parts = [part.double() if part.numel() else part.new_zeros(1).double() for part in map(local, gradients)]
+    largest = added([part.abs().max() for part in parts], gradients[0], "max")
+    grid = 2.0 ** (62 - sum(gradient.numel() for gradient in gradients).bit_length())
+    squares = [(part / largest.clamp_min(1e-300)).square().mul_(grid).round_().long().sum() for part in parts]
+    return (largest * (added(squares, gradients[0], "sum").double() / grid).sqrt()).to(gradients[0].dtype)

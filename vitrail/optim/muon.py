@@ -59,8 +59,8 @@ class Muon(torch.optim.Optimizer):
             size = max(1, TOGETHER // shape.numel())
             for some in (found[first : first + size] for first in range(0, len(found), size)):
                 made = orthogonal(torch.stack([update for _, update, _ in some]))
-                for (target, _, lr), direction in zip(some, made, strict=True):
-                    target.add_(direction, alpha=-0.2 * math.sqrt(max(shape)) * lr)
+                for (target, _, lr), direction in zip(some, made, strict=True):  # rounds as what `placed` adds does
+                    target.add_(direction.mul_(-0.2 * math.sqrt(max(shape)) * lr))
         for parameter, move in moves:
             parameter.add_(placed(move, parameter))
         return loss

@@ -1,12 +1,16 @@
 """Tensors that are divided among processes (torch's DTensor, after fully_shard), and whole ones.
 
 whole(parameter)                    # the same on every process; all of them must ask for it
+local(parameter)                    # this process's part, in the same memory
+added(counts, parameter)            # one number from all parts, of which a process has some
 placed(tensor, like=parameter)      # a whole tensor, of which each process keeps its part
 """
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +24,25 @@ def whole(tensor: Tensor) -> Tensor:
     """The tensor with all of its parts; itself where it is not divided."""
     parts: Any = tensor
     return parts.full_tensor() if divided(tensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, which may be empty; itself where it is not divided."""
+    parts: Any = tensor
+    return parts.to_local() if divided(tensor) else tensor
+
+
+def added(numbers: Sequence[Tensor], like: Tensor, how: Literal["sum", "max"]) -> Tensor:
+    """The sum, or the largest, of this process's scalars and those of the others among which `like` is divided."""
+    found = torch.stack(list(numbers))
+    found = found.sum() if how == "sum" else found.max()
+    if divided(like):
+        import torch.distributed as dist
+
+        parts: Any = like
+        group = parts.device_mesh.get_group(parts.device_mesh.ndim - 1)  # the dimension before it, if any, is of copies
+        dist.all_reduce(found, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX, group)
+    return found
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:

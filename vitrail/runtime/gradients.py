@@ -36,13 +36,21 @@ def gradient(task: nn.Module, cores: int, world: int, exact: int) -> Gradient:
     """How a task's is added up with so many cores: on one process, or, exactly, on `world` of them (else together.py).
     exact: the number of micro-batches of a step, where sums must not depend on their order; else 0."""
     if exact:
-        if (device := next(task.parameters()).device).type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        else:
-            torch.set_num_threads(1)  # each core has micro-batches of its own instead
-        return Exact(task, cores if device.type == "cpu" else 1, world, exact)
+        return Exact(task, cores if without_order(task) == "cpu" else 1, world, exact)
     return Alone(task, cores)
+
+
+def without_order(task: nn.Module) -> str:
+    """Lets operations give the same bits every time; returns the kind of device. ValueError where a part of the task
+    draws random numbers that depend on their order."""
+    if drawn := [name for name, part in task.named_modules() if isinstance(part, _DropoutNd) and part.p]:
+        raise ValueError(f"{drawn[0]} draws from torch's one stream of numbers, which --exact cannot divide.")
+    if (device := next(task.parameters()).device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_num_threads(1)  # each core has micro-batches of its own instead
+    return device.type
 
 
 class Alone:
@@ -61,12 +69,9 @@ class Alone:
 
 
 class Exact:
-    """The same bits on any number of processes and cores. count: micro-batches of a step. ValueError where a part of
-    the task draws random numbers that depend on their order."""
+    """The same bits on any number of processes and cores. count: micro-batches of a step."""
 
     def __init__(self, task: nn.Module, cores: int, world: int, count: int) -> None:
-        if drawn := [name for name, part in task.named_modules() if isinstance(part, _DropoutNd) and part.p]:
-            raise ValueError(f"{drawn[0]} draws from torch's one stream of numbers, which --exact cannot divide.")
         self.replicas, self.world, self.lock = Replicas(task, cores), world, threading.Lock()
         self.trained, self.most = _trained(task), LARGEST / count
         sizes, device = [p.numel() for p in self.trained], self.trained[0].device
@@ -79,13 +84,13 @@ class Exact:
         waiting, found = iter(parts), list[Metrics]()
         while pairs := list(zip(self.replicas.modules, waiting, strict=False)):
             found += self.replicas.cores.map(lambda pair: self._part(*pair, backward), pairs)
-        numbers = torch.stack([_whole(torch.stack(list(one.values()))) for one in found]).sum(0)
+        numbers = torch.stack([whole(torch.stack(list(one.values()))) for one in found]).sum(0)
         if self.world > 1:
             dist.all_reduce(self.sums)
             dist.all_reduce(numbers)
         spoilt = torch.where(self.sums[-1] > 0, torch.nan, 1.0)
-        for parameter, whole in zip(self.trained, self.views, strict=True):
-            parameter.grad = (whole.double() / GRID * spoilt).to(parameter.dtype).view_as(parameter)
+        for parameter, added_up in zip(self.trained, self.views, strict=True):
+            parameter.grad = (added_up.double() / GRID * spoilt).to(parameter.dtype).view_as(parameter)
         return dict(zip(found[0], (numbers.double() / GRID * spoilt).float().unbind(), strict=True))
 
     def _part(self, task: nn.Module, batch: Batch, backward: Backward) -> Metrics:
@@ -95,12 +100,12 @@ class Exact:
         there = [g for g in grads if g is not None]
         sizes = torch._foreach_norm(there, torch.inf)  # pyright: ignore[reportPrivateImportUsage]
         fits = bool((torch.stack([*sizes, *metrics.values()]).abs() < self.most).all())
-        wholes = [_whole(g).view(-1) if fits and g is not None else None for g in grads]
+        numbers = [whole(g).view(-1) if fits and g is not None else None for g in grads]
         with self.lock:
             self.sums[-1] += not fits
-            for view, whole in zip(self.views, wholes, strict=True):
-                if whole is not None:
-                    view.add_(whole)
+            for view, more in zip(self.views, numbers, strict=True):
+                if more is not None:
+                    view.add_(more)
         return metrics if fits else dict.fromkeys(metrics, torch.zeros_like(next(iter(metrics.values()))))
 
 
@@ -108,7 +113,8 @@ def _trained(task: nn.Module) -> list[nn.Parameter]:
     return [p for p in task.parameters() if p.requires_grad]
 
 
-def _whole(numbers: Tensor) -> Tensor:
+def whole(numbers: Tensor) -> Tensor:
+    """Numbers on the grid, int64."""
     return (numbers.double() * GRID).round().long()
 
 

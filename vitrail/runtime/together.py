@@ -1,10 +1,10 @@
 """The gradient of a step on many processes, by torch's own: DistributedDataParallel, and fully_shard (FSDP2, HSDP).
 
 shard(task, size=8, world=16)           # before the optimiser: two groups of eight have a copy each
-metrics = together(task)(parts, backward)
+metrics = together(task, exact=0)(parts, backward)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.batch import Batch
 from vitrail.models import resnet, vit
-from vitrail.runtime.gradients import Backward, Gradient, Metrics, added
+from vitrail.optim.shards import local
+from vitrail.runtime.gradients import GRID, LARGEST, Backward, Gradient, Metrics, added, whole, without_order
 
 
-def together(task: nn.Module) -> Gradient:
-    """How the gradient is added up of a task that is divided, or that each process has whole."""
+def together(task: nn.Module, exact: int) -> Gradient:
+    """How the gradient is added up of a task that is divided, or that each process has whole. exact: as for
+    gradients.gradient, of a task that is divided."""
+    if exact:
+        without_order(task)
+        return ExactSharded(task, exact)
     return Sharded(task) if isinstance(task, FSDPModule) else Together(task)
 
 
@@ -48,10 +54,9 @@ class Sharded:
 
     def __init__(self, task: nn.Module) -> None:
         self.task: Any = task
-        for part in task.modules():
-            if isinstance(part, FSDPModule):
-                part.set_gradient_divide_factor(1.0)  # its mean would count processes, not images
-                part.set_force_sum_reduction_for_comms(True)
+        for part in _parts(task):
+            part.set_gradient_divide_factor(1.0)  # its mean would count processes, not images
+            part.set_force_sum_reduction_for_comms(True)
 
     def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
         sums: Metrics = {}
@@ -60,6 +65,71 @@ class Sharded:
             self.task.set_requires_gradient_sync(batch is last)
             sums = added(sums, backward(self.task, self.task, batch))
         return _everywhere(sums)
+
+
+class ExactSharded(Sharded):
+    """Exact (gradients.py) of divided weights: each micro-batch's gradient is rounded, divided, and added to this
+    process's part of the sums. count: micro-batches of a step."""
+
+    def __init__(self, task: nn.Module, count: int) -> None:
+        super().__init__(task)
+        parameter: Any = next(task.parameters())
+        self.count, self.most, self.device, mesh = count, LARGEST / count, parameter.device, parameter.device_mesh
+        # Among how many processes the step is divided, and, of groups with copies, those that have the same part.
+        self.world, self.copies = mesh.size(), mesh.get_group(0) if mesh.ndim > 1 else None
+        self.first = mesh.ndim == 1 or mesh.get_local_rank(0) == 0
+        self.sums = [_Sums(self) for _ in _parts(task)]
+        for part, one in zip(_parts(task), self.sums, strict=True):
+            part.set_custom_reduce_scatter(one)
+
+    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
+        batches, found = list(parts), list[Metrics]()
+        for one in self.sums:
+            one.begin()
+        # All processes gather weights equally often: who has a micro-batch less repeats one that does not count.
+        for number in range(-(-self.count // self.world)):
+            self.counts = number < len(batches)
+            self.task.zero_grad()  # of the parts before, which are in the sums
+            metrics = backward(self.task, self.task, batches[min(number, len(batches) - 1)])
+            found += [metrics] if self.counts else []
+        numbers = torch.stack([torch.stack(list(one.values())) for one in found])
+        fits = (numbers.abs() < self.most).all()
+        spoilt = torch.stack([(~fits).long(), *(one.spoilt for one in self.sums)]).sum(0, keepdim=True)
+        sums = torch.cat([whole(numbers.where(fits, 0)).sum(0), spoilt])
+        dist.all_reduce(sums)
+        factor = torch.where(sums[-1] > 0, torch.nan, 1.0)
+        for parameter in self.task.parameters():
+            if parameter.grad is not None:
+                local(parameter.grad).mul_(factor)
+        return dict(zip(found[0], (sums[:-1].double() / GRID * factor).float().unbind(), strict=True))
+
+
+class _Sums(ReduceScatter):
+    """How the gradients of a part of the task are divided: added up as whole numbers, micro-batch after micro-batch."""
+
+    def __init__(self, step: ExactSharded) -> None:
+        self.step = step
+
+    def begin(self) -> None:
+        """Before the micro-batches of a step."""
+        self.sum: Tensor | int = 0
+        self.spoilt = torch.zeros((), dtype=torch.int64, device=self.step.device)
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> None:
+        step, fits = self.step, input_tensor.abs().max() < self.step.most
+        mine = whole(input_tensor.where(fits & step.counts, 0))
+        found = torch.empty_like(output_tensor, dtype=torch.int64)
+        dist.reduce_scatter_tensor(found, mine, group=group)
+        if step.copies:
+            dist.all_reduce(found, group=step.copies)
+        self.spoilt, self.sum = self.spoilt + (~fits & step.counts), self.sum + found
+        # torch adds the copies' up once more, which zeros do not change.
+        output_tensor.copy_(self.sum.double() / GRID if step.first else torch.zeros_like(output_tensor))
 
 
 def shard(task: nn.Module, size: int, world: int) -> None:
@@ -74,6 +144,10 @@ def shard(task: nn.Module, size: int, world: int) -> None:
         if isinstance(part, vit.Block | resnet.Bottleneck):
             fully_shard(part, mesh=mesh)
     fully_shard(task, mesh=mesh)
+
+
+def _parts(task: nn.Module) -> Iterator[FSDPModule]:
+    return (part for part in task.modules() if isinstance(part, FSDPModule))
 
 
 def _everywhere(sums: Metrics) -> Metrics:

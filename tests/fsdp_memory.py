@@ -10,15 +10,13 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.models import vit
 from vitrail.models.zoo import configure
 from vitrail.runtime.blocks import checkpoint_blocks
+from vitrail.runtime.together import grouped, shard
 from vitrail.tasks.classify import Classify
 
 # name: config, devices, images on each, whether in bf16; each with checkpointing and without
@@ -33,14 +31,12 @@ CASES = {f"{name}, again: {again}": (*shape, again) for name, shape in SHAPES.it
 
 def peak(config, devices, images, half, again):
     dist.init_process_group("fake", rank=0, world_size=devices, store=FakeStore())
-    mesh = init_device_mesh("cpu", (devices,))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    mesh = grouped("cpu", devices, devices)
     with FakeTensorMode(allow_non_fake_inputs=True):
         task = Classify(config.build("meta"), Preprocessing(config.image_size, (0.5,) * 3, (0.5,) * 3))
         if again:
             checkpoint_blocks(task)
-        for unit in (*(m for m in task.modules() if isinstance(m, vit.Block)), task):
-            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        shard(task, mesh, half)
         task.to_empty(device="cpu")
         optimizer = torch.optim.AdamW(task.parameters(), fused=True)
         pixels = torch.zeros(images, 3, *config.image_size, dtype=torch.uint8)

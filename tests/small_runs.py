@@ -42,7 +42,8 @@ def again(folder):
 def history(folder):
     """What was logged, without what depends on the clock."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k not in ("images_per_second", "data_wait")} for r in records]
+    measured = "images_per_second", "data_wait", "tflops", "memory_gib"
+    return [{k: v for k, v in r.items() if k not in measured} for r in records]
 
 
 def logged(folder, name):

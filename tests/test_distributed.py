@@ -191,3 +191,28 @@ def test_slurm_starts_one_torchrun_on_each_machine(here):
         said = process.communicate(timeout=240)[1]
     assert process.returncode == 0, said
     assert said.count("into two\n") == 1
+
+
+AS_ON_A_GPU = """
+import torch
+import torch.nn.functional as F
+from vitrail.runtime import together
+
+def in_fp32(z, shape, weight, bias, eps, norm=F.layer_norm):  # autocast does so there
+    return norm(z.float(), shape, weight.float(), bias.float(), eps)
+
+F.layer_norm, shard = in_fp32, together.shard
+together.shard = lambda task, mesh, half: shard(task, mesh, True)
+"""
+
+
+@pytest.mark.slow
+def test_blocks_are_gathered_in_half_precision(here):
+    more = ["--precision", "bf16", "--checkpointing", "True", "--optim.name", "sgd", *PLAIN]
+    alone(here, "one", *more)
+    (here / "r.py").write_text(AS_ON_A_GPU + (here / "r.py").read_text())
+    trained(here, 2, "many", "--shard", "0", *more)
+    np.testing.assert_allclose(losses(here, "many"), losses(here, "one"), rtol=0, atol=2e-3)
+    assert losses(here, "many") != losses(here, "one")
+    weights = load_file(here / "many" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from vitrail import log as logs
-from vitrail.log import Log, read_history
+from vitrail.log import Log, Watch, read_history
 from vitrail.progress import say, track
 
 METRICS = {"loss": 0.5, "lr": 1e-3}
@@ -255,3 +255,20 @@ def test_time_and_speed_are_of_all_steps_and_weighted_by_time(tmp_path):
     assert found.speed(100) == pytest.approx((60, 100, 7 / 60))
     assert history(tmp_path / "m.jsonl", {"step": 5, "images_per_second": 10}).speed(4) == pytest.approx((2, 10, 0))
     assert read_history(tmp_path / "no such file").speed(64) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("peak", [4e9, float("nan")])
+def test_how_well_devices_are_used_is_logged(tmp_path, clock, capsys, peak):
+    others = np.array([[0.5, 2.0]])  # another process waits half of the time, and has 2 GiB
+    watch = Watch(10_000_000, peak, lambda: 2**29, lambda mine: np.concatenate([mine, others]))
+    with Log(tmp_path, total=1, done=0, watch=watch) as log:
+        clock.now += 2
+        log.count(400, 0.2)
+        log.step(1, METRICS)
+    (record,) = records(tmp_path)
+    assert (record["tflops"], record.get("mfu")) == (0.002, 0.5 if peak == 4e9 else None)
+    assert record["ranks"] == {"data_wait": [0.1, 0.5], "memory_gib": [0.5, 2.0]}
+    assert (record["memory_gib"], record["data_wait"]) == (0.5, 0.5)
+    said = capsys.readouterr().err
+    assert ("50.0% MFU" if peak == 4e9 else "0.00 TFLOP/s") in said
+    assert "waiting for data 50.0% (rank 1)" in said

@@ -7,7 +7,7 @@ import pytest
 from command_line import TINY, photos, printed, refused, status
 
 from vitrail.cli import plan as command
-from vitrail.plan import KINDS
+from vitrail.runtime.devices import KINDS
 
 JFT = ["--images", 303_000_000, "--batch", 4096, "--image-size", 224]
 L16 = ["ViT-L/16", *JFT, "--duration", "7 epochs", "--kind", "h100"]

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,15 +37,36 @@ WAITING = 0.05  # fraction of the time; more of it is reported
 SLOW = "images come too slowly"
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What tells how well devices are used. flops: of an image's training; peak: FLOP/s of all devices, NaN where it is
+    not known; memory: bytes that this process had at most; rows: everybody's arrays, by rank."""
+
+    flops: int
+    peak: float
+    memory: Callable[[], int]
+    rows: Callable[[NDArray[Any]], NDArray[Any]]
+
+
 class Log:
     """Writes one JSON line per logged step and shows the progress: how far, how fast, how much time is left.
 
     folder: gets metrics.jsonl; on resume, lines of steps that will be run again are removed first. total, done: the
     steps of the run, and those already done. tensorboard: whether its files are written, too. quiet: whether another
-    process writes and speaks; this one only says what is wrong. ValueError where TensorBoard is not installed.
+    process writes and speaks; this one only says what is wrong. watch: what is logged besides. ValueError where
+    TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, total: int, done: int, tensorboard: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        total: int,
+        done: int,
+        tensorboard: bool = False,
+        quiet: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        self.watch, self.waits = watch, np.zeros(1)
         self.path, self.total, self.done, self.quiet = folder / "metrics.jsonl", total, done, quiet
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         kept = _truncate(self.path, done, quiet)
@@ -87,18 +108,34 @@ class Log:
         now = time.perf_counter()
         span = max(now - self.since, 1e-9)
         speed, waiting = images / span, waited / span
-        record = {**metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4)}
+        seen = self._seen(speed, waiting)
+        waiting = float(self.waits.max())
+        record = {**metrics, "images_per_second": round(speed, 1), "data_wait": round(waiting, 4), **seen}
         self.write({"step": step, **record})
         self._draw("training", step, record)
-        self._judge(step, span, waited)
+        self._judge(step, span, waiting * span)
         self.since = now
         loss, lr = metrics["loss"], metrics["lr"]
-        text = f"loss {loss:.3f}  lr {lr:.2e}  {speed:.0f} images/s  waiting for data {waiting:.1%}"
+        effort = f"{seen['mfu']:.1%} MFU  " if "mfu" in seen else f"{seen['tflops']:.2f} TFLOP/s  " if seen else ""
+        text = f"loss {loss:.3f}  lr {lr:.2e}  {speed:.0f} images/s  {effort}waiting for data {waiting:.1%}"
+        text += f" (rank {self.waits.argmax()})" if len(self.waits) > 1 and waiting > WAITING else ""
         self.progress.update(self.bar, completed=step, text=text)
         if not self.console.is_terminal and (now - self.spoke > QUIET_SECONDS or step == self.total):
             self.spoke = now
             left = (now - self.started) / max(step - self.done, 1) * (self.total - step)
             self.say(f"step {step}/{self.total}  {text}  left {timedelta(seconds=math.ceil(left))}")
+
+    def _seen(self, speed: float, waiting: float) -> dict[str, Any]:
+        """How much of the devices the training gets, and, of each process, its wait for images and its memory."""
+        self.waits = np.array([waiting])
+        if self.watch is None:
+            return {}
+        rows = self.watch.rows(np.array([[waiting, self.watch.memory() / 2**30]]))
+        self.waits, rate = rows[:, 0], speed * self.watch.flops
+        effort = {"mfu": round(rate / self.watch.peak, 4)} if math.isfinite(self.watch.peak) else {}
+        ranks = {"data_wait": rows[:, 0].round(4).tolist(), "memory_gib": rows[:, 1].round(3).tolist()}
+        own = {"memory_gib": ranks["memory_gib"][0]} | ({"ranks": ranks} if len(rows) > 1 else {})
+        return {"tflops": round(rate / 1e12, 4), **effort, **own}
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Logs the metrics of an evaluation after `step` steps, once: a resumed run may reach that step again."""
@@ -116,7 +153,7 @@ class Log:
 
     def _judge(self, step: int, span: float, waited: float) -> None:
         """Notes once, well after the start, that images come too slowly."""
-        if self.since - self.started < SETTLED_SECONDS:
+        if self.quiet or self.since - self.started < SETTLED_SECONDS:
             return
         self.judged, self.judged_wait = self.judged + span, self.judged_wait + waited
         if self.judged < JUDGED_SECONDS:

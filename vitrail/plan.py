@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from torch import nn
 from vitrail.models import cost, resnet, vit
 from vitrail.models.cost import TRAINING, activations, flops
 from vitrail.run import Run
+from vitrail.runtime.devices import Kind
 
 LONG, SHORT = 1800, 600  # seconds, from which on smaller images are suggested, and of what these would take
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -28,28 +29,11 @@ FITS = 0.9  # of a device's memory that a plan fills; libraries, workspaces and 
 FEW = 8  # images at once; a device with fewer has too little to do, so checkpointing or sharding is better
 
 
-class Kind(NamedTuple):
-    """A device. memory: GiB that torch finds. bf16, fp32: dense TFLOP/s at most; 0: no such units."""
-
-    memory: float
-    bf16: float
-    fp32: float
-
-
-# By NVIDIA's data sheets: SXM where there is a choice, without sparsity, fp32 without TF32.
-KINDS = {
-    "a100-40": Kind(39.4, 312, 19.5), "a100-80": Kind(79.1, 312, 19.5), "h100": Kind(79.1, 989, 67),
-    "h200": Kind(139.8, 989, 67), "b200": Kind(178.3, 2250, 75), "l4": Kind(22.0, 121, 30.3),
-    "t4": Kind(14.6, 0, 8.1), "rtx4090": Kind(23.5, 165, 82.6),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Layout:
     """How a run lies on its devices, and the bytes on each.
 
-    name: ddp has everything on each device. fsdp shards weights, gradients and averages: fully_shard of each block and
-        of the task, in half precision with MixedPrecisionPolicy(bfloat16, float32).
+    name: ddp has everything on each device. fsdp shards weights, gradients and averages, as together.shard does.
     images: that go through a device at once. parts: micro-batches, one after the other, whose gradients are added up.
     fixed: weights and averages. whole: unsharded, or copied in half precision, for a while. scattered: gradients of a
         block on their way to the others. first: what is in no block, while it is gathered, and a block. image:
@@ -111,11 +95,11 @@ def layouts(run: Run, devices: int, half: bool) -> list[Layout]:
                 sharded
             ):  # the root, a block and the next, and half of its gradients, as half of its activations are gone
                 unit = ranks * max(sizes, default=0)
-                whole = ranks * outer * width + unit * (2 * width + width // 2)
-            image = activations(seen, width, again, stream=width if sharded else full)
+                whole = ranks * outer * full + unit * (2 * width + width // 2) + 2 * half * sum(p.numel() for p in root)
+            image = activations(seen, width, again, stream=full)
             block = activations(seen, width) // max(1, len(blocks))
             parts, images = math.ceil(run.batch / at_once), math.ceil(at_once / devices)
-            first = ranks * outer * 2 * width + unit * width if sharded else 0
+            first = ranks * outer * 2 * full + unit * width if sharded else 0
             kept = (full * held * copies, full * held, whole, full * unit, first)
             found.append(Layout(name, again, images, parts, *kept, image, block))
     return found
@@ -142,7 +126,7 @@ def planned(
     is, or with a few images at once, else that with the most. ValueError where the precision's peak is not known.
     """
     half = run.precision in ("bf16", "fp8") or (run.precision == "auto" and kind.bf16 != 0)
-    peak = 1e12 * (0 if run.precision == "fp64" else kind.bf16 if half else kind.fp32)
+    peak = kind.peak(run.precision)
     if not (peak or measured):
         raise ValueError(f"these devices have no known speed in {run.precision}; plan with --precision fp32.")
     memory, size, steps = int(FITS * kind.memory * 2**30), run.preprocessing.image_size, run.steps("duration", images)

@@ -25,6 +25,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data
 from vitrail.data.sources.source import Source
 from vitrail.evaluate import Evaluator
+from vitrail.log import Watch
 from vitrail.models import resnet, vit
 from vitrail.models.cost import activations, parameters
 from vitrail.optim.build import Config as OptimConfig
@@ -32,6 +33,8 @@ from vitrail.optim.schedule import Duration, steps_of
 from vitrail.progress import few
 from vitrail.runtime import fp8
 from vitrail.runtime.blocks import Precision, checkpoint_blocks, compile_blocks
+from vitrail.runtime.devices import watch
+from vitrail.runtime.distributed import Ranks
 from vitrail.runtime.folders import claim
 from vitrail.runtime.threads import share_out
 from vitrail.tasks import ClassifyConfig, Task, TaskConfig
@@ -213,6 +216,11 @@ def cores_for(run: Run, task: Task) -> int:
         return share_out(-(-run.batch // part))
     fits = 1 + part * activations(run.model) // (4 * parameters(run.model))
     return share_out(min(part // 2, fits))
+
+
+def watched(run: Run, device: torch.device, ranks: Ranks) -> Watch:
+    """What tells the log how well a run uses its devices."""
+    return watch(run.model, run.preprocessing.image_size, run.precision, device, ranks)
 
 
 def versions() -> dict[str, str]:

@@ -33,9 +33,9 @@ from vitrail.optim import build as optim
 from vitrail.optim.ema import Ema, load
 from vitrail.optim.schedule import multiplier
 from vitrail.pipeline import Pipeline
-from vitrail.run import Run, build, cores_for
+from vitrail.run import Run, build, cores_for, watched
 from vitrail.runtime import fp8
-from vitrail.runtime.blocks import autocast, pick_device, uncompiled
+from vitrail.runtime.blocks import autocast, halved, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
@@ -60,8 +60,7 @@ class Trainer:
         self.train_source, self.val_source = splits.train, splits.val
         self.per_epoch = {"batch": run.batch, "examples": len(self.train_source)}
         self.total = run.steps("duration", len(self.train_source))
-        # What does not fit is refused now, not when it is due.
-        multiplier(run.optim.schedule, 0, self.total, **self.per_epoch)
+        multiplier(run.optim.schedule, 0, self.total, **self.per_epoch)  # what does not fit is refused now
         self.evaluate_every = run.steps("evaluate_every", len(self.train_source), self.total)
         self.save_every = run.steps("checkpoint_every", len(self.train_source), self.total)
         self.workers = workers_for(self.device, run.workers)
@@ -79,9 +78,10 @@ class Trainer:
         self.task = self._task(start=newest is None)
         self.divided = (size := min(run.shard or ranks.world, ranks.world)) > 1
         if self.divided:
-            from vitrail.runtime.together import shard
+            from vitrail.runtime.together import grouped, shard
 
-            shard(self.task, size, ranks.world)
+            half = self.late and not run.exact and run.precision != "fp8" and halved(run.precision, self.device)
+            shard(self.task, grouped(self.device.type, size, ranks.world), half)
         self.optimizer = optim.build(self.task, run.optim, run.exact)
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
@@ -103,7 +103,7 @@ class Trainer:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            how = self.run.tensorboard, not self.ranks.first
+            how = self.run.tensorboard, not self.ranks.first, watched(self.run, self.device, self.ranks)
             with Log(self.folder, self.total, self.done, *how) as log, stoppable() as self.stop:
                 for note in self.notes if self.ranks.first else ():
                     log.note(self.done, note)

@@ -53,8 +53,9 @@ class Plan(Command):
     def run(self, given: Given) -> None:
         import torch
 
-        from vitrail.plan import KINDS, here, planned
+        from vitrail.plan import here, planned
         from vitrail.runtime.blocks import pick_device
+        from vitrail.runtime.devices import KINDS
 
         if min(self.images, self.price, self.devices - 1) < 0 or not 0 < self.utilisation <= 1:
             raise ValueError("--devices is 1 or more, --images and --price 0 or more, --utilisation above 0, up to 1.")

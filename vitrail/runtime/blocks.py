@@ -57,11 +57,15 @@ def uncompiled() -> AbstractContextManager[object]:
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Matrix products in bf16 where `precision` says so (fp8: those that are not in 8 bits); auto does on a GPU that
     has it, and not on a CPU, where it may be ten times slower. ValueError where the device has none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=halved(precision, device))
+
+
+def halved(precision: Precision, device: torch.device) -> bool:
+    """Whether they are in bf16. ValueError as autocast."""
     able = device.type != "cuda" or torch.cuda.is_bf16_supported()
     if precision in ("bf16", "fp8") and not able:
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use --precision fp32.")
-    half = precision in ("bf16", "fp8") or (precision == "auto" and device.type == "cuda" and able)
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    return precision in ("bf16", "fp8") or (precision == "auto" and device.type == "cuda" and able)
 
 
 def pick_device(name: str) -> str:

@@ -1,6 +1,6 @@
 """The gradient of a step on many processes, by torch's own: DistributedDataParallel, and fully_shard (FSDP2, HSDP).
 
-shard(task, size=8, world=16)           # before the optimiser: two groups of eight have a copy each
+shard(task, grouped("cuda", size=8, world=16), half=True)   # before the optimiser: two groups of eight have a copy each
 metrics = together(task, exact=0)(parts, backward)
 """
 
@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -132,17 +132,24 @@ class _Sums(ReduceScatter):
         output_tensor.copy_(self.sum.double() / GRID if step.first else torch.zeros_like(output_tensor))
 
 
-def shard(task: nn.Module, size: int, world: int) -> None:
-    """Divides weights, gradients and optimiser state of each block, and of what is beside them, among `size` processes;
-    world / size groups of these have copies. ValueError where the groups do not come out even."""
+def grouped(kind: str, size: int, world: int) -> DeviceMesh:
+    """All processes, in world / size groups of `size`. kind: of their devices. ValueError where it does not come out
+    even."""
     if world % size:
         raise ValueError(f"{world} processes cannot be groups of {size}; give --shard a number that divides them.")
-    kind, groups = next(task.parameters()).device.type, world // size
-    shape, names = ((groups, size), ("copies", "parts")) if groups > 1 else ((size,), ("parts",))
-    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    shape, names = ((world // size, size), ("copies", "parts")) if world > size else ((size,), ("parts",))
+    return init_device_mesh(kind, shape, mesh_dim_names=names)
+
+
+def shard(task: nn.Module, mesh: DeviceMesh, half: bool) -> None:
+    """Divides weights, gradients and optimiser state of each block, and of what is beside them, among the processes of
+    a group. half: whether a ViT's blocks are gathered in bf16, in which autocast multiplies their weights anyway; their
+    inputs, and what is added to them, stay in fp32, as do the sums of gradients."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for part in list(task.modules()):
         if isinstance(part, vit.Block | resnet.Bottleneck):
-            fully_shard(part, mesh=mesh)
+            gathered = half and isinstance(part, vit.Block)  # a ResNet standardises its kernels, in fp32
+            fully_shard(part, mesh=mesh, mp_policy=policy if gathered else MixedPrecisionPolicy())
     fully_shard(task, mesh=mesh)
 
 

@@ -235,8 +235,8 @@ class Saved:
             reader = HuggingFaceStorageReader(str(self.path))
             metadata = reader.read_metadata()
             reader.set_up_storage_reader(metadata, is_coordinator=True)
-            parts: Mapping[str, Any] = metadata.state_dict_metadata
-            for name, found in parts.items():
+            kinds: Any = metadata.state_dict_metadata
+            for name, found in kinds.items():
                 if sum(prod(chunk.sizes) for chunk in found.chunks) != prod(found.size):
                     raise ValueError(f"a part of {name} is missing")
         return reader, metadata
@@ -267,9 +267,9 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, ema: 
     if saved.whole and not any(map(divided, live.values())):
         with saved.sound():  # no need to import what reads parts
             found = load_file(path / TENSORS)
-        _check(path, found, task)
+        check(path, found, task)
     else:
-        _check(path, saved.like, task)
+        check(path, saved.like, task)
         of = live | {name: trained.get(name.split("/")[1]) for name in saved.like if name.startswith("optimizer/")}
         owners = {name: of.get(name if name in of else name.partition("/")[2]) for name in saved.like}
         found = {name: empty(saved.like[name], owner) for name, owner in owners.items() if owner is not None}
@@ -309,7 +309,7 @@ def _named(task: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str,
     return [(name, p) for name, p in task.named_parameters() if id(p) in trained]
 
 
-def _check(path: Path, saved: Mapping[str, Tensor], task: nn.Module) -> None:
+def check(path: Path, saved: Mapping[str, Tensor], task: nn.Module) -> None:
     """ValueError where the checkpoint's parameters are not the task's, naming the first difference."""
     here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
     there = {name[5:]: tuple(tensor.shape) for name, tensor in saved.items() if name.startswith("task/")}

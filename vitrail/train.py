@@ -240,8 +240,8 @@ class Trainer:
         optim.set_lr(self.optimizer, self.run.optim, factor)
         with self.ranks.meeting():
             metrics = self.gradient(parts, self.backward)
-        norm = optim.clip(self.task.parameters(), self.run.optim.clip)
-        self.optimizer.step()
+            norm = optim.clip(self.task.parameters(), self.run.optim.clip)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(step)

@@ -220,10 +220,8 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before_and_the_run_goes_on_fr
     assert names(tmp_path / "cut" / "checkpoints") == ["step-4", "step-5"]
 
 
-@pytest.fixture
-def path(tmp_path):
+def as_two(tensors, folder):
     """A checkpoint as two processes write it."""
-    folder, tensors = tmp_path / "step-2", checkpoint.tensors(*updated(*made()))
     folder.mkdir()
     for number in (0, 1):
         found, offsets = {}, {}
@@ -236,6 +234,11 @@ def path(tmp_path):
         save_file(found, folder / f"shard-{number + 1}.safetensors", {"DCP_SHARDING_INFO": json.dumps(offsets)})
     state(folder)
     return folder
+
+
+@pytest.fixture
+def path(tmp_path):
+    return as_two(checkpoint.tensors(*updated(*made())), tmp_path / "step-2")
 
 
 def state(folder):

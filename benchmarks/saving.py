@@ -1,0 +1,128 @@
+"""By how much checkpoints delay the steps of a run: S/16 with AdamW and an average, saved every 50 steps or never.
+
+    python -m benchmarks.saving --json saving.json
+    python -m benchmarks.saving --rounds 1 --steps 10 --side 64 --batch 4      whether it works
+
+One process, which writes one file, and two that have half of the weights each (--shard 0), which write one each. In a
+process, stretches of so many steps take turns: one begins with a save, which goes on while it trains and must be done
+when it ends, the next has none. Figures are medians over the rounds; a delay is taken within a round.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import command
+from benchmarks.machine import usable_cores
+from benchmarks.pool import environment, program
+from benchmarks.rounds import Record, new, report, seconds, spread, values
+
+AIM = "Aim: a save every 50 steps delays them by at most 2 %."
+
+
+def worker(steps: int, rounds: int, side: int, batch: int) -> None:
+    """Of one of the processes; the first one prints a JSON list of [seconds with a save, without, of the call]."""
+    import torch
+
+    from vitrail import checkpoint
+    from vitrail.batch import Batch
+    from vitrail.data.images.preprocessing import Preprocessing
+    from vitrail.models.zoo import configure, override
+    from vitrail.optim import build as optim
+    from vitrail.optim.ema import Ema
+    from vitrail.runtime.distributed import join, leave
+    from vitrail.runtime.gradients import gradient
+    from vitrail.tasks import Classify, ClassifyConfig
+    from vitrail.train import backward
+
+    ranks = join()
+    torch.set_num_threads(max(1, usable_cores() // ranks.world))
+    config = override(configure("ViT-S/16"), "ViT-S/16", {"image_size": (side, side)})
+    task: Any = Classify(config.build(), Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3), ClassifyConfig())
+    task.init_weights(0)
+    how = gradient(task, 1, 1, 0)
+    if ranks.world > 1:
+        from vitrail.runtime.together import shard, together
+
+        shard(task, ranks.world, ranks.world)
+        how = together(task)
+    optimizer, ema = optim.build(task, optim.Config("adamw", lr=1e-4)), Ema(task, 0.9999)
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+    inputs = Batch(images=images, targets=torch.zeros(batch, dtype=torch.long), keys=torch.arange(batch))
+    total = batch * ranks.world
+    take = partial(backward, total=total, autocast=nullcontext())
+
+    def stretch() -> None:
+        for step in range(steps):
+            how([inputs], take)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(step)
+
+    for _ in range(2):
+        how([inputs], take)
+    times: dict[str, list[float]] = {"saving": [], "never": [], "call": []}
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(ranks.texts(own)[0])
+        with checkpoint.Writer(folder, 1, ranks, ranks.world > 1) as writer:
+            for number in range(1, rounds + 1):
+                for name in ("saving", "never")[:: 1 if number % 2 else -1]:
+                    ranks.flags(False)
+                    started = time.perf_counter()
+                    if name == "saving":
+                        writer.save(number, checkpoint.tensors(task, optimizer, ema))
+                        times["call"].append(time.perf_counter() - started)
+                    stretch()
+                    writer.wait()
+                    times[name].append(time.perf_counter() - started)
+        ranks.flags(False)
+    if ranks.first:
+        print(json.dumps(times), flush=True)
+    leave(0)
+
+
+def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
+    """One process, then two."""
+    inside = [options.steps, options.rounds, options.side, options.batch]
+    start = f"from benchmarks.saving import worker; worker(*{inside})"
+    for world in (1, 2):
+        record = new(f"S/16 at {options.side}, {world} x {options.batch} images", "saving")
+        records.append(record)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "--no-python"]
+        found = program([*torchrun, sys.executable, "-c", start], options.timeout, environment({}))
+        for name in ("saving", "never"):
+            record["libraries"][name] = {"seconds": found[name]}
+        record["libraries"]["saving"]["call"] = found["call"]
+        yield
+
+
+def text(records: list[Record]) -> str:
+    """The table, and the delay of each case."""
+    parts = [report(records, {"seconds": seconds})]
+    for record in records:
+        with_it, without = (values(record, name) for name in ("saving", "never"))
+        delays = [100 * (a / b - 1) for a, b in zip(with_it, without, strict=True)]
+        calls = values(record, "saving", "call")
+        parts.append(f"{record['case']}: delayed by {spread(delays, '.2f')} %, {spread(calls, '.3f')} s in the call.")
+    return "\n\n".join([*parts, AIM])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: benchmarks/command.py."""
+    parser = command.parser("saving", __doc__)
+    for name, default in (("steps", 50), ("side", 224), ("batch", 8)):
+        parser.add_argument(f"--{name}", type=command.positive, default=default)
+    return command.run("saving", parser.parse_args(arguments), measure, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

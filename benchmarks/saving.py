@@ -1,7 +1,6 @@
 """By how much checkpoints delay the steps of a run: S/16 with AdamW and an average, saved every 50 steps or never.
 
     python -m benchmarks.saving --json saving.json
-    python -m benchmarks.saving --rounds 1 --steps 10 --side 64 --batch 4      whether it works
 
 One process, which writes one file, and two that have half of the weights each (--shard 0), which write one each. In a
 process, stretches of so many steps take turns: one begins with a save, which goes on while it trains and must be done
@@ -58,8 +57,7 @@ def worker(steps: int, rounds: int, side: int, batch: int) -> None:
     optimizer, ema = optim.build(task, optim.Config("adamw", lr=1e-4)), Ema(task, 0.9999)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     inputs = Batch(images=images, targets=torch.zeros(batch, dtype=torch.long), keys=torch.arange(batch))
-    total = batch * ranks.world
-    take = partial(backward, total=total, autocast=nullcontext())
+    take = partial(backward, total=batch * ranks.world, autocast=nullcontext())
 
     def stretch() -> None:
         for step in range(steps):
@@ -68,8 +66,7 @@ def worker(steps: int, rounds: int, side: int, batch: int) -> None:
             optimizer.zero_grad(set_to_none=True)
             ema.update(step)
 
-    for _ in range(2):
-        how([inputs], take)
+    how([inputs], take)
     times: dict[str, list[float]] = {"saving": [], "never": [], "call": []}
     with tempfile.TemporaryDirectory() as own:
         folder = Path(ranks.texts(own)[0])
@@ -95,13 +92,11 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
     inside = [options.steps, options.rounds, options.side, options.batch]
     start = f"from benchmarks.saving import worker; worker(*{inside})"
     for world in (1, 2):
-        record = new(f"S/16 at {options.side}, {world} x {options.batch} images", "saving")
-        records.append(record)
+        records.append(record := new(f"S/16 at {options.side}, {world} x {options.batch} images", "saving"))
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "--no-python"]
         found = program([*torchrun, sys.executable, "-c", start], options.timeout, environment({}))
-        for name in ("saving", "never"):
-            record["libraries"][name] = {"seconds": found[name]}
-        record["libraries"]["saving"]["call"] = found["call"]
+        saving = {"seconds": found["saving"], "call": found["call"]}
+        record["libraries"] |= {"saving": saving, "never": {"seconds": found["never"]}}
         yield
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from vitrail.optim.ema import Ema
 from vitrail.optim.shards import divided, empty, mine, placed
-from vitrail.runtime.distributed import ALONE, PATIENCE, Gone, Ranks
+from vitrail.runtime.distributed import ALONE, PATIENCE, Ranks
 
 TENSORS = "tensors.safetensors"
 BROKEN = (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
@@ -88,7 +88,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int, bes
 
     ValueError where the disk refuses it; the earlier checkpoints are then untouched.
     """
-    with _written(folder, step) as partial:
+    with _written(folder, step, clears=True) as partial:
         _tidy(folder)
         partial.mkdir(parents=True)
         save_file(dict(tensors), partial / TENSORS)
@@ -100,20 +100,14 @@ def _write_parts(
     folder: Path, step: int, tensors: Mapping[str, Tensor], ranks: Ranks, keep: int, best: int | None
 ) -> None:
     """Writes this process's part of a checkpoint; the first one commits it when all are done. All raise what one meets,
-    and Gone where one is not there any more: what it should have written stays under the name of what is not whole."""
-    try:
-        with ranks.together(PATIENCE), _written(folder, step, clean=False) as partial:
-            files = _write_part(partial, tensors, ranks)
-        found = {name: size for text in ranks.texts(json.dumps(files)) for name, size in json.loads(text).items()}
-        with ranks.together(PATIENCE), _written(folder, step, clean=False):
-            if ranks.first:
-                _commit(folder, step, found, keep, best)
-    except Gone:
-        raise
-    except ValueError:
-        if ranks.first:  # the others have ended theirs
-            shutil.rmtree(_partial(folder, step), ignore_errors=True)
-        raise
+    and Gone where one is not there any more; what was written then stays under no checkpoint's name until the next run.
+    """
+    with ranks.together(PATIENCE), _written(folder, step) as partial:
+        files = _write_part(partial, tensors, ranks)
+    found = {name: size for text in ranks.texts(json.dumps(files)) for name, size in json.loads(text).items()}
+    with ranks.together(PATIENCE), _written(folder, step, clears=True):
+        if ranks.first:
+            _commit(folder, step, found, keep, best)
 
 
 def _write_part(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, int]:
@@ -141,13 +135,14 @@ def _partial(folder: Path, step: int) -> Path:
 
 
 @contextmanager
-def _written(folder: Path, step: int, clean: bool = True) -> Iterator[Path]:
-    """The folder to write into. ValueError where the disk refuses it. clean: whether it goes then."""
+def _written(folder: Path, step: int, clears: bool = False) -> Iterator[Path]:
+    """The folder to write into. ValueError where the disk refuses it. clears: whether the folder goes then."""
+    partial = _partial(folder, step)
     try:
-        yield _partial(folder, step)
+        yield partial
     except (OSError, SafetensorError) as error:
-        if clean:
-            shutil.rmtree(_partial(folder, step), ignore_errors=True)
+        if clears:
+            shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
             f"the checkpoint {folder / f'step-{step}'} could not be written ({error}); the earlier ones are intact, "
             f"make room and continue from them with `vitrail resume {folder.parent}`."

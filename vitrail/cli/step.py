@@ -49,7 +49,6 @@ def convert(step: Path, target: Path, to: str, how: Opening) -> tuple[list[str],
 
 def _write(step: Path, target: Path) -> tuple[list[str], int]:
     import torch
-    from torch import Tensor
 
     from vitrail import checkpoint
     from vitrail import run as runs
@@ -64,7 +63,7 @@ def _write(step: Path, target: Path) -> tuple[list[str], int]:
     which = "ema" if any(name.startswith("ema/") for name in saved.like) else "task"
     like = {name: saved.like[f"task/{name}"] for name in task.state_dict()}
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> torch.Tensor:
         with saved.sound():
             found = torch.empty_like(saved.like[f"{which}/{name}"], device="cpu")
         saved.read({f"{which}/{name}": found})

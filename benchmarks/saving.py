@@ -2,9 +2,9 @@
 
     python -m benchmarks.saving --json saving.json
 
-One process, which writes one file, and two that have half of the weights each (--shard 0), which write one each. In a
-process, stretches of so many steps take turns: one begins with a save, which goes on while it trains and must be done
-when it ends, the next has none. Figures are medians over the rounds; a delay is taken within a round.
+One process, which writes one file, and two that have half of the weights each (--shard 0), which write one each. A
+round is a run in which stretches of so many steps take turns: with a save at the beginning, which goes on while it
+trains and must be done when the stretch ends, without, without, with. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 from benchmarks import command
 from benchmarks.machine import usable_cores
 from benchmarks.pool import environment, program
-from benchmarks.rounds import Record, new, report, seconds, spread, values
+from benchmarks.rounds import Record, deadline, new, report, seconds, spread, take_turns, values
 
 AIM = "Aim: a save every 50 steps delays them by at most 2 %."
 
 
-def worker(steps: int, rounds: int, side: int, batch: int) -> None:
-    """Of one of the processes; the first one prints a JSON list of [seconds with a save, without, of the call]."""
+def worker(steps: int, side: int, batch: int) -> None:
+    """One of the processes; the first one prints the seconds of the stretches with a save, without, and of the call."""
     import torch
 
     from vitrail import checkpoint
@@ -67,20 +67,19 @@ def worker(steps: int, rounds: int, side: int, batch: int) -> None:
             ema.update(step)
 
     how([inputs], take)
-    times: dict[str, list[float]] = {"saving": [], "never": [], "call": []}
+    times = dict.fromkeys(("seconds", "never", "call"), 0.0)
     with tempfile.TemporaryDirectory() as own:
         folder = Path(ranks.texts(own)[0])
         with checkpoint.Writer(folder, 1, ranks, ranks.world > 1) as writer:
-            for number in range(1, rounds + 1):
-                for name in ("saving", "never")[:: 1 if number % 2 else -1]:
-                    ranks.flags(False)
-                    started = time.perf_counter()
-                    if name == "saving":
-                        writer.save(number, checkpoint.tensors(task, optimizer, ema))
-                        times["call"].append(time.perf_counter() - started)
-                    stretch()
-                    writer.wait()
-                    times[name].append(time.perf_counter() - started)
+            for number, name in enumerate(("seconds", "never", "never", "seconds"), 1):
+                ranks.flags(False)
+                started = time.perf_counter()
+                if name == "seconds":
+                    writer.save(number, checkpoint.tensors(task, optimizer, ema))
+                    times["call"] += (time.perf_counter() - started) / 2
+                stretch()
+                writer.wait()
+                times[name] += (time.perf_counter() - started) / 2
         ranks.flags(False)
     if ranks.first:
         print(json.dumps(times), flush=True)
@@ -89,24 +88,22 @@ def worker(steps: int, rounds: int, side: int, batch: int) -> None:
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
     """One process, then two."""
-    inside = [options.steps, options.rounds, options.side, options.batch]
-    start = f"from benchmarks.saving import worker; worker(*{inside})"
+    start = f"from benchmarks.saving import worker; worker({options.steps}, {options.side}, {options.batch})"
     for world in (1, 2):
         records.append(record := new(f"S/16 at {options.side}, {world} x {options.batch} images", "saving"))
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "--no-python"]
-        found = program([*torchrun, sys.executable, "-c", start], options.timeout, environment({}))
-        saving = {"seconds": found["saving"], "call": found["call"]}
-        record["libraries"] |= {"saving": saving, "never": {"seconds": found["never"]}}
+        words = [*torchrun, sys.executable, "-c", start]
+        turn = partial(program, words, options.timeout, environment({}))
+        take_turns(record, {"saving": turn}, options.rounds, deadline(options.until, 2 - len(records) + 1))
         yield
 
 
 def text(records: list[Record]) -> str:
     """The table, and the delay of each case."""
-    parts = [report(records, {"seconds": seconds})]
+    parts = [report(records, {"seconds with a save": seconds})]
     for record in records:
-        with_it, without = (values(record, name) for name in ("saving", "never"))
-        delays = [100 * (a / b - 1) for a, b in zip(with_it, without, strict=True)]
-        calls = values(record, "saving", "call")
+        saving, never, calls = (values(record, "saving", key) for key in ("seconds", "never", "call"))
+        delays = [100 * (a / b - 1) for a, b in zip(saving, never, strict=True)]
         parts.append(f"{record['case']}: delayed by {spread(delays, '.2f')} %, {spread(calls, '.3f')} s in the call.")
     return "\n\n".join([*parts, AIM])
 

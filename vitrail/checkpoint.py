@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from vitrail.optim.ema import Ema
 from vitrail.optim.shards import divided, empty, mine, placed
-from vitrail.runtime.distributed import ALONE, PATIENCE, Ranks
+from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Ranks
 
 TENSORS = "tensors.safetensors"
 BROKEN = (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, AssertionError)
@@ -57,6 +57,8 @@ class Writer:
     def __enter__(self) -> "Writer":
         if self.ranks.first:
             _tidy(self.folder)
+        if self.parts:
+            self.ranks.flags(False, patience=LONG)  # nobody writes before that
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""What a run on three processes says and loses when something goes wrong: `python tests/drill.py` prints a line for each.
+"""What a run on three processes says and loses when something goes wrong: `python tests/drill.py` prints a table.
 
 | fault | said by | seconds | what | lost |: who said it, how long after the fault all processes had ended, the first
 sentence, and the steps between the newest checkpoint at the fault and the one after it, which must not be fewer. Then
@@ -9,14 +9,16 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from processes import free_port, place, started, workers
+from processes import HERE, free_port, place, started, workers
 
 STEPS, PATIENCE = 400, 5
 MORE = ["--duration", f"{STEPS} steps", "--exact", "True", "--checkpoint-every", "5 steps"]
@@ -46,53 +48,48 @@ def ranks(here: Path, out: str) -> dict[int, int]:
     return found
 
 
-def hurt(name: str, here: Path, hit: Callable[[Path, dict[int, int]], None], mend: Callable[[], None] | None) -> None:
+def hurt(name: str, here: Path, hit: Callable[[Path, dict[int, int]], None], *more: str) -> None:
     """A fault in the middle of a run, and the same command again."""
     run = here / "many"
     shutil.rmtree(run, ignore_errors=True)
-    with started(here, 3, "many", *MORE, VITRAIL_PATIENCE=str(PATIENCE)) as process:
+    with started(here, 3, "many", *MORE, *more, VITRAIL_PATIENCE=str(PATIENCE)) as process:
         while saved(run) < 20 and process.poll() is None:
             time.sleep(0.02)
         before, began, found = saved(run), time.monotonic(), ranks(here, "many")
         hit(run, found)
-        text, took = "", 0.0
-        try:
-            while any(Path(f"/proc/{pid}").exists() and stopped(pid) != "T" for pid in found.values()):
-                time.sleep(0.1)
-                if time.monotonic() - began > 120:
-                    break
-            took = time.monotonic() - began
-            for pid in found.values():
-                if Path(f"/proc/{pid}").exists():
-                    os.kill(pid, signal.SIGKILL)
-            text = process.communicate(timeout=120)[1]
-        finally:
-            process.kill()
+        while any(state(pid) not in "TZ-" for pid in found.values()) and time.monotonic() - began < 120:
+            time.sleep(0.1)
+        took = time.monotonic() - began
+        for pid in found.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        text = process.communicate(timeout=120)[1]
     after = saved(run)
-    if mend:
-        mend()
-    again = started(here, 3, "many", *MORE)
+    again = started(here, 3, "many", *MORE, *more)
     ended = again.communicate(timeout=300)[1]
     line(name, *said(text), took, f"{max(0, before - after)} of {before} saved steps", again.returncode, ended)
 
 
-def stopped(pid: int) -> str:
-    """The state of a process, T where it is stopped."""
+def state(pid: int) -> str:
+    """The state of a process: T where it is stopped, - where it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return "gone"
+        return "-"
 
 
-def refused(name: str, here: Path, recipe: str, *more: str, world: int = 3, **environment: str) -> None:
-    """A fault before the first step."""
-    (here / "r.py").write_text(ORIGINAL + recipe)
+def refused(name: str, here: Path, recipe: str, *more: str) -> None:
+    """A fault before the first step. recipe: what rank 1 does besides."""
+    original = (here / "r.py").read_text()
+    (here / "r.py").write_text(original + (ON_ONE + recipe if recipe else ""))
     shutil.rmtree(here / "new", ignore_errors=True)
     began = time.monotonic()
-    with started(here, world, "new", *MORE, *more, VITRAIL_PATIENCE=str(PATIENCE), **environment) as process:
+    with started(here, 3, "new", *MORE, *more, VITRAIL_PATIENCE=str(PATIENCE)) as process:
         text = process.communicate(timeout=300)[1]
-    (here / "r.py").write_text(ORIGINAL)
-    trace = "Traceback" in re.sub(r"(?s)torch.distributed.elastic.*", "", text.replace("Traceback (most recent call last):\n  File \"<frozen", ""))
+    (here / "r.py").write_text(original)
+    trace = "Traceback" in re.sub(
+        r"(?s)torch.distributed.elastic.*", "", text.replace('Traceback (most recent call last):\n  File "<frozen', "")
+    )
     line(name, *said(text), time.monotonic() - began, "nothing was begun" if not trace else "a traceback", None, "")
 
 
@@ -112,54 +109,58 @@ def while_saving(run: Path, found: dict[int, int]) -> None:
     os.kill(found[0], signal.SIGTERM)
 
 
+def full_disk(here: Path) -> None:
+    """The disk becomes full, and has room again."""
+    place, mount = here / "full", ["mount", "-o"]
+    place.mkdir()
+    subprocess.run([*mount, "size=400k", "-t", "tmpfs", "tmpfs", str(place)], check=True)
+    began = time.monotonic()
+    with started(here, 3, "full/run", *MORE) as process:
+        text = process.communicate(timeout=300)[1]
+    took, before = time.monotonic() - began, saved(place / "run")
+    subprocess.run([*mount, "remount,size=100m", str(place)], check=True)
+    again = started(here, 3, "full/run", *MORE)
+    ended = again.communicate(timeout=300)[1]
+    line("the disk is full", *said(text), took, f"0 of {before} saved steps", again.returncode, ended)
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def without_others(name: str, here: Path, port: int) -> None:
+    """The first of two processes, whose other does not come."""
+    there = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "vitrail", "train", "r.py:tiny", "--data", "photos", "--out", "new"]
+    began = time.monotonic()
+    ended = subprocess.run(
+        command, cwd=here, env=HERE | there | {"VITRAIL_PATIENCE": str(PATIENCE)}, capture_output=True, text=True
+    )
+    line(name, *said(ended.stderr), time.monotonic() - began, "nothing was begun", None, "")
+
+
 def main() -> None:
-    global ORIGINAL
     here = place(Path(tempfile.mkdtemp()))
-    ORIGINAL = (here / "r.py").read_text()
     print("| fault | said by ranks | seconds | what | lost |\n|---|---|---|---|---|")
-    hurt("rank 1 killed", here, at(1, signal.SIGKILL), None)
-    hurt("rank 0 killed", here, at(0, signal.SIGKILL), None)
-    hurt(f"rank 1 stopped (time-out {PATIENCE} s)", here, at(1, signal.SIGSTOP), None)
-    hurt("SIGTERM to rank 2", here, at(2, signal.SIGTERM), None)
-    hurt("SIGTERM to rank 0 while it saves", here, while_saving, None)
-    image, bad = here / "photos" / "ash" / "3.png", b"\x89PNG\r\n\x1a\nbroken"
-    good = image.read_bytes()
-    hurt("an image becomes unreadable", here, lambda *_: image.write_bytes(bad) and None, lambda: image.write_bytes(good) and None)
-    full = here / "full"
-    full.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(full)], check=False).returncode == 0:
-        began = time.monotonic()
-        with started(here, 3, "full/run", *MORE) as process:
-            text = process.communicate(timeout=300)[1]
-        before = saved(full / "run")
-        subprocess.run(["mount", "-o", "remount,size=100m", str(full)], check=True)
-        again = started(here, 3, "full/run", *MORE)
-        ended = again.communicate(timeout=300)[1]
-        line("the disk is full", *said(text), time.monotonic() - began, f"0 of {before} saved steps", again.returncode, ended)
-        subprocess.run(["umount", str(full)], check=True)
-    refused("rank 1 has another run", here, ON_ONE + "import dataclasses; old = tiny; tiny = lambda data: dataclasses.replace(old(data), seed=7)")
-    refused("rank 1 has another torch", here, ON_ONE + "import vitrail.run as v; kept = v.version; v.version = lambda n: '9.9' if n == 'torch' else kept(n)")
+    hurt("rank 1 killed", here, at(1, signal.SIGKILL))
+    hurt("rank 0 killed", here, at(0, signal.SIGKILL))
+    hurt(f"rank 1 stopped (time-out {PATIENCE} s)", here, at(1, signal.SIGSTOP))
+    hurt("SIGTERM to rank 2", here, at(2, signal.SIGTERM))
+    hurt("SIGTERM to rank 0 while it saves", here, while_saving)
+    hurt("SIGTERM to rank 0 while all save", here, while_saving, "--shard", "0")
+    full_disk(here)
+    change = "import dataclasses; was = tiny; tiny = lambda data: "
+    refused("rank 1 has another run", here, change + "dataclasses.replace(was(data), seed=7)")
+    version = "import vitrail.run as v; was = v.version; v.version = lambda n: '9.9' if n == 'torch' else was(n)"
+    refused("rank 1 has another torch", here, version)
     shutil.copytree(here / "photos", here / "others")
     (here / "others" / "ash" / "0.png").unlink()
-    refused("rank 1 sees other data", here, ON_ONE + "import dataclasses; old = tiny; tiny = lambda data: old('others')", )
-    refused("a batch of 20 for 21 processes" if False else "a batch of 2 for 3 processes", here, "", "--batch", "2")
+    refused("rank 1 sees other data", here, change + "was('others')")
+    refused("a batch of 2 for 3 processes", here, "", "--batch", "2")
     refused("CUDA is asked for", here, "", "--device", "cuda")
     refused("the loss is NaN", here, "", "--optim.lr", "1e30", "--optim.clip", "None")
-    port = str(free_port())
-    command = [sys.executable, "-m", "vitrail", "train", "r.py:tiny", "--data", "photos", "--out", "new"]
-    variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "VITRAIL_PATIENCE": "2"}
-    root = str(Path(__file__).resolve().parent.parent)
-    began = time.monotonic()
-    ended = subprocess.run(command, cwd=here, env={**os.environ, **variables, "PYTHONPATH": root}, capture_output=True, text=True, timeout=120)
-    line("the others never come", *said(ended.stderr), time.monotonic() - began, "nothing was begun", None, "")
-    import socket
-
+    without_others("the others never come", here, free_port())
     with socket.socket() as taken:
-        taken.bind(("localhost", int(port)))
+        taken.bind(("localhost", 0))
         taken.listen()
-        began = time.monotonic()
-        ended = subprocess.run(command, cwd=here, env={**os.environ, **variables, "PYTHONPATH": root}, capture_output=True, text=True, timeout=120)
-        line("the port is taken", *said(ended.stderr), time.monotonic() - began, "nothing was begun", None, "")
+        without_others("the port is taken", here, taken.getsockname()[1])
 
 
 if __name__ == "__main__":

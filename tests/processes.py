@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from command_line import photos
+from small_runs import saved
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
@@ -67,7 +68,11 @@ def alone(here, out, *more):
 
 
 def bits(here, out, step=12):
-    return sha256((here / out / "checkpoints" / f"step-{step}" / "tensors.safetensors").read_bytes()).hexdigest()
+    """One digest of all that a checkpoint holds."""
+    digest = sha256()
+    for name, tensor in sorted(saved(here / out / "checkpoints" / f"step-{step}").items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def cut_back(run):

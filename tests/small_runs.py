@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vitrail import checkpoint
 from vitrail import run as runs
 from vitrail.data.images.augment import Augment
 from vitrail.recipes.demo import demo
@@ -97,3 +98,11 @@ def crash_at(trainer, step):
     trainer._step = dies
     with pytest.raises(MemoryError):
         trainer.fit()
+
+
+def saved(path):
+    """All tensors of a checkpoint, whole, whoever wrote it."""
+    found = checkpoint.Saved(path)
+    tensors = {name: torch.empty_like(like, device="cpu") for name, like in found.like.items()}
+    found.read(tensors)
+    return tensors

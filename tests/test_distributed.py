@@ -26,6 +26,7 @@ from processes import (
     workers,
 )
 from safetensors.torch import load_file
+from small_runs import saved
 from test_loader import Numbered, made
 
 from vitrail.data.images.augment import Augment
@@ -84,7 +85,7 @@ def test_divided_weights_train_as_whole_ones(here, world, shard, name):
     alone(here, "one", *more)
     trained(here, world, "many", "--shard", str(shard), *more)
     np.testing.assert_allclose(losses(here, "many"), losses(here, "one"), rtol=0, atol=1e-6)
-    ours, theirs = (load_file(here / out / "checkpoints/step-12/tensors.safetensors") for out in ("many", "one"))
+    ours, theirs = (saved(here / out / "checkpoints" / "step-12") for out in ("many", "one"))
     assert ours.keys() == theirs.keys()
     for tensor in (tensor for tensor in ours if not tensor.startswith("optimizer")):  # a step is 1e-3 or more
         torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=1e-3, atol=3e-4)

@@ -84,7 +84,7 @@ class Trainer:
             shard(self.task, grouped(self.device.type, size, ranks.world), half)
         self.optimizer = optim.build(self.task, run.optim, run.exact)
         self.ema = Ema(self.task, run.ema) if run.ema else None
-        self.writer = checkpoint.Writer(folder / "checkpoints", run.keep)
+        self.writer = checkpoint.Writer(folder / "checkpoints", run.keep, ranks, self.divided)
         self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
         self.backward = partial(backward, total=run.batch, autocast=autocast(run.precision, self.device))
         exact = run.exact * self.batches.count
@@ -240,8 +240,8 @@ class Trainer:
         optim.set_lr(self.optimizer, self.run.optim, factor)
         with self.ranks.meeting():
             metrics = self.gradient(parts, self.backward)
-        norm = optim.clip(self.task.parameters(), self.run.optim.clip, self.run.exact)
-        self.optimizer.step()
+            norm = optim.clip(self.task.parameters(), self.run.optim.clip, self.run.exact)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(step)
@@ -266,9 +266,9 @@ class Trainer:
         return values
 
     def _save(self, log: Log) -> None:
-        tensors = checkpoint.tensors(self.task, self.optimizer, self.ema)
-        if self.ranks.first:
-            self.writer.save(self.done, tensors, self._best(log.evaluations))
+        self.writer.save(
+            self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), self._best(log.evaluations)
+        )
         self.saved = self.done
 
     def _best(self, evaluations: Mapping[int, Mapping[str, float]]) -> int | None:
@@ -281,7 +281,7 @@ class Trainer:
             return False
         with self._kept(log), self._judged() as task:
             self._judge(log, task)
-        return self.ranks.first and self._best(log.evaluations) == self.done
+        return self.ranks.flags(self.ranks.first and self._best(log.evaluations) == self.done)[0]
 
     def _finish(self, log: Log) -> dict[str, float]:
         """The model folder; returns what the last evaluation found. `results` and `notes` stay for the run's page."""

@@ -129,7 +129,8 @@ class Convert(Opening, Command):
     """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """A file or folder with weights of any of these formats, a run folder, or hf-hub:OWNER/NAME."""
+    """A file or folder with weights of any of these formats, a run folder, one of its checkpoints, or
+    hf-hub:OWNER/NAME."""
     target: Positional[Annotated[str, arg(metavar="TARGET")]]
     """The file or folder to write; it must not exist yet."""
     to: Literal["vitrail", "google", "timm", "huggingface", "torchvision"] = "vitrail"
@@ -138,12 +139,19 @@ class Convert(Opening, Command):
     def run(self, given: Given) -> None:
         from vitrail.weights.save import save
 
-        weights = self.weights(self.source)
-        lost = save(weights, Path(self.target), self.to)
-        left = [] if self.to == weights.format else sorted(weights.extra)
-        done = {"source": self.source, "from": weights.format, "target": self.target, "to": self.to}
-        done |= {"tensors": len(weights.tensors), "lost": lost, "left_out": left}
-        lines = [f"{self.target}: {len(weights.tensors)} tensors, from {weights.format} to {self.to}"]
+        target = Path(self.target)
+        if (Path(self.source) / "state.json").is_file():
+            from vitrail.cli.step import convert
+
+            lost, count = convert(Path(self.source), target, self.to, self)
+            form, left = "a checkpoint", []
+        else:
+            weights = self.weights(self.source)
+            lost, count, form = save(weights, target, self.to), len(weights.tensors), weights.format
+            left = [] if self.to == form else sorted(weights.extra)
+        done = {"source": self.source, "from": form, "target": self.target, "to": self.to}
+        done |= {"tensors": count, "lost": lost, "left_out": left}
+        lines = [f"{self.target}: {count} tensors, from {form} to {self.to}"]
         lines += [f"  {self.to} cannot express {what}" for what in lost]
         lines += [f"  left out, not part of the model: {few(left)}"] if left else []
         self.answer(done, "\n".join(lines))

@@ -7,7 +7,7 @@ placed(tensor, like=parameter)      # a whole tensor, of which each process keep
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,3 +53,29 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
 
     parts: Any = like
     return distribute_tensor(tensor.to(like.device), parts.device_mesh, parts.placements)
+
+
+def mine(tensors: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
+    """Those of which this process, one of `world`, should write its part, so that each part is written once: of copies,
+    each writes a share. The same names in the same order must be on all."""
+    found: dict[str, Tensor] = {}
+    for number, (name, tensor) in enumerate(tensors.items()):
+        place, copies, parts = rank, world, tensor
+        if divided(tensor):
+            whole: Any = tensor
+            mesh, parts = whole.device_mesh, whole.to_local()
+            place, copies = (mesh.get_local_rank(0), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
+        if number % copies == place and parts.numel():
+            found[name] = tensor
+    return found
+
+
+def empty(like: Tensor, owner: Tensor) -> Tensor:
+    """A tensor to be filled, of the shape and dtype of `like`: divided as `owner` is; where that is not, and where it
+    is a number, whole and on the CPU."""
+    if not divided(owner) or not like.ndim:
+        return torch.empty_like(like, device="cpu")
+    from torch.distributed.tensor import empty as made
+
+    parts: Any = owner
+    return made(*like.shape, dtype=like.dtype, device_mesh=parts.device_mesh, placements=parts.placements)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -67,6 +67,10 @@ class Ranks:
     def device(self, name: str) -> torch.device:
         """The one of a kind that is this process's own."""
         return torch.device("cuda", self.local) if self.world > 1 and name == "cuda" else torch.device(name)
+
+    def apart(self) -> "Ranks":
+        """The same ones, who speak over a group of their own: for a thread. All must ask for it."""
+        return replace(self, control=dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG)))
 
     def flags(self, *mine: bool, patience: float = PATIENCE) -> list[bool]:
         """Whether any rank says so, of each. Gone where one does not answer within `patience` seconds."""

@@ -7,7 +7,7 @@ model is in `task.safetensors`.
     write(folder, model.state_dict(), card)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,21 +81,28 @@ class ModelFolder:
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], card: Card, extra: Mapping[str, Tensor] | None = None
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    card: Card,
+    extra: Mapping[str, Tensor] | None = None,
+    read: Callable[[str], Tensor] | None = None,
 ) -> list[str]:
     """Write the folder; return in words what timm cannot read of it. ValueError where the disk refuses.
 
-    tensors: the model's. extra: what the task has besides.
+    tensors: the model's. extra: what the task has besides. read: gives each when its turn comes, by the task's name for
+    it; the others are on the meta device then, and no two are in memory.
     """
     config, settings, stored, lost = card.model, dict[str, Any](), tensors, ["a ResNet of this kind"]
+    made = (lambda name: read(f"model.{name}")) if read else None
     if isinstance(config, vit.Config):
-        stored, lost = timm.state_dict(config, tensors), timm.lost(config, card.preprocessing)
+        stored, made = timm.streamed(config, tensors, made) if made else (timm.state_dict(config, tensors), None)
+        lost = timm.lost(config, card.preprocessing)
         settings = timm.describe(config, card.preprocessing, card.class_names)
     try:
-        write_folder(folder, stored, config={**settings, "vitrail": dump(card)})
+        write_folder(folder, stored, made, config={**settings, "vitrail": dump(card)})
         (folder / TASK).unlink(missing_ok=True)
         if extra:
-            write_tensors(folder / TASK, extra)
+            write_tensors(folder / TASK, extra, read)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder} could not be written ({error}).") from error
     return lost

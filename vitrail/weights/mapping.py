@@ -79,7 +79,7 @@ def heads_of_two(names: Mapping[str, str]) -> Iterator[Entry]:
             "head.bias",
             (f"{first}.bias", f"{second}.bias"),
             lambda found: (found[0] + found[1]) / 2,
-            lambda bias: [bias, bias],
+            lambda bias: [bias, bias.clone()],  # a file may not hold one tensor twice
             exact=False,
         )
 

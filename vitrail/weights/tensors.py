@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from vitrail.progress import few
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of the files that they are written to
 
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"}
+DTYPES |= {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
 
 # Files of other libraries, by their first bytes, or, where these tell nothing, by their suffix.
 FOREIGN = {
@@ -147,8 +149,12 @@ def _shards(path: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in open_tensors(path.with_name(file)).items()}
 
 
-def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a state dict: as safetensors, or, where the suffix is another, as torch.save does."""
+def write_tensors(target: Path, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor] | None = None) -> None:
+    """Write a state dict: as safetensors, or, where the suffix is another, as torch.save does. read: gives each tensor
+    when its turn comes, of which `tensors` has only shape and dtype; for safetensors, so that no two are in memory."""
+    if read:
+        _stream(target, tensors, read)
+        return
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if target.suffix == ".safetensors":
         save_file(plain, target, metadata={"format": "pt"})
@@ -156,9 +162,26 @@ def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
         torch.save(plain, target)
 
 
-def write_folder(target: Path, tensors: Mapping[str, Tensor], **settings: Any) -> None:
-    """Write model.safetensors, and a JSON file for each of the settings."""
+def _stream(target: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+    """A safetensors file (github.com/safetensors/safetensors, "Format"), one tensor after the other."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names, end = sorted(like, key=lambda name: (-like[name].itemsize, name)), 0  # so that each is aligned
+    for name in names:
+        begin, end = end, end + like[name].nbytes
+        header[name] = {"dtype": DTYPES[like[name].dtype], "shape": [*like[name].shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(read(name).contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def write_folder(
+    target: Path, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor] | None = None, /, **settings: Any
+) -> None:
+    """Write model.safetensors, as `write_tensors`, and a JSON file for each of the settings."""
     target.mkdir(parents=True, exist_ok=True)
-    write_tensors(target / "model.safetensors", tensors)
+    write_tensors(target / "model.safetensors", tensors, read)
     for name, content in settings.items():
         (target / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -6,7 +6,7 @@ missing = lost(config, preprocessing)                          # what timm canno
 """
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,10 +234,36 @@ def state_dict(config: vit.Config, tensors: Mapping[str, Tensor]) -> dict[str, T
     """timm's state dict. What is computed here is a table there."""
     cut = Cut.timm(config)
     found = {cut.timm_name(name): tensor for name, tensor in scatter(entries(config, cut), tensors).items()}
-    if config.positions.startswith("sincos"):
-        grid = config.grid(config.image_size)
-        found["pos_embed"] = sincos(grid, config.width, config.positions == "sincos_mae").float()[None]
-    return found
+    return found | _tables(config)
+
+
+def _tables(config: vit.Config) -> dict[str, Tensor]:
+    if not config.positions.startswith("sincos"):
+        return {}
+    grid = config.grid(config.image_size)
+    return {"pos_embed": sincos(grid, config.width, config.positions == "sincos_mae").float()[None]}
+
+
+def streamed(
+    config: vit.Config, like: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> tuple[dict[str, Tensor], Callable[[str], Tensor]]:
+    """`state_dict` for whom it is too large: (shapes and dtypes by timm's names, what gives the tensor of such a name).
+
+    like, read: the same by our names.
+    """
+    cut = Cut.timm(config)
+    table = [*entries(config, cut)]
+    made = {cut.timm_name(name): (entry, place) for entry in table for place, name in enumerate(entry.theirs)}
+    shapes = {name: entry.back(like[entry.ours])[place] for name, (entry, place) in made.items()}
+    tables = _tables(config)
+
+    def get(name: str) -> Tensor:
+        if name in tables:
+            return tables[name]
+        entry, place = made[name]
+        return entry.back(read(entry.ours))[place]
+
+    return shapes | tables, get
 
 
 def lost(config: vit.Config, how: Preprocessing) -> list[str]:

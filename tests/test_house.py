@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 12
 FLOORS, INNER_FLOORS = 6, 4
-TOTAL = {"vitrail": 18_450, "benchmarks": 4_070}
+TOTAL = {"vitrail": 18_450, "benchmarks": 4_210}
 # Lines per room: what it should have when all is built, and a tenth more (LOG.md says why where one was changed).
 ROOMS = {
     "batch": 80, "checkpoint": 200, "cli": 1_840, "config": 175, "data": 5_270, "evaluate": 1_350, "log": 240,

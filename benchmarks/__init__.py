@@ -10,6 +10,8 @@
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
     python -m benchmarks.fast            time to accuracy: the recipe `fast`, a bare loop and timm's training script
     python -m benchmarks.gpu             how well training uses a GPU, beside timm and transformers, in ten minutes
+    python -m benchmarks.packing         packing photographs into tars, beside img2dataset and litData
+    python -m benchmarks.planning        what vitrail plan foretells beside what is measured
     python -m benchmarks.transfer        fine-tuning beside training from scratch
     python -m benchmarks.versions OTHER  this checkout beside another one, before and after a change
 

@@ -17,10 +17,11 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models import resnet, vit
 from vitrail.models.cost import activations, parameters
 from vitrail.models.layers import drawing
-from vitrail.plan import KINDS, layouts, planned
+from vitrail.plan import layouts, planned
 from vitrail.recipes.demo import demo
 from vitrail.run import Run
 from vitrail.runtime.blocks import checkpoint_blocks
+from vitrail.runtime.devices import KINDS
 from vitrail.tasks.classify import Classify
 
 BASE = vit.Config((64, 64), (8, 8), width=96, depth=4, heads=4, mlp_dim=384, classes=10)
@@ -61,7 +62,7 @@ def saved(config, batch=4, again=False):
         ({"attention_dropout": 0.1}, 0.06), ({"drop_path": 0.1, "layer_scale": 1e-4}, 0.06),
         ({"activation": "swiglu"}, 0.06), ({"qk_norm": True}, 0.06),
         ({"class_token": False, "pool": "avg", "image_size": (96, 128)}, 0.06),
-        ({"image_size": (128, 128), "patch_size": (1, 1), "stem": STEM}, 0.35),
+        ({"image_size": (128, 128), "patch_size": (1, 1), "stem": STEM}, 0.08),  # the kernels, too
     ],
 )  # fmt: skip
 def test_activations_are_what_autograd_saves(changes, tolerance):
@@ -104,6 +105,8 @@ def test_weights_gradients_and_averages_are_counted(name, copies, ema):
     run = run_of(BASE, optim=optim, ema=ema)
     found = layouts(run, 4, half=False)
     size = 4 * (copies + (ema > 0)) * parameters(BASE)
+    if name == "muon":  # which keeps one number less of each weight in a matrix of the blocks: qkv, proj, fc1 and fc2
+        size -= 4 * BASE.depth * (4 * BASE.width**2 + 2 * BASE.width * BASE.mlp_dim)
     assert [one.fixed + one.gradients for one in found if one.name == "ddp"] == [size] * 2
     # The positions and [class] are one row, which one device has.
     assert all(size / 4 <= one.fixed + one.gradients < 0.27 * size for one in found if one.name == "fsdp")

@@ -19,6 +19,7 @@ from torch import nn
 
 from vitrail.models import cost, resnet, vit
 from vitrail.models.cost import TRAINING, activations, flops
+from vitrail.optim.rules import is_hidden_matrix
 from vitrail.run import Run
 from vitrail.runtime.devices import Kind
 
@@ -35,8 +36,8 @@ class Layout:
 
     name: ddp has everything on each device. fsdp shards weights, gradients and averages, as together.shard does.
     images: that go through a device at once. parts: micro-batches, one after the other, whose gradients are added up.
-    fixed: weights and averages. whole: unsharded, or copied in half precision, for a while. scattered: gradients of a
-        block on their way to the others. first: what is in no block, while it is gathered, and a block. image:
+    fixed: weights and averages. whole: unsharded, standardised, or in half precision, for a while. scattered: gradients
+        of a block on their way to the others. first: what is in no block, while it is gathered, and a block. image:
         activations of an image. block: those in one block.
     """
 
@@ -84,7 +85,10 @@ def layouts(run: Run, devices: int, half: bool) -> list[Layout]:
     full = 8 if run.precision == "fp64" else 4
     width, at_once, found = 2 if half else full, run.micro_batch or run.batch, list[Layout]()
     seen = replace(run.model, image_size=run.preprocessing.image_size)
-    copies = 1 + {"sgd": 1, "muon": 2}.get(run.optim.name, 2) + bool(run.ema)
+    copies = 1 + (1 if run.optim.name == "sgd" else 2) + bool(run.ema)
+    # Muon keeps no squares of gradients; autograd keeps two copies of a kernel that is standardised, autocast's apart.
+    lean = [p for name, p in model.named_parameters() if run.optim.name == "muon" and is_hidden_matrix(name, p)]
+    kernels = sum(m.weight.numel() for m in model.modules() if isinstance(m, resnet.StdConv2d))
     for name in ("ddp", "fsdp")[: 2 if devices > 1 else 1]:
         ranks = devices if (sharded := name == "fsdp") else 1
         outer, sizes = _shard(root, ranks), [_shard(block, ranks) for block in blocks]
@@ -100,7 +104,8 @@ def layouts(run: Run, devices: int, half: bool) -> list[Layout]:
             block = activations(seen, width) // max(1, len(blocks))
             parts, images = math.ceil(run.batch / at_once), math.ceil(at_once / devices)
             first = ranks * outer * 2 * full + unit * width if sharded else 0
-            kept = (full * held * copies, full * held, whole, full * unit, first)
+            whole += 0 if again else kernels * (full if half else 2 * full)
+            kept = (full * (held * copies - _shard(lean, ranks)), full * held, whole, full * unit, first)
             found.append(Layout(name, again, images, parts, *kept, image, block))
     return found
 

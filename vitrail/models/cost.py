@@ -59,10 +59,13 @@ def activations(config: Config, width: int = 4, again: bool = False, stream: int
 
 
 def _convolutions(config: ResNetFields, image_size: tuple[int, int], width: int) -> int:
-    """Of a ResNet: each convolution keeps its input and its norm's, at strides 2 to 16."""
-    area, total = image_size[0] * image_size[1] // 16, 0
+    """Of a ResNet. Of its root: the inputs of the norm and of the pool, what ReLU returns; where each largest was, and
+    what is pooled. Of a block: the inputs of its norms, what each ReLU returns, and the 3x3 convolution's padded input;
+    of a stage's first also the projection, and what comes before its stride."""
+    area = image_size[0] * image_size[1] // 16
+    total = config.root * area * (3 * 4 + 3)
     for stage, depth in enumerate(config.blocks):
-        total += depth * (area >> 2 * stage) * (config.root << stage) * 14
+        total += (area >> 2 * stage) * (config.root << stage) * (13 * depth + (13 if stage else 4))
     return total * width
 
 

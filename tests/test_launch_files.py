@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import photos
-from test_distributed import HERE, RECIPE, ROOT, alone, bits, free_port, wait_for
+from processes import HERE, RECIPE, ROOT, alone, bits, free_port, wait_for
 
 RUNS = ROOT / "runs"
 # The fields that are used here, by the definitions of trainer.kubeflow.org/v1alpha1 (Trainer 2.2, JobSet 0.10,

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -59,6 +60,18 @@ class Loaded:
         return Loaded(self.batch and self.batch.pin_memory(), self.problems)
 
 
+class Expecting(Dataset[Loaded]):
+    """Batches that are made of what is fetched from afar: `ahead` of them are expected before they are asked for."""
+
+    ahead: int
+
+    def expect(self, number: int) -> None:
+        """Begins to fetch what a batch is made of."""
+
+    def forget(self) -> None:
+        """What was expected will not be asked for."""
+
+
 def stream(
     made: Dataset[Loaded],
     keys: Keys,
@@ -72,14 +85,16 @@ def stream(
     Ctrl-C, and a stop that is sent to all processes, are for this one, which may save its state, then ends the workers.
     """
     carried, processes = _Carried(made), list[BaseProcess]()
+    far = made if isinstance(made, Expecting) and made.ahead else None
+    due = _Coming(keys, -(-far.ahead // max(workers, 1)), max(workers, 1)) if far else keys
     if workers == 0:
-        results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, keys, 2)
+        results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, due, 2)
     else:
         # It would draw from torch's own generator. More processes than cores, of which it warns, have a reason.
         options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": begin, "generator": torch.Generator()}
         with postponed(), quiet():
             others = active_children()
-            results = iter(DataLoader(carried, batch_size=None, sampler=keys, **options))
+            results = iter(DataLoader(carried, batch_size=None, sampler=due, **options))
             processes = [process for process in active_children() if process not in others]
     try:
         while (loaded := _next(results, processes)) is not None:
@@ -92,6 +107,8 @@ def stream(
                 yield loaded.batch
     finally:
         del results  # ends its threads or processes now, although a traceback may keep this frame
+        if far:
+            far.forget()
 
 
 def _next(results: Iterator[Loaded | ValueError], processes: Sequence[BaseProcess]) -> Loaded | ValueError | None:
@@ -135,15 +152,46 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
                 future.cancel()
 
 
+class _Due(NamedTuple):
+    """A batch to be made now, and those that its process will be asked for later and did not know of."""
+
+    key: int
+    coming: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """Keys with those that come `ahead` turns of the same process later; processes take turns."""
+
+    keys: Keys
+    ahead: int
+    processes: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[_Due]:
+        waiting, places = deque[int](), iter(self.keys)
+        for place in range(len(self.keys)):
+            new = list(islice(places, self.ahead * self.processes + 1 - len(waiting)))
+            waiting.extend(new)
+            # The first of each process brings all that it knows of, a later one the last.
+            coming = tuple(islice(waiting, 0, None, self.processes) if place < self.processes else new[-1:])
+            yield _Due(waiting.popleft(), coming)
+
+
 class _Carried(Dataset["Loaded | ValueError"]):
     """Returns an error as a value: one that a worker process raises would arrive with its traceback as its text."""
 
     def __init__(self, made: Dataset[Loaded]) -> None:
         self.made = made
 
-    def __getitem__(self, key: int) -> Loaded | ValueError:
+    def __getitem__(self, key: "int | _Due") -> Loaded | ValueError:
         try:
-            return self.made[key]
+            if isinstance(key, _Due) and isinstance(self.made, Expecting):
+                for number in key.coming:
+                    self.made.expect(number)
+            return self.made[key.key if isinstance(key, _Due) else key]
         except Unread as error:
             return Unread(str(error))
         except ValueError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.sources.source import Source
+from vitrail.data.stream import prefetch
 
 RECORDS, CONTENTS = 10_000, 256
 
@@ -22,15 +23,12 @@ def fingerprint(source: Source) -> dict[str, Any]:
     places = spread(len(source), RECORDS)
     names, labels = [source.name(index) for index in places], [source.target(index) for index in places]
     absolute = {os.path.isabs(name) for name in names}
+    names = [name.replace("://", ":/") for name in names]  # as commonpath has it
     common = os.path.commonpath(map(os.path.dirname, names)) if len(absolute) == 1 else ""
     inner = [name[len(common) :].lstrip("/") for name in names]
     contents = hashlib.sha256()
-    for index in spread(len(source), CONTENTS):
-        try:
-            content = source[index][0]
-            contents.update(content if isinstance(content, bytes) else np.ascontiguousarray(content).data)
-        except ValueError:  # then as now
-            contents.update(b"unreadable")
+    for content in prefetch(lambda index: _content(source, index), spread(len(source), CONTENTS), 16):
+        contents.update(content)
     return {
         "images": len(source),
         "classes": list(source.class_names),
@@ -42,6 +40,14 @@ def fingerprint(source: Source) -> dict[str, Any]:
 def spread(length: int, count: int) -> list[int]:
     """At most `count` of range(length), evenly spaced."""
     return sorted({int(place) for place in np.linspace(0, length - 1, min(length, count))})
+
+
+def _content(source: Source, index: int) -> bytes | memoryview:
+    try:
+        content = source[index].image
+        return content if isinstance(content, bytes) else np.ascontiguousarray(content).data
+    except ValueError:  # then as now
+        return b"unreadable"
 
 
 def _digest(names: list[str], labels: list[Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from vitrail.config import attribute
-from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
+from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, remote, table, tar
 from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, many, speaks
 from vitrail.data.sources.split import balanced, stratified
 from vitrail.data.sources.walk import listing, scan
@@ -114,6 +114,8 @@ def find_splits(data: Data) -> Found:
         return Found(found if isinstance(found, Mapping) else {"all": found})
     if data.path == PACKAGED:
         return Found({"train": mnist.fashion("train"), "test": mnist.fashion("test")})
+    if "://" in data.path:
+        return remote.splits(data.path)
     path = Path(data.path)
     try:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""A store on loopback for tests and benchmarks: files over HTTP by ranges, as much of S3 as its clients ask for, slowly.
+"""A slow store on loopback, for tests and benchmarks: files over HTTP by ranges, and as much of S3 as clients ask for.
 
     python -m benchmarks.store FOLDER --delay 0.02 --rate 100e6 --faults 0.01     # prints its port
     with Served(Path("shards"), delay=0.02) as store: store.url
@@ -40,12 +40,8 @@ class Store:
         fault: Callable[[str, int], str | None] = lambda path, number: None,
     ) -> None:
         self.folder, self.delay, self.rate, self.faults, self.fault = folder, delay, rate, faults, fault
-        self.asked, self.counts, self.free, self.draw = (
-            list[tuple[str, str, str]](),
-            Counter[str](),
-            0.0,
-            random.Random(0),
-        )
+        self.asked, self.counts = list[tuple[str, str, str]](), Counter[str]()
+        self.free, self.draw = 0.0, random.Random(0)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers one connection until it is closed."""

@@ -91,7 +91,8 @@ def _index(store: Store, name: str) -> Path | None:
     except OSError as error:
         raise ValueError(f"{target} cannot be written ({error.strerror}); set VITRAIL_CACHE.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _mapped(file: Path, url: str = "") -> tuple[Arrays, dict[str, Any]]:

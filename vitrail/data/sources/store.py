@@ -65,6 +65,8 @@ class _Fsspec:
 
     async def look(self, name: str) -> tuple[int, str]:
         found = await self.info(f"{self.folder}/{name}")
+        if found["size"] is None:
+            raise OSError("its length is not said")
         return found["size"], str(found.get("ETag") or found.get("etag") or found.get("mtime") or "")
 
 
@@ -131,8 +133,9 @@ class _Refused(ValueError):
 
 def _reason(error: Exception) -> tuple[str, bool]:
     """What an error says, in short, and whether it would say so again."""
-    words = " ".join(str(error).split("\n")[0].split())
-    if isinstance(error, FileNotFoundError):
+    # fsspec's FileNotFoundError stands for any that a look may meet, which is then its cause.
+    words = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+    if isinstance(error, FileNotFoundError) and (not error.__cause__ or words[:3] in ("404", "410")):
         return "it is not there", True
     if isinstance(error, PermissionError) or type(error).__name__ in DENIED or words[:3] in ("401", "403"):
         return "access is denied", True

@@ -77,7 +77,7 @@ def found(place):
 def batches(source, workers=0, **options):
     made = Training(source, HOW, (Augment("inception", flip=0.5),), stacked, batch=7, seed=1, **options)
     skipped = []
-    made = [*stream(made, made.keys(0, 20), workers, skipped=skipped.append)]
+    made = [*stream(made, made.keys(0, 10), workers, skipped=skipped.append)]
     return [(one["indices"].tolist(), one["images"].numpy().tobytes()) for one in made], skipped
 
 
@@ -102,10 +102,8 @@ def test_every_image_is_the_one_on_the_disk(folder, client):
     assert all(span for _, path, span in served.store.asked if path.endswith(".tar"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("client", "workers"), [("obstore", 0), ("fsspec", 0), ("fsspec", 2)], indirect=["client"])
 def test_runs_see_the_same_batches_and_each_image_comes_once_an_epoch(folder, client, workers):
-    if (client, workers) == ("obstore", 2):
-        pytest.skip("obstore alone does not survive a fork: the next test")
     with Served(folder, delay=0.005) as served:
         near, far = found(folder)["train"], found(served.url)["train"]
         assert batches(far, workers, block=5) == batches(near, block=5)
@@ -161,11 +159,11 @@ def test_neighbours_are_one_range(folder):
         assert len(served.store.asked) == 2 + 4 - (len(served.store.asked) == 5)
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "429", "cut", "stall", "short", "zeros"])
-def test_faults_are_repeated_and_nothing_is_lost_or_doubled(folder, client, kind, monkeypatch):
+@pytest.mark.parametrize("kinds", [("500", "429", "short", "zeros"), ("cut", "503", "stall")])
+def test_faults_are_repeated_and_nothing_is_lost_or_doubled(folder, client, kinds, monkeypatch):
     monkeypatch.setattr(store, "LEAST", 0.1)
     monkeypatch.setattr(store, "TIMES", 2.0)
-    fault = lambda path, number: kind if number % 4 == 1 and path.endswith(".tar") else None  # noqa: E731
+    fault = lambda path, number: kinds[number // 5 % len(kinds)] if number % 5 == 1 and path.endswith(".tar") else None  # noqa: E731
     with Served(folder, fault=fault) as served:
         assert batches(found(served.url)["train"]) == batches(found(folder)["train"])
 
@@ -183,9 +181,9 @@ def test_a_damaged_image_is_named_or_left_out_as_on_the_disk(folder, tmp_path, w
         with pytest.raises(ValueError, match=words + r".*attempt 6 of 6\).*--data.unreadable skip"):
             batches(far, workers)
         rows, skipped = batches(far, workers, unreadable="skip")
-        assert len(rows) == 20
+        assert len(rows) == 10
         assert all(f"at byte {offset:,}" in words for words in skipped)
-        assert len(skipped) in (2, 3)  # of 140 images
+        assert len(skipped) in (1, 2)  # of 70 images
 
 
 def test_shards_that_are_missing_or_cut_and_stores_that_stall(folder, tmp_path, client, monkeypatch):
@@ -203,7 +201,7 @@ def test_shards_that_are_missing_or_cut_and_stores_that_stall(folder, tmp_path, 
             far[20]
         served.store.fault = lambda path, number: "stall"
         began = time.monotonic()
-        with pytest.raises(ValueError, match=r"train-000002.tar .*no answer within .* s; attempt 4 of 4"):
+        with pytest.raises(ValueError, match=r"train-000003.tar .*no answer within .* s; attempt 4 of 4"):
             far[59]
         monkeypatch.setattr(store, "SECONDS", 0.1)
         monkeypatch.setattr(store, "LEAST", 5)
@@ -242,12 +240,15 @@ BAD = {
     "longer": lambda file: rewritten(file, crc32=lambda column: np.append(column, column)),
     "of floats": lambda file: rewritten(file, offset=lambda column: column.astype(float)),
     "in a square": lambda file: rewritten(file, offset=lambda column: column[None]),
-    "of no shard": lambda file: rewritten(file, shard=first(3)),
+    "of no shard": lambda file: rewritten(file, shard=first(4)),
     "before it": lambda file: rewritten(file, offset=first(-1)),
     "behind it": lambda file: rewritten(file, offset=first(2**40)),
     "of no bytes": lambda file: rewritten(file, size=first(0)),
     "of no class": lambda file: rewritten(file, label=first(3)),
     "elsewhere": lambda file: rewritten(file, about=said(shards=[{"name": "../x.tar", "bytes": 2**40}] * 3)),
+    "past it": lambda file: rewritten(file, offset=first(2**63 - 1)),
+    "of other classes": lambda file: rewritten(file, about=said(known=[0, 1, 3])),
+    "of words": lambda file: rewritten(file, about=said(known=["a", "b", "c"])),
     "no list": lambda file: rewritten(file, about=said(classes=3)),
     "no text": lambda file: rewritten(file, about=said(classes=[1, 2, 3])),
     "no targets": lambda file: rewritten(file, about=said(targets="boxes")),
@@ -323,7 +324,7 @@ def test_a_disk_cache_spares_the_second_epoch_and_stays_small(folder, monkeypatc
         damaged.write_bytes(b"x" * damaged.stat().st_size)
         assert batches(found(served.url)["train"]) == expected
         monkeypatch.setenv("VITRAIL_CACHE_GIB", "0.25")  # as much as is written between two looks
-        assert len([*(cache / "shards").iterdir()]) == 3
+        assert len([*(cache / "shards").iterdir()]) == 4
         assert batches(found(served.url)["val"])[0]
         assert {file.name[17:] for file in (cache / "shards").iterdir()} == {"val-000000.tar"}
         monkeypatch.setenv("VITRAIL_CACHE_GIB", "many")

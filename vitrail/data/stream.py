@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
-from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +28,7 @@ from vitrail.data.quiet import quiet
 K = TypeVar("K")
 T = TypeVar("T")
 
+_Due = tuple[int, tuple[int, ...]]  # the key of a batch, and keys of some that come later
 Unreadable = Literal["refuse", "skip"]  # what happens where an image cannot be read
 STOPS = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGHUP,)))
 
@@ -152,16 +153,9 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
                 future.cancel()
 
 
-class _Due(NamedTuple):
-    """A batch to be made now, and those that its process will be asked for later and did not know of."""
-
-    key: int
-    coming: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class _Coming:
-    """Keys with those that come `ahead` turns of the same process later; processes take turns."""
+    """Each key with those new ones that come up to `ahead` turns of the same process later; processes take turns."""
 
     keys: Keys
     ahead: int
@@ -177,7 +171,7 @@ class _Coming:
             waiting.extend(new)
             # The first of each process brings all that it knows of, a later one the last.
             coming = tuple(islice(waiting, 0, None, self.processes) if place < self.processes else new[-1:])
-            yield _Due(waiting.popleft(), coming)
+            yield waiting.popleft(), coming
 
 
 class _Carried(Dataset["Loaded | ValueError"]):
@@ -186,12 +180,13 @@ class _Carried(Dataset["Loaded | ValueError"]):
     def __init__(self, made: Dataset[Loaded]) -> None:
         self.made = made
 
-    def __getitem__(self, key: "int | _Due") -> Loaded | ValueError:
+    def __getitem__(self, key: int | _Due) -> Loaded | ValueError:
         try:
-            if isinstance(key, _Due) and isinstance(self.made, Expecting):
-                for number in key.coming:
+            key, coming = key if isinstance(key, tuple) else (key, ())
+            if isinstance(self.made, Expecting):
+                for number in coming:
                     self.made.expect(number)
-            return self.made[key.key if isinstance(key, _Due) else key]
+            return self.made[key]
         except Unread as error:
             return Unread(str(error))
         except ValueError as error:

@@ -27,8 +27,16 @@ def fingerprint(source: Source) -> dict[str, Any]:
     common = os.path.commonpath(map(os.path.dirname, names)) if len(absolute) == 1 else ""
     inner = [name[len(common) :].lstrip("/") for name in names]
     contents = hashlib.sha256()
-    for content in prefetch(lambda index: _content(source, index), spread(len(source), CONTENTS), 16):
-        contents.update(content)
+
+    def content(index: int) -> bytes | memoryview:
+        try:
+            content = source[index].image
+            return content if isinstance(content, bytes) else np.ascontiguousarray(content).data
+        except ValueError:  # then as now
+            return b"unreadable"
+
+    for one in prefetch(content, spread(len(source), CONTENTS), 16):
+        contents.update(one)
     return {
         "images": len(source),
         "classes": list(source.class_names),
@@ -40,14 +48,6 @@ def fingerprint(source: Source) -> dict[str, Any]:
 def spread(length: int, count: int) -> list[int]:
     """At most `count` of range(length), evenly spaced."""
     return sorted({int(place) for place in np.linspace(0, length - 1, min(length, count))})
-
-
-def _content(source: Source, index: int) -> bytes | memoryview:
-    try:
-        content = source[index].image
-        return content if isinstance(content, bytes) else np.ascontiguousarray(content).data
-    except ValueError:  # then as now
-        return b"unreadable"
 
 
 def _digest(names: list[str], labels: list[Any]) -> str:

@@ -6,8 +6,9 @@
 
 There are readers for class folders (folder.py), MNIST's idx files (mnist.py), CIFAR's batches (cifar.py), CSV and JSONL
 (table.py), Parquet and Hugging Face data sets saved to disk (huggingface.py), tar and webdataset shards (tar.py), and
-what `vitrail data pack` wrote (packed.py). The files of a place decide which one reads it, not its name. Readers raise
-ValueError, naming the file and what to do, for one that is missing, damaged or hostile, and let an OSError through.
+what `vitrail data pack` wrote (packed.py; remote.py, if it is in a store). The files of a place decide which one reads
+it, not its name. Readers raise ValueError, naming the file and what to do, for one that is missing, damaged or hostile,
+and let an OSError through.
 """
 
 import os
@@ -40,8 +41,8 @@ class Data:
     """What a run reads, and which images it validates on. ValueError for values that do not fit any data."""
 
     path: str = PACKAGED
-    """"fashion" for the images in the package, a folder or file of any kind that is read, or FILE.py:NAME, a function
-    of yours that returns a Source or a dict of them by split."""
+    """"fashion" for the images in the package, a folder or file of any kind that is read, the URL of a folder of shards
+    in a store, or FILE.py:NAME, a function of yours that returns a Source or a dict of them by split."""
     val: str | None = None
     """The validation images, if they are in another place."""
     val_fraction: float | None = None

@@ -125,14 +125,17 @@ def _mapped(file: Path, url: str = "") -> tuple[Arrays, dict[str, Any]]:
 
 def _possible(columns: Arrays, about: dict[str, Any]) -> bool:
     """Whether the places and labels of an index can be."""
-    sizes, names = np.array([one["bytes"] for one in about["shards"]]), [one["name"] for one in about["shards"]]
-    good = [isinstance(name, str) and "/" not in name for name in names]
+    sizes = np.array([one["bytes"] for one in about["shards"]], np.int64)
+    names, known = [one["name"] for one in about["shards"]], about["known"]
+    numbers = [number for one in known for number in (one if isinstance(one, list) else [one])]
+    good = [isinstance(number, int) and 0 <= number < len(about["classes"]) for number in numbers]
+    good += [isinstance(name, str) and "/" not in name for name in names]
     good += [isinstance(name, str) for name in about["classes"]] + [about["targets"] in ("none", "class", "classes")]
     good += [{len(column) for column in columns.values()} == {len(columns["shard"])}]
     for start in range(0, len(columns["shard"]), CHUNK):
         shard, offset, size, _, label, _ = (column[start : start + CHUNK] for column in columns.values())
-        good += [0 <= shard.min() <= shard.max() < len(sizes), -1 <= label.min() <= label.max() < len(about["known"])]
-        good += [offset.min() >= 0, 0 < size.min() <= size.max() <= BYTES, (offset + size <= sizes[shard]).all()]
+        good += [0 <= shard.min() <= shard.max() < len(sizes), -1 <= label.min() <= label.max() < len(known)]
+        good += [offset.min() >= 0, 0 < size.min() <= size.max() <= BYTES, (offset <= sizes[shard] - size).all()]
     return all(good)
 
 

@@ -8,7 +8,7 @@ jaxtyping safetensors rich. The photographs become tars of `vitrail data pack`, 
 litData and MosaicML write; benchmarks.store serves them on loopback, 20 ms an answer and 100 MB/s in all. Everybody
 makes random crops to 224 px, mirrored, in batches of 64, by two processes and with our decoder, so that only the way of
 the bytes differs; litData and MosaicML ask by S3, the others by HTTP. Each turn is a fresh process without caches, and
-its time is that of the first epoch, from its first batch on. The ratio is the local loader's time divided by theirs.
+its time is that of the first epoch, from opening the data on. The ratio is the local loader's time divided by theirs.
 Last, with one answer in a hundred a fault (500, cut, stalled), how often each of our images came is counted.
 """
 

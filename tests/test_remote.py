@@ -332,6 +332,22 @@ def test_a_disk_cache_spares_the_second_epoch_and_stays_small(folder, monkeypatc
             found(served.url)
 
 
+def test_evaluation_in_the_middle_leaves_what_training_expects_and_nothing_stays(folder):
+    with Served(folder) as served:
+        far = found(served.url)["train"]
+        train, val = Subset(far, np.arange(40)), Subset(far, np.arange(40, 60))
+        made = Training(train, HOW, (Augment(),), stacked, batch=5, seed=1)
+        batches = stream(made, made.keys(0, 8), 0)
+        next(batches)
+        images, _ = remote.shards(far)
+        before = sum(path.endswith(".tar") for _, path, _ in served.store.asked)
+        for _ in evaluation(val, HOW, batch=5):
+            break
+        assert len([*batches]) == 7
+        assert images._processes == {os.getpid(): {}}
+        assert before + 20 >= sum(path.endswith(".tar") for _, path, _ in served.store.asked)
+
+
 def test_a_run_looks_at_few_images_before_it_begins(folder, monkeypatch):
     monkeypatch.setattr("vitrail.evaluate.headers.FEW", 4)
     with Served(folder) as served:

@@ -112,9 +112,9 @@ class _Batches(Expecting):
         if found := shards(self.images.source, fresh):
             found[0].expect(found[1])
 
-    def forget(self) -> None:
-        if found := shards(self.images.source):
-            found[0].forget()
+    def forget(self, number: int) -> None:
+        if found := shards(self.images.source, self.numbers(number)):
+            found[0].forget(found[1])
 
 
 class Training(_Batches):

@@ -69,8 +69,8 @@ class Expecting(Dataset[Loaded]):
     def expect(self, number: int) -> None:
         """Begins to fetch what a batch is made of."""
 
-    def forget(self) -> None:
-        """What was expected will not be asked for."""
+    def forget(self, number: int) -> None:
+        """A batch that was expected will not be asked for."""
 
 
 def stream(
@@ -87,7 +87,7 @@ def stream(
     """
     carried, processes = _Carried(made), list[BaseProcess]()
     far = made if isinstance(made, Expecting) and made.ahead else None
-    due = _Coming(keys, -(-far.ahead // max(workers, 1)), max(workers, 1)) if far else keys
+    due = _coming(keys, -(-far.ahead // max(workers, 1)), max(workers, 1)) if far else keys
     if workers == 0:
         results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, due, 2)
     else:
@@ -109,7 +109,8 @@ def stream(
     finally:
         del results  # ends its threads or processes now, although a traceback may keep this frame
         if far:
-            far.forget()
+            for number in carried.expected:
+                far.forget(number)
 
 
 def _next(results: Iterator[Loaded | ValueError], processes: Sequence[BaseProcess]) -> Loaded | ValueError | None:
@@ -153,39 +154,31 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
                 future.cancel()
 
 
-@dataclass(frozen=True)
-class _Coming:
+def _coming(keys: Keys, ahead: int, processes: int) -> Iterator[_Due]:
     """Each key with those new ones that come up to `ahead` turns of the same process later; processes take turns."""
-
-    keys: Keys
-    ahead: int
-    processes: int
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __iter__(self) -> Iterator[_Due]:
-        waiting, places = deque[int](), iter(self.keys)
-        for place in range(len(self.keys)):
-            new = list(islice(places, self.ahead * self.processes + 1 - len(waiting)))
-            waiting.extend(new)
-            # The first of each process brings all that it knows of, a later one the last.
-            coming = tuple(islice(waiting, 0, None, self.processes) if place < self.processes else new[-1:])
-            yield waiting.popleft(), coming
+    waiting, places = deque[int](), iter(keys)
+    for place in range(len(keys)):
+        new = list(islice(places, ahead * processes + 1 - len(waiting)))
+        waiting.extend(new)
+        # The first of each process brings all that it knows of, a later one the last.
+        coming = tuple(islice(waiting, 0, None, processes) if place < processes else new[-1:])
+        yield waiting.popleft(), coming
 
 
 class _Carried(Dataset["Loaded | ValueError"]):
     """Returns an error as a value: one that a worker process raises would arrive with its traceback as its text."""
 
     def __init__(self, made: Dataset[Loaded]) -> None:
-        self.made = made
+        self.made, self.expected = made, set[int]()
 
     def __getitem__(self, key: int | _Due) -> Loaded | ValueError:
         try:
             key, coming = key if isinstance(key, tuple) else (key, ())
             if isinstance(self.made, Expecting):
                 for number in coming:
+                    self.expected.add(number)
                     self.made.expect(number)
+            self.expected.discard(key)
             return self.made[key]
         except Unread as error:
             return Unread(str(error))

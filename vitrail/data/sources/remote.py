@@ -185,19 +185,13 @@ class Shards:
         return f"{self.store.url}/{self.names[self._columns['shard'][row]]}/{self._columns['key'][row]:09}.jpg"
 
     def read(self, row: int) -> bytes:
-        coming, alone = self._processes.get(os.getpid(), {}), partial(self._begun, [row])
-        try:
-            found = coming[row].popleft()
-        except LookupError:
-            found = alone()[0]
-        if not coming.get(row, True):
-            coming.pop(row, None)
+        found = self.forget([row]) or self._begun([row])[0]
         try:
             content = found.future.result()
         except ValueError:
             if len(found.rows) == 1:
                 raise
-            found = alone()[0]
+            found = self._begun([row])[0]
             content = found.future.result()
         start = int(self._columns["offset"][row]) - found.start
         return content[start : start + int(self._columns["size"][row])]
@@ -211,10 +205,15 @@ class Shards:
             with suppress(LookupError):  # another thread has just read it
                 coming.setdefault(row, deque()).append(places.get(row) or coming[row][0])
 
-    def forget(self) -> None:
-        """What was expected will not be read."""
-        for found in [found for several in self._processes.pop(os.getpid(), {}).values() for found in several]:
-            found.future.cancel()
+    def forget(self, rows: Sequence[int]) -> _Range | None:
+        """Ends that these rows are expected, each once; the last one's range."""
+        coming, found = self._processes.get(os.getpid(), {}), None
+        for row in rows:
+            with suppress(LookupError):
+                found = coming[row].popleft()
+            if not coming.get(row, True):
+                coming.pop(row, None)
+        return found
 
     def _begun(self, rows: Sequence[int]) -> list[_Range]:
         """The ranges that hold these rows, asked for in the order in which the rows are wanted."""

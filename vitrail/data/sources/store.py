@@ -116,7 +116,8 @@ class Store:
                 try:
                     async with asyncio.timeout(limit):
                         found = await ask(client)
-                    self.usual += RECENT * (time.monotonic() - began - self.usual)
+                    weight = 1 if self.usual == FIRST / TIMES else RECENT
+                    self.usual += weight * (time.monotonic() - began - self.usual)
                     return found
                 except TimeoutError:
                     reason, longer = f"no answer within {limit:.2g} s", 2 * longer

@@ -6,6 +6,7 @@
     python -m benchmarks.weights         loading, predicting, converting
     python -m benchmarks.inference       forward passes, plain and int8, beside timm, eager and compiled
     python -m benchmarks.loader          the data path alone, beside timm's loader and torchvision's folders
+    python -m benchmarks.remote          the same from a store over HTTP, beside litData, webdataset and MosaicML
     python -m benchmarks.training        a training step beside timm's training script and a bare loop
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
     python -m benchmarks.fast            time to accuracy: the recipe `fast`, a bare loop and timm's training script

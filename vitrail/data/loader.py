@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from vitrail.batch import Batch
 from vitrail.data.images.augment import Augment, draw
@@ -28,11 +27,13 @@ from vitrail.data.images.geometry import Crop, Misfit, View, centred
 from vitrail.data.images.mixing import draws
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.order import sample_seeds, samples, view_keys
+from vitrail.data.sources.remote import shards
 from vitrail.data.sources.source import Example, Source, Target
-from vitrail.data.stream import Keys, Loaded, Unread, Unreadable, stream
+from vitrail.data.stream import Expecting, Keys, Loaded, Unread, Unreadable, stream
 
 TRIES = 100  # unreadable images in a row, after which something else must be wrong
 DRAWN = 4096  # samples whose order is worked out at once
+AHEAD = 512  # images in a store that are asked for before their batch is made
 REMEMBERED = 2**30  # bytes of decoded images that are kept: all of CIFAR, none of what would fill the memory
 
 
@@ -92,7 +93,31 @@ class Images:
         return crop.of(whole) if crop else whole
 
 
-class Training(Dataset[Loaded]):
+class _Batches(Expecting):
+    """Batches of at most `size` images, the `numbers`, which may be in a store."""
+
+    images: Images
+    size: int
+
+    def numbers(self, number: int) -> Sequence[int]:
+        """The images of a batch."""
+        raise IndexError(number)
+
+    @property
+    def ahead(self) -> int:  # type: ignore[override]
+        return -(-AHEAD // self.size) if shards(self.images.source) else 0
+
+    def expect(self, number: int) -> None:
+        fresh = [index for index in self.numbers(number) if index not in self.images.known]
+        if found := shards(self.images.source, fresh):
+            found[0].expect(found[1])
+
+    def forget(self, number: int) -> None:
+        if found := shards(self.images.source, self.numbers(number)):
+            found[0].forget(found[1])
+
+
+class Training(_Batches):
     """The micro-batches of the global batches by number: step t has `count` of them, t * count to (t + 1) * count - 1.
 
     views: how each view of an image is drawn; most tasks want one. Of several, each has a key of its own, and the image
@@ -120,7 +145,8 @@ class Training(Dataset[Loaded]):
     ) -> None:
         self.images, self.collate = Images(source, how, views, remember), collate
         self.batch, self.seed, self.block = batch, seed, block
-        size, self.unreadable, (rank, world) = min(micro_batch or batch, batch), unreadable, share
+        size = self.size = min(micro_batch or batch, batch)
+        self.unreadable, (rank, world) = unreadable, share
         self.mixes = bool(views[0].mixup or views[0].cutmix)
         if self.mixes and size % 2 and size < batch:
             raise ValueError(f"micro_batch is {size}; images are mixed in pairs: choose an even number.")
@@ -140,6 +166,10 @@ class Training(Dataset[Loaded]):
     def keys(self, start: int, stop: int) -> Keys:
         """The numbers of this process's micro-batches of the steps start .. stop - 1."""
         return _Numbers(start, stop, self.count, self.mine)
+
+    def numbers(self, number: int) -> list[int]:
+        step, part = divmod(number, self.count)
+        return self._drawn(step)[0][slice(*self.cuts[part : part + 2])].tolist()
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The samples of a step, int64 (batch,)."""
@@ -197,20 +227,23 @@ class _Numbers:
         return (step * self.count + part for step in range(self.start, self.stop) for part in self.mine)
 
 
-class Evaluation(Dataset[Loaded]):
+class Evaluation(_Batches):
     """The batches of every example once, in order; the last may be smaller, and images that are skipped are missing."""
 
     def __init__(
         self, source: Source, how: Preprocessing, collate: Collate, *, batch: int, unreadable: Unreadable = "refuse"
     ) -> None:
-        self.images, self.collate, self.batch, self.unreadable = Images(source, how), collate, batch, unreadable
+        self.images, self.collate, self.size, self.unreadable = Images(source, how), collate, batch, unreadable
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch)
+        return -(-len(self.images) // self.size)
+
+    def numbers(self, number: int) -> range:
+        return range(number * self.size, min((number + 1) * self.size, len(self.images)))
 
     def __getitem__(self, number: int) -> Loaded:
-        first, problems, found = number * self.batch, [], []
-        for index in range(first, min(first + self.batch, len(self.images))):
+        problems, found = [], []
+        for index in self.numbers(number):
             try:
                 found.append(self.images.sample(index))
             except ValueError as error:

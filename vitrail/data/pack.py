@@ -10,8 +10,8 @@ are the same, so that a run sees them in the order in which it would see the ori
     index(work, splits, numbers)            # writes the indexes when all parts are there
 
 Tars are webdataset's: 000000017.jpg, then 000000017.cls, the number of its class, or 000000017.json, {"label": [0, 4]}.
-SPLIT.index.npz has for each image its shard, offset, size, crc32 and label, an entry of "known", -1 without one; in
-`about`, as JSON, are the class names, known targets and shards.
+SPLIT.index.npz has for each image its shard, offset, size, crc32, key (17) and label, an entry of "known", -1 without
+one; in `about`, as JSON, are the class names, known targets and shards. By it alone, shards in a store are read.
 """
 
 import json
@@ -34,15 +34,14 @@ from vitrail.data.images.geometry import Crop, resize
 from vitrail.data.parts import Steps, Work, Write
 from vitrail.data.sources.fingerprint import fingerprint, spread
 from vitrail.data.sources.packed import FILE, INT64, VERSION, Kind
+from vitrail.data.sources.records import SHARD_COLUMNS, SHARD_INDEX
 from vitrail.data.sources.source import Boxes, Mask, Source, Target
-from vitrail.data.sources.tar import BLOCK, SHARD_INDEX
+from vitrail.data.sources.tar import BLOCK
 from vitrail.data.stream import Unreadable, prefetch
 from vitrail.progress import track
 
 TRIED = 64  # images of a split that are made small to estimate its size
 SPARE = 2**28  # bytes that are left free on the disk
-# Of an index of shards, an entry for each image.
-COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int32, "crc32": np.uint32, "label": np.int32}
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def shards(
         raise ValueError(f"size is {size}, shard {each} and quality {quality}; 1 or more, and quality at most 100.")
     starts = [(split, start) for split, source in splits.items() for start in range(0, len(source), each)]
     places = [(split, range(start, min(start + each, len(splits[split])))) for split, start in starts]
-    about: dict[str, Any] = {"size": size, "quality": quality, "shard": each}
+    about: dict[str, Any] = {"size": size, "quality": quality, "shard": each, "version": 2}
     about |= {f"{split} images": fingerprint(source) for split, source in splits.items()}
     names = [f"{split}-{start // each:06}.tar" for split, start in starts]
     small = partial(_small, size=size, kind="jpeg", quality=quality)
@@ -212,7 +211,7 @@ def _shard(
 ) -> Steps:
     """Writes a tar; what is recorded of it."""
     (split, keys), at = places[number], 0
-    rows: dict[str, list[Any]] = {name: [] for name in ("offset", "size", "crc32", "label", "skipped")}
+    rows: dict[str, list[Any]] = {name: [] for name in ("key", "offset", "size", "crc32", "label", "skipped")}
     for key, item in zip(keys, prefetch(partial(small, splits[split]), keys, 64, threads), strict=True):
         yield
         if isinstance(item, ValueError):
@@ -221,7 +220,8 @@ def _shard(
             rows["skipped"].append(str(item))
             continue
         label = None if _numbers(item.target) == (-1,) else item.target
-        row = {"offset": at + BLOCK, "size": len(item.content), "crc32": zlib.crc32(item.content), "label": label}
+        row = {"key": key, "offset": at + BLOCK, "size": len(item.content), "label": label}
+        row["crc32"] = zlib.crc32(item.content)
         for name, value in row.items():
             rows[name].append(value)
         kind, text = ("json", {"label": label}) if isinstance(label, tuple) else ("cls", label)
@@ -241,14 +241,14 @@ def index(work: Work, splits: Mapping[str, Source], numbers: range) -> Packing:
     for split, source in splits.items():
         every = range(len(work.names)) if not missing else numbers
         own = [number for number in every if work.names[number].startswith(f"{split}-")]
-        arrays: dict[str, Any] = {name: [np.empty(0, kind)] for name, kind in COLUMNS.items()}
+        arrays: dict[str, Any] = {name: [np.empty(0, kind)] for name, kind in SHARD_COLUMNS.items()}
         shards: list[dict[str, Any]] = []
         known: dict[Any, int] = {k: k for k in range(len(source.class_names)) if source.targets == "class"}
         for number, record in zip(own, work.records(own), strict=True):
             targets = (tuple(target) if isinstance(target, list) else target for target in record["label"])
             record["label"] = [-1 if target is None else known.setdefault(target, len(known)) for target in targets]
             record["shard"] = [len(shards)] * record["images"]
-            for name, kind in () if missing else COLUMNS.items():
+            for name, kind in () if missing else SHARD_COLUMNS.items():
                 arrays[name].append(np.array(record[name], kind))
             kept = {key: record[key] for key in ("images", "bytes", "sha256")}
             shards.append({"name": work.names[number], **kept})

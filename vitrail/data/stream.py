@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Literal, Protocol, TypeVar, runtime_checkable
@@ -27,6 +28,7 @@ from vitrail.data.quiet import quiet
 K = TypeVar("K")
 T = TypeVar("T")
 
+_Due = tuple[int, tuple[int, ...]]  # the key of a batch, and keys of some that come later
 Unreadable = Literal["refuse", "skip"]  # what happens where an image cannot be read
 STOPS = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGHUP,)))
 
@@ -59,6 +61,18 @@ class Loaded:
         return Loaded(self.batch and self.batch.pin_memory(), self.problems)
 
 
+class Expecting(Dataset[Loaded]):
+    """Batches that are made of what is fetched from afar: `ahead` of them are expected before they are asked for."""
+
+    ahead: int
+
+    def expect(self, number: int) -> None:
+        """Begins to fetch what a batch is made of."""
+
+    def forget(self, number: int) -> None:
+        """A batch that was expected will not be asked for."""
+
+
 def stream(
     made: Dataset[Loaded],
     keys: Keys,
@@ -72,14 +86,16 @@ def stream(
     Ctrl-C, and a stop that is sent to all processes, are for this one, which may save its state, then ends the workers.
     """
     carried, processes = _Carried(made), list[BaseProcess]()
+    far = made if isinstance(made, Expecting) and made.ahead else None
+    due = _coming(keys, -(-far.ahead // max(workers, 1)), max(workers, 1)) if far else keys
     if workers == 0:
-        results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, keys, 2)
+        results: Iterator[Loaded | ValueError] = prefetch(carried.__getitem__, due, 2)
     else:
         # It would draw from torch's own generator. More processes than cores, of which it warns, have a reason.
         options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": begin, "generator": torch.Generator()}
         with postponed(), quiet():
             others = active_children()
-            results = iter(DataLoader(carried, batch_size=None, sampler=keys, **options))
+            results = iter(DataLoader(carried, batch_size=None, sampler=due, **options))
             processes = [process for process in active_children() if process not in others]
     try:
         while (loaded := _next(results, processes)) is not None:
@@ -92,6 +108,9 @@ def stream(
                 yield loaded.batch
     finally:
         del results  # ends its threads or processes now, although a traceback may keep this frame
+        if far:
+            for number in carried.expected:
+                far.forget(number)
 
 
 def _next(results: Iterator[Loaded | ValueError], processes: Sequence[BaseProcess]) -> Loaded | ValueError | None:
@@ -135,14 +154,31 @@ def prefetch(make: Callable[[K], T], keys: Iterable[K], ahead: int, workers: int
                 future.cancel()
 
 
+def _coming(keys: Keys, ahead: int, processes: int) -> Iterator[_Due]:
+    """Each key with those new ones that come up to `ahead` turns of the same process later; processes take turns."""
+    waiting, places = deque[int](), iter(keys)
+    for place in range(len(keys)):
+        new = list(islice(places, ahead * processes + 1 - len(waiting)))
+        waiting.extend(new)
+        # The first of each process brings all that it knows of, a later one the last.
+        coming = tuple(islice(waiting, 0, None, processes) if place < processes else new[-1:])
+        yield waiting.popleft(), coming
+
+
 class _Carried(Dataset["Loaded | ValueError"]):
     """Returns an error as a value: one that a worker process raises would arrive with its traceback as its text."""
 
     def __init__(self, made: Dataset[Loaded]) -> None:
-        self.made = made
+        self.made, self.expected = made, set[int]()
 
-    def __getitem__(self, key: int) -> Loaded | ValueError:
+    def __getitem__(self, key: int | _Due) -> Loaded | ValueError:
         try:
+            key, coming = key if isinstance(key, tuple) else (key, ())
+            if isinstance(self.made, Expecting):
+                for number in coming:
+                    self.expected.add(number)
+                    self.made.expect(number)
+            self.expected.discard(key)
             return self.made[key]
         except Unread as error:
             return Unread(str(error))

@@ -8,11 +8,13 @@ from itertools import chain
 from vitrail.data.images.decode import opened
 from vitrail.data.sources.fingerprint import spread
 from vitrail.data.sources.open import Splits
+from vitrail.data.sources.remote import shards
 from vitrail.data.sources.source import Source
 from vitrail.data.stream import prefetch
 from vitrail.progress import say, track
 
 MOST = 50_000  # training images that are looked at, evenly spaced; all of those to validate on are
+FEW = 512  # of either, where they are in a store, which sends whole images
 CHUNK, THREADS = 32, 8
 
 
@@ -20,6 +22,7 @@ def look(splits: Splits, skip: bool) -> None:
     """Reads validation and training images as far as their headers. ValueError, with the first that cannot be read and
     how many there are; where such images are skipped, says it."""
     for what, source, most in (("validation", splits.val, len(splits.val)), ("training", splits.train, MOST)):
+        most = min(most, FEW) if shards(source) else most
         places = spread(len(source), most)
         chunks = [(source, places[start : start + CHUNK]) for start in range(0, len(places), CHUNK)]
         seen = chain.from_iterable(prefetch(_problems, chunks, 2 * THREADS, THREADS))

@@ -87,7 +87,8 @@ def fast(data: str, reading: Data | None = None) -> Run:
 def look_at(data: Data) -> Look:
     """The kind of images at a place, from a few of them that can be read; colour images of 32 x 32 where it does not
     exist, because opening it later reports that. ValueError as open_splits raises it."""
-    if data.path != PACKAGED and ".py:" not in data.path and not Path(data.path).exists():
+    elsewhere = data.path == PACKAGED or any(mark in data.path for mark in (".py:", "://"))
+    if not elsewhere and not Path(data.path).exists():
         return Look((32, 32), 3, 50_000)
     source, seen = open_splits(data).train, list[np.ndarray]()
     for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():

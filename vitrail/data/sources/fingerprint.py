@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.sources.source import Source
+from vitrail.data.stream import prefetch
 
 RECORDS, CONTENTS = 10_000, 256
 
@@ -22,15 +23,20 @@ def fingerprint(source: Source) -> dict[str, Any]:
     places = spread(len(source), RECORDS)
     names, labels = [source.name(index) for index in places], [source.target(index) for index in places]
     absolute = {os.path.isabs(name) for name in names}
+    names = [name.replace("://", ":/") for name in names]  # as commonpath has it
     common = os.path.commonpath(map(os.path.dirname, names)) if len(absolute) == 1 else ""
     inner = [name[len(common) :].lstrip("/") for name in names]
     contents = hashlib.sha256()
-    for index in spread(len(source), CONTENTS):
+
+    def content(index: int) -> bytes | memoryview:
         try:
-            content = source[index][0]
-            contents.update(content if isinstance(content, bytes) else np.ascontiguousarray(content).data)
+            content = source[index].image
+            return content if isinstance(content, bytes) else np.ascontiguousarray(content).data
         except ValueError:  # then as now
-            contents.update(b"unreadable")
+            return b"unreadable"
+
+    for one in prefetch(content, spread(len(source), CONTENTS), 16):
+        contents.update(one)
     return {
         "images": len(source),
         "classes": list(source.class_names),

@@ -6,8 +6,9 @@
 
 There are readers for class folders (folder.py), MNIST's idx files (mnist.py), CIFAR's batches (cifar.py), CSV and JSONL
 (table.py), Parquet and Hugging Face data sets saved to disk (huggingface.py), tar and webdataset shards (tar.py), and
-what `vitrail data pack` wrote (packed.py). The files of a place decide which one reads it, not its name. Readers raise
-ValueError, naming the file and what to do, for one that is missing, damaged or hostile, and let an OSError through.
+what `vitrail data pack` wrote (packed.py; remote.py, if it is in a store). The files of a place decide which one reads
+it, not its name. Readers raise ValueError, naming the file and what to do, for one that is missing, damaged or hostile,
+and let an OSError through.
 """
 
 import os
@@ -20,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from vitrail.config import attribute
-from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, table, tar
+from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, remote, table, tar
 from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, many, speaks
 from vitrail.data.sources.split import balanced, stratified
 from vitrail.data.sources.walk import listing, scan
@@ -40,8 +41,8 @@ class Data:
     """What a run reads, and which images it validates on. ValueError for values that do not fit any data."""
 
     path: str = PACKAGED
-    """"fashion" for the images in the package, a folder or file of any kind that is read, or FILE.py:NAME, a function
-    of yours that returns a Source or a dict of them by split."""
+    """"fashion" for the images in the package, a folder or file of any kind that is read, the URL of a folder of shards
+    in a store, or FILE.py:NAME, a function of yours that returns a Source or a dict of them by split."""
     val: str | None = None
     """The validation images, if they are in another place."""
     val_fraction: float | None = None
@@ -114,6 +115,8 @@ def find_splits(data: Data) -> Found:
         return Found(found if isinstance(found, Mapping) else {"all": found})
     if data.path == PACKAGED:
         return Found({"train": mnist.fashion("train"), "test": mnist.fashion("test")})
+    if "://" in data.path:
+        return remote.splits(data.path)
     path = Path(data.path)
     try:
         if not path.exists():

@@ -24,6 +24,10 @@ from vitrail.data.images.decode import read
 from vitrail.data.sources.source import SPLITS, Example, Source, Target, Targets, check_index, printable, split_in
 from vitrail.progress import few
 
+SHARD_INDEX = ".index.npz"  # behind the name of a split: what `vitrail data pack --to tar` says of its shards
+# In such an index, an entry for each image. key: its number where it came from, which names it in the tar.
+SHARD_COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int32, "crc32": np.uint32, "label": np.int32,
+                 "key": np.uint32}  # fmt: skip
 NUMBER = re.compile(r"-?[0-9]{1,18}")
 MARKS = {"train": 0, "val": 1, "test": 2, "": -1}
 LEFT_OUT = -2

@@ -30,6 +30,7 @@ import numpy as np
 
 from vitrail.data.images.decode import BYTES
 from vitrail.data.images.kinds import SUFFIXES as IMAGES
+from vitrail.data.sources import records
 from vitrail.data.sources.cache import Arrays, kept_arrays, unpacked
 from vitrail.data.sources.layout import layout
 from vitrail.data.sources.names import FILES, renamed
@@ -41,7 +42,6 @@ from vitrail.progress import track
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABELS = ("cls", "cls.txt", "json", "txt")  # behind the stem; the first that a record has counts
 LABEL_BYTES = 2**20
-SHARD_INDEX = ".index.npz"  # behind the name of a split: what `vitrail data pack --to tar` says of its shards
 INDEX = f"5.{len(IMAGES)}.index"  # another version, and another list of kinds, has another name
 OPEN = 256  # tars that stay open: a process may often have only 1,024 files
 BLOCK, CHUNK = 512, 2**22
@@ -59,7 +59,7 @@ def splits(path: Path) -> Found:
         _, loose, others[""] = listing(path)
         others[""].update(map(kind, loose))
         del others[""][".tar"], others[""][".gz"], others[""][".tgz"]
-        others[""][".npz"] -= len([*path.glob("*" + SHARD_INDEX)])
+        others[""][".npz"] -= len([*path.glob("*" + records.SHARD_INDEX)])
     for tar, index, one in zip(tars, indexes, about, strict=True):
         # By the name of a tar, or of the folder that it is in; a tar that is named itself may be any split.
         split = (split_in(tar.name) or split_in(str(tar.parent.relative_to(path)))) if tar != path else None
@@ -83,7 +83,7 @@ def splits(path: Path) -> Found:
             names, codes = [tuple(key) if isinstance(key, list) else key for key in one["labels"]], index["labels"]
         labels.extend(names, codes, marks[index["folders"]])
     divided = divide(path, {"all": (Members(tars, plain, indexes), labels)})
-    divided = {split: _told(source, path / f"{split}{SHARD_INDEX}") for split, source in divided.items()}
+    divided = {split: _told(source, path / f"{split}{records.SHARD_INDEX}") for split, source in divided.items()}
     return Found(divided, found.notes, [*found.left_out, *filter(None, [kinds(others)])], lost(images, others))
 
 

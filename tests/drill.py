@@ -34,9 +34,8 @@ def said(text: str) -> tuple[str, str]:
     """(ranks that said something, the first sentence)."""
     found = re.findall(r"vitrail, (rank \d) on \S+?: (.*)", text)
     ranks = sorted({rank[5:] for rank, _ in found})
-    named = [line for _, line in found if "stopped after" not in line] or [line for _, line in found]
-    other = next((line for line in text.splitlines() if line.startswith("vitrail")), "nothing")
-    return ", ".join(ranks) or "-", named[0] if named else other
+    stops = [line for line in text.splitlines() if line.startswith("stopped")]
+    return ", ".join(ranks) or "-", next((line for _, line in found), next(iter(stops), "nothing"))
 
 
 def ranks(here: Path, out: str) -> dict[int, int]:
@@ -84,7 +83,7 @@ def refused(name: str, here: Path, recipe: str, *more: str) -> None:
     (here / "r.py").write_text(original + (ON_ONE + recipe if recipe else ""))
     shutil.rmtree(here / "new", ignore_errors=True)
     began = time.monotonic()
-    with started(here, 3, "new", *MORE, *more, VITRAIL_PATIENCE=str(PATIENCE)) as process:
+    with started(here, 3, str(here / "new"), *MORE, *more, VITRAIL_PATIENCE=str(PATIENCE)) as process:
         text = process.communicate(timeout=300)[1]
     (here / "r.py").write_text(original)
     trace = "Traceback" in re.sub(
@@ -150,9 +149,9 @@ def main() -> None:
     refused("rank 1 has another run", here, change + "dataclasses.replace(was(data), seed=7)")
     version = "import vitrail.run as v; was = v.version; v.version = lambda n: '9.9' if n == 'torch' else was(n)"
     refused("rank 1 has another torch", here, version)
-    shutil.copytree(here / "photos", here / "others")
-    (here / "others" / "ash" / "0.png").unlink()
-    refused("rank 1 sees other data", here, change + "was('others')")
+    shutil.copytree(here / "photos", here / "others" / "photos")
+    (here / "others" / "photos" / "ash" / "0.png").unlink()
+    refused("rank 1 sees other data", here, "os.chdir('others')")
     refused("a batch of 2 for 3 processes", here, "", "--batch", "2")
     refused("CUDA is asked for", here, "", "--device", "cuda")
     refused("the loss is NaN", here, "", "--optim.lr", "1e30", "--optim.clip", "None")

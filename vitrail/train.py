@@ -171,7 +171,7 @@ class Trainer:
                         self._write_due(log)
                 saving = last or self._asked() or self.done % self.save_every == 0
                 judging = self.done % self.evaluate_every == 0 and not last
-                self.rested = saving or judging
+                self.rested = judging  # which may take one of them longer
                 if saving or judging:
                     self._rest(log, saving, judging)
 

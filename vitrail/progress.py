@@ -51,7 +51,7 @@ SILENT = int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE
 def say(text: str, always: bool = False) -> None:
     """Prints a line on standard error; standard output is for results. always: on whichever process."""
     if always or not SILENT:
-        print(text, file=sys.stderr, flush=True)
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 def few(names: Iterable[object], count: int = 5) -> str:

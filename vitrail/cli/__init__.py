@@ -95,7 +95,7 @@ def _heard() -> Iterator[None]:
 def _end(sentence: str, status: int) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = f", rank {os.environ.get('RANK', '?')} on {socket.gethostname()}" if world > 1 else ""
-    print(f"vitrail{rank}: {sentence}", file=sys.stderr)
+    print(f"vitrail{rank}: {sentence}\n", end="", file=sys.stderr)  # in one piece, beside what others say
     sys.exit(status)
 
 

@@ -50,10 +50,10 @@ def worker(steps: int, side: int, batch: int) -> None:
     task.init_weights(0)
     how = gradient(task, 1, 1, 0)
     if ranks.world > 1:
-        from vitrail.runtime.together import shard, together
+        from vitrail.runtime.together import grouped, shard, together
 
-        shard(task, ranks.world, ranks.world)
-        how = together(task)
+        shard(task, grouped("cpu", ranks.world, ranks.world), half=False)
+        how = together(task, 0)
     optimizer, ema = optim.build(task, optim.Config("adamw", lr=1e-4)), Ema(task, 0.9999)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     inputs = Batch(images=images, targets=torch.zeros(batch, dtype=torch.long), keys=torch.arange(batch))

@@ -6,7 +6,6 @@ A step depends on the Run and its own number alone (law 2), so a run that was ki
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -66,8 +65,7 @@ class Trainer:
         self.workers = workers_for(self.device, run.workers)
         self.batches = self._loader()
         self.notes: list[str] = []
-        self.stop = threading.Event()
-        self.asked = self.rested = False
+        self.asked, self.rested = False, True
         self.results: dict[str, Result] = {}
         self.late = self.device.type == "cuda"  # elsewhere a step's numbers are there when it ends
         # Of the steps since the last line of the log, and of those whose line is due.
@@ -158,7 +156,8 @@ class Trainer:
         with self.writer, closing(self._batches(log)) as batches:
             if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or run.head == "probe"):
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
-            for step in range(self.done, self.total):
+            steps = range(self.done, self.total)
+            for step in steps:
                 with self._kept(log):
                     self.recent.append(self._step(step, self._parts(batches)))
                 self.done = step + 1
@@ -171,7 +170,7 @@ class Trainer:
                         self._write_due(log)
                 saving = last or self._asked() or self.done % self.save_every == 0
                 judging = self.done % self.evaluate_every == 0 and not last
-                self.rested = judging  # which may take one of them longer
+                self.rested = judging or step == steps[0]  # which may take one of them longer: it may compile
                 if saving or judging:
                     self._rest(log, saving, judging)
 
@@ -190,7 +189,7 @@ class Trainer:
 
     def _parts(self, batches: Iterator[Batch]) -> Iterable[Batch]:
         """The micro-batches of a step. Several processes learn here whether one of them was asked to stop."""
-        patience = LONG if self.rested or len(self.recent) < 2 else PATIENCE
+        patience = LONG if self.rested else PATIENCE
         parts, self.asked = self.ranks.fetched(islice(batches, self.batches.parts), self.stop.is_set(), patience)
         return parts
 

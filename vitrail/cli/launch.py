@@ -171,11 +171,13 @@ def go_on(
 
 
 def _same(run: Run, folder: Path, before: Run) -> Run:
-    """The run of the folder. ValueError where what is asked for is another, naming what differs."""
-    asked, there = dump(replace(run, model=before.model)), dump(before)
-    if other := [name for name in asked if asked[name] != there.get(name) and name not in ("device", "workers")]:
+    """The run of the folder, on the processes that are there now. ValueError where what is asked for is another, naming
+    what differs."""
+    now = replace(before, device=run.device, workers=run.workers, shard=run.shard)
+    asked, there = dump(replace(run, model=before.model)), dump(now)
+    if other := [name for name in asked if asked[name] != there.get(name)]:
         raise ValueError(f"{folder} holds another run (its {few(other)} differ); name another folder with --out.")
-    return before
+    return now
 
 
 def _agree(ranks: Ranks, run: Run, data: Mapping[str, Any]) -> None:

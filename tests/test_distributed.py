@@ -117,7 +117,7 @@ def test_a_run_comes_back_by_itself(here, how):
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_others_in_time_and_loses_nothing(here):
     more = (*LONG, "--evaluate-every", "3000 steps")
-    with started(here, 2, "many", *more, VITRAIL_PATIENCE="3") as process:
+    with started(here, 2, "many", *more, VITRAIL_PATIENCE="5") as process:
         wait_for(here / "many" / "checkpoints" / "step-6", process)
         environments = {n: Path(f"/proc/{n}/environ").read_bytes().split(b"\0") for n in workers(here, "many")}
         (stopped,) = (n for n, variables in environments.items() if b"RANK=1" in variables)
@@ -129,7 +129,7 @@ def test_a_process_that_hangs_ends_the_others_in_time_and_loses_nothing(here):
         waited = time.monotonic() - began
         os.kill(stopped, signal.SIGKILL)
         said = process.communicate(timeout=240)[1]
-    assert waited < 30  # 3 s, and 8 s in which whoever is there says so; where one may evaluate it is 36 s
+    assert waited < 40  # 5 s, and 8 s in which whoever is there says so; where one may evaluate it is 60 s
     assert re.search(r"vitrail, rank 0 on \S+: rank 1 on \S+ does not answer", said)
     assert max(int(place.name[5:]) for place in (here / "many" / "checkpoints").glob("step-*")) >= 6
 

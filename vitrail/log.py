@@ -40,7 +40,7 @@ SLOW = "images come too slowly"
 @dataclass(frozen=True)
 class Watch:
     """What tells how well devices are used. flops: of an image's training; peak: FLOP/s of all devices, NaN where it is
-    not known; memory: bytes that this process had at most; rows: everybody's arrays, by rank."""
+    not known; memory: bytes that this process had at most, 0 likewise; rows: everybody's arrays, by rank."""
 
     flops: int
     peak: float
@@ -134,7 +134,9 @@ class Log:
         self.waits, rate = rows[:, 0], speed * self.watch.flops
         effort = {"mfu": round(rate / self.watch.peak, 4)} if math.isfinite(self.watch.peak) else {}
         ranks = {"data_wait": rows[:, 0].round(4).tolist(), "memory_gib": rows[:, 1].round(3).tolist()}
-        own = {"memory_gib": ranks["memory_gib"][0]} | ({"ranks": ranks} if len(rows) > 1 else {})
+        own = ({"memory_gib": ranks["memory_gib"][0]} if rows[0, 1] else {}) | (
+            {"ranks": ranks} if len(rows) > 1 else {}
+        )
         return {"tflops": round(rate / 1e12, 4), **effort, **own}
 
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:

@@ -219,8 +219,9 @@ class Trainer:
     def _write_due(self, log: Log) -> None:
         """The line of the log that is due; on a GPU a step late: it has its next step, and does not wait for us."""
         due, self.due = self.due, []
-        if due:
-            log.step(due[-1].step + 1, self._finite(due))
+        if due and (values := self._finite(due)):
+            with self._kept(log):  # it asks the others
+                log.step(due[-1].step + 1, values)
 
     def _batches(self, log: Log) -> Generator[Batch, None, None]:
         """The micro-batches of the steps that are left, on the device; the log learns how long they took."""

@@ -6,8 +6,8 @@ watch(run.model, (224, 224), "bf16", device, ranks)     # for the log: FLOPs, th
 
 import math
 import re
-import resource
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from vitrail.log import Watch
 from vitrail.models import resnet, vit
 from vitrail.models.cost import TRAINING, flops
 from vitrail.runtime.blocks import Precision
-from vitrail.runtime.distributed import Ranks
+from vitrail.runtime.distributed import PATIENCE, Ranks
 
 
 class Kind(NamedTuple):
@@ -49,7 +49,9 @@ def watch(
         found = torch.cuda.get_device_properties(device)
         kind = _known(found.name, found.total_memory / 2**30)
     peak = kind.peak(precision) * ranks.world if kind else math.nan
-    return Watch(TRAINING * flops(model, size), peak or math.nan, lambda: _most(device), ranks.rows)
+    return Watch(
+        TRAINING * flops(model, size), peak or math.nan, lambda: _most(device), partial(ranks.rows, patience=PATIENCE)
+    )
 
 
 def _known(name: str, memory: float) -> Kind | None:
@@ -60,7 +62,11 @@ def _known(name: str, memory: float) -> Kind | None:
 
 
 def _most(device: torch.device) -> int:
-    """Bytes that this process had at most so far, on a GPU, or of the machine's memory."""
+    """Bytes that this process had at most so far, on a GPU, or of the machine's memory; 0 where that is not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

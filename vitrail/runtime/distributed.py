@@ -87,7 +87,7 @@ class Ranks:
         rows = self.rows(np.frombuffer(mine.encode("utf-8", "surrogateescape") + b"\0", np.uint8))
         return rows.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
 
-    def rows(self, mine: NDArray[Any]) -> NDArray[Any]:
+    def rows(self, mine: NDArray[Any], patience: float = LONG) -> NDArray[Any]:
         """Everybody's array (n, ...), in the order of the ranks; they may differ in n, and an empty one in all. Gone as
         flags."""
         if self.world == 1:
@@ -96,7 +96,7 @@ class Ranks:
         about[self.rank, : 2 + mine.ndim - 1] = torch.tensor(
             [len(mine), DTYPES.index(mine.dtype.name), *mine.shape[1:]]
         )
-        self._all(about, dist.ReduceOp.SUM, LONG)
+        self._all(about, dist.ReduceOp.SUM, patience)
         counts, most = about[:, 0].tolist(), about[int(about[:, 0].argmax())].tolist()
         dtype, shape = np.dtype(DTYPES[most[1]]), [size for size in most[2:] if size]
         width = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -104,7 +104,7 @@ class Ranks:
         whole, start = np.zeros((sum(counts), width), np.uint8), sum(counts[: self.rank])
         if len(mine):
             whole[start : start + len(mine)] = np.ascontiguousarray(mine).view(np.uint8).reshape(len(mine), width)
-        self._all(torch.from_numpy(whole), dist.ReduceOp.SUM, LONG)
+        self._all(torch.from_numpy(whole), dist.ReduceOp.SUM, patience)
         return np.frombuffer(whole.tobytes(), dtype).reshape(-1, *shape)
 
     @contextmanager
@@ -209,7 +209,8 @@ def join() -> Ranks:
         store = TCPStore(*place, world, is_master=ours, timeout=timedelta(seconds=PATIENCE))
         store = PrefixStore(f"vitrail/{attempt}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=LONG))
+        step = timedelta(seconds=PATIENCE)  # of the operations in one, before which all have waited for each other
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=step)
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=LONG))
     except (RuntimeError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0][:200]

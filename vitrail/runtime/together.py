@@ -19,12 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from vitrail.batch import Batch
 from vitrail.models import resnet, vit
 from vitrail.optim.shards import local
+from vitrail.runtime.distributed import LONG, join
 from vitrail.runtime.gradients import GRID, LARGEST, Backward, Gradient, Metrics, added, whole, without_order
 
 
 def together(task: nn.Module, exact: int) -> Gradient:
     """How the gradient is added up of a task that is divided, or that each process has whole. exact: as for
     gradients.gradient, of a task that is divided."""
+    join().flags(False, patience=LONG)  # one of them may have loaded for longer
     if exact:
         without_order(task)
         return ExactSharded(task, exact)
@@ -137,6 +139,7 @@ def grouped(kind: str, size: int, world: int) -> DeviceMesh:
     even."""
     if world % size:
         raise ValueError(f"{world} processes cannot be groups of {size}; give --shard a number that divides them.")
+    join().flags(False, patience=LONG)  # as above
     shape, names = ((world // size, size), ("copies", "parts")) if world > size else ((size,), ("parts",))
     return init_device_mesh(kind, shape, mesh_dim_names=names)
 

@@ -110,7 +110,12 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
     def speed(run: Any) -> Callable[[], dict[str, Any]]:
         step, count = Step(run), operations(run)[0] * (3 + run.checkpointing) * run.batch
         step()
-        return lambda: {"seconds": step() / count, "count": count}
+
+        def turn() -> dict[str, Any]:
+            own = time.process_time()
+            return {"seconds": step() / count, "count": count, "processor_seconds": time.process_time() - own}
+
+        return turn
 
     torch.set_num_threads(options.threads)
     for model, size, batch, optim, again in (CASES[int(number)] for number in options.only):

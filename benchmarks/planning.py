@@ -46,7 +46,7 @@ def run_of(model: str, size: int, batch: int, optim: str, again: bool) -> Any:
 
 
 class Step:
-    """A step of a run on noise; called, the seconds that it takes."""
+    """A step of a run on noise; called, the seconds of its gradient and of the optimiser's update."""
 
     def __init__(self, run: Any) -> None:
         from vitrail.batch import Batch
@@ -62,14 +62,15 @@ class Step:
         noise = torch.randint(256, (run.batch, 3, *run.preprocessing.image_size), dtype=torch.uint8)
         self.batch = Batch(images=noise, targets=torch.arange(run.batch))
 
-    def __call__(self, around: Any = None) -> float:
+    def __call__(self, around: Any = None) -> tuple[float, float]:
         start = time.perf_counter()
         with around or nullcontext():
             loss, _ = self.task(self.batch)
         self.optimizer.zero_grad()
         loss.backward()
+        between = time.perf_counter()
         self.optimizer.step()
-        return time.perf_counter() - start
+        return between - start, time.perf_counter() - between
 
     def memory(self) -> tuple[int, int]:
         """Bytes: weights, gradients and the optimiser's state; what autograd saves of a step."""
@@ -104,16 +105,27 @@ def operations(run: Any) -> tuple[int, int]:
     return flops(run.model, size), counter.get_total_flops()
 
 
-def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """Measures the chosen cases, one after the other: seconds for each operation, as the plan counts them."""
+def needs(run: Any) -> tuple[float, float]:
+    """What a step's gradient and its update grow with: operations, and weights."""
+    from vitrail.models.cost import flops, parameters
 
-    def speed(run: Any) -> Callable[[], dict[str, Any]]:
-        step, count = Step(run), operations(run)[0] * (3 + run.checkpointing) * run.batch
+    forward = flops(run.model, run.preprocessing.image_size)
+    return forward * (3 + run.checkpointing) * run.batch, parameters(run.model)
+
+
+def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
+    """Measures the chosen cases, one after the other: a gradient grows with the operations, an update with the weights,
+    as `vitrail plan --calibrate` has it."""
+
+    def speed(run: Any, of: Any) -> Callable[[], dict[str, Any]]:
+        step = Step(run)
+        gradients, updates = (needs(of)[place] / needs(run)[place] for place in range(2))
         step()
 
         def turn() -> dict[str, Any]:
-            own = time.process_time()
-            return {"seconds": step() / count, "count": count, "processor_seconds": time.process_time() - own}
+            own, (gradient, update) = time.process_time(), step()
+            own = time.process_time() - own
+            return {"seconds": gradient * gradients + update * updates, "processor_seconds": own}
 
         return turn
 
@@ -124,7 +136,7 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
         other = replace(run, batch=batch + max(1, batch // 2), model=shallow)
         name = f"{model}@{size}, {batch} images, {optim}{', again' * again}"
         records.append(new(name, "foretold", memory=memory(run), operations=operations(run)))
-        take_turns(records[-1], {"foretold": speed(other), "measured": speed(run)}, options.rounds, options.until)
+        take_turns(records[-1], {"foretold": speed(other, run), "measured": speed(run, run)}, options.rounds, options.until)
         yield
 
 
@@ -135,8 +147,7 @@ def text(records: list[Record]) -> str:
         (told, held), (flops, counted) = record["memory"], record["operations"]
         cells = [f"{told / 2**20:.0f}", f"{held / 2**20:.0f}", f"{told / held - 1:+.1%}", f"{flops - counted:+d}"]
         before, took = (values(record, name) for name in ("foretold", "measured"))
-        seconds = spread([record["libraries"]["measured"]["count"][0] * one for one in took])
-        rows.append([record["case"], *cells, seconds, str(ratio(before, took))])
+        rows.append([record["case"], *cells, spread(took), str(ratio(before, took))])
     return f"{table(HEADERS, rows)}\n\nAims: memory within 5 %, operations to the digit, times within 10 %."
 
 

@@ -1,6 +1,7 @@
 """`vitrail evaluate`: how good weights are on labelled images."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from vitrail.progress import few, say
 if TYPE_CHECKING:
     from vitrail.data.sources.open import Data, Needs
     from vitrail.data.sources.source import Source
+    from vitrail.evaluate import Evaluator
     from vitrail.run import Run
     from vitrail.tasks import Task
 
@@ -34,6 +36,9 @@ class Evaluate(Using, Command):
     """A run folder such as runs/demo, a model folder, a file with weights, or hf-hub:OWNER/NAME."""
     data: Positional[Annotated[str, arg(metavar="[DATA]", help_behavior_hint="")]] = ""
     """Labelled images, of any kind that vitrail train reads. For a run, the default is its own validation images."""
+    with_: Annotated[tuple[str, ...], arg(name="with", metavar="NAME...", help_behavior_hint="")] = ()
+    """What judges instead of the model's own evaluators: accuracy, attentive, calibration, copies, fewshot, knn,
+    labels, linear (docs/evaluate.md), or one of your own in a file that --code names."""
     split: Literal["val", "test", "train"] = "val"
     """Which of the data's images; val means test where there is no val, and all where there are no splits."""
     skip_unreadable: Flag = False
@@ -48,7 +53,7 @@ class Evaluate(Using, Command):
     def run(self, given: Given) -> None:
         from vitrail import run as runs
         from vitrail.data.stream import workers_for
-        from vitrail.evaluate import Evaluator, Validation
+        from vitrail.evaluate import Validation
         from vitrail.evaluate.evaluator import judge
         from vitrail.evaluate.summary import document, text
         from vitrail.runtime.inference import batch_size, prepared
@@ -59,10 +64,10 @@ class Evaluate(Using, Command):
         run = runs.read(folder) if (folder / "run.json").is_file() else None
         task = self.pipeline(self.model, cpu=self.int8 or (run is not None and run.device == "cpu")).task
         device = next(task.parameters()).device
-        source, known = self._source(run, task, given)
+        evaluators = self._evaluators(run, task)
+        source, train, known = self._sources(run, task, given, evaluators)
         task = task.for_targets(source.targets)
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
-        evaluators = run.evaluators() if run else [kinds(Evaluator)[name]() for name in task.config.evaluators]
         say(f"evaluating {self.model} on {len(source):,} images, on {device}")
         data = Validation(
             source,
@@ -72,6 +77,7 @@ class Evaluate(Using, Command):
             device,
             workers_for(device, run and run.workers),
             say if skip else None,
+            train=train,
         )
         found, small = judge(evaluators, prepared(task), data), None
         if self.int8:
@@ -83,25 +89,48 @@ class Evaluate(Using, Command):
         if "unreadable" in found[0]:
             sys.exit(1)
 
-    def _source(self, run: "Run | None", task: "Task", given: Given) -> "tuple[Source, float]":
-        """(the images that are asked for, under the model's class numbers where it needs classes; the fraction of them
-        that was trained on)."""
+    def _evaluators(self, run: "Run | None", task: "Task") -> "Sequence[Evaluator]":
+        """Those that are named, or the run's, or the task's. ValueError for a name that is not known."""
+        from vitrail.evaluate import Evaluator
+
+        if run and not self.with_:
+            return run.evaluators()
+        known = kinds(Evaluator)
+        if other := next((name for name in self.with_ if name not in known), None):
+            own = "; one of your own needs --code FILE.py" * (not self.code)
+            raise ValueError(f"there is no evaluator {other!r}, but {', '.join(sorted(known))}{own}.")
+        return [known[name]() for name in self.with_ or task.config.evaluators]
+
+    def _sources(
+        self, run: "Run | None", task: "Task", given: Given, evaluators: "Sequence[Evaluator]"
+    ) -> "tuple[Source, Source | None, float]":
+        """(the images that are asked for, under the model's class numbers where its answers are judged; those to train
+        on, if features are judged and there are some; the fraction of the first that the model was trained on)."""
         from vitrail import run as runs
-        from vitrail.data.sources.open import find_splits, open_source
-        from vitrail.evaluate.matching import matched, seen
+        from vitrail.data.sources.open import find_splits, open_source, open_splits
+        from vitrail.evaluate.matching import common, matched, seen
 
         if not self.data and not run:
             raise ValueError(f"{self.model} is not a run, which would have its own images; name DATA after it.")
         needs, folder, known, said = task.config.needs, Path(self.model), 0.0, ""
+        features = any(not one.head for one in evaluators)
+        train = None
         data = described(self.data or (run.data.path if run else ""), given, self, "vitrail evaluate", run and run.data)
+        data = replace(data, balance=False)
         if run and (Path(data.path) == Path(run.data.path) or self._same(data, needs)):
-            source = open_source(replace(data, balance=False), self.split, needs)
+            source = open_source(data, self.split, needs)
+            train = open_source(data, "train", needs) if features and self.split != "train" else None
         else:
-            found = find_splits(data)
+            there = find_splits(data)
+            found: Mapping[str, Source] = there
+            if features and [*found] == ["all"] and self.split == "val":  # most of it becomes what is trained on
+                splits = open_splits(data)
+                found = {"train": splits.train, "val": splits.val}
             wanted = ("val", "test", "all") if self.split == "val" else (self.split,)
             if not (fitting := [found[name] for name in wanted if name in found]):
                 raise ValueError(f"{self.data} has no {self.split} images (but {few(found)}), which --split asks for.")
-            source, said = fitting[0], "\n".join(found.said(self.data))
+            source, said = fitting[0], "\n".join(there.said(self.data))
+            train = found.get("train") if features and self.split != "train" else None
             if run is None and folder.name == "model" and (folder.parent / "run.json").is_file():
                 run = runs.read(folder.parent)
             if run:
@@ -109,11 +138,15 @@ class Evaluate(Using, Command):
                     known = seen(source, open_source(replace(run.data, balance=False), "train", needs))
                 except ValueError:
                     said += f"\n{run.data.path} cannot be opened: which of these images were trained on is not known."
-        if needs == "classes":
-            source = matched(source, self._names(task, source), self.data or self.model)
+        if needs == "classes" and any(one.head for one in evaluators):
+            names = self._names(task, source)
+            source = matched(source, names, self.data or self.model)
+            train = train and matched(train, names, self.data or self.model)
+        elif train is not None:
+            source = common(source, train.class_names, self.data or self.model)
         if said:
             say(said)
-        return source, known
+        return source, train, known
 
     def _names(self, task: "Task", source: "Source") -> tuple[str, ...]:
         """The model's class names as the data calls them: by their ids, where these are asked for and fit."""

@@ -115,8 +115,8 @@ class Command(ABC):
 
 def parse(kind: type[CommandT], prog: str, words: Sequence[str]) -> tuple[CommandT, Given]:
     """A command, and the options that are not its own. ValueError, in one sentence, for what cannot be read."""
-    own = {field.name: field.default for field in fields(kind)}
-    hints = typing.get_type_hints(kind, include_extras=True)
+    own = {field.name.rstrip("_"): field.default for field in fields(kind)}  # --with is a word of Python's
+    hints = {name.rstrip("_"): hint for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
     placed = [name for name in own if Positional in typing.get_args(hints[name])]
     mine, given = split(words, own)
     for name in (_name(word.partition("=")[0]) for word in mine if word.startswith("--")):

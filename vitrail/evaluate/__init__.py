@@ -2,6 +2,25 @@
 here."""
 
 from vitrail.evaluate.accuracy import Accuracy
+from vitrail.evaluate.attentive import Attentive
+from vitrail.evaluate.calibration import Calibration
+from vitrail.evaluate.copies import Copies
 from vitrail.evaluate.evaluator import Evaluator, Result, Validation
+from vitrail.evaluate.fewshot import Fewshot
+from vitrail.evaluate.knn import Knn
+from vitrail.evaluate.labels import Labels
+from vitrail.evaluate.linear import Linear
 
-__all__ = ["Accuracy", "Evaluator", "Result", "Validation"]
+__all__ = [
+    "Accuracy",
+    "Attentive",
+    "Calibration",
+    "Copies",
+    "Evaluator",
+    "Fewshot",
+    "Knn",
+    "Labels",
+    "Linear",
+    "Result",
+    "Validation",
+]

@@ -32,7 +32,15 @@ class Judged(Protocol):
 
 
 class Result:
-    """What an evaluator found, besides its numbers."""
+    """What an evaluator found, besides its numbers: for programs, and in words."""
+
+    def document(self) -> Any:
+        """For JSON; None: it is in no document."""
+        return None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +65,12 @@ class Validation:
     rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda mine: mine
     train: Source | None = None
     before: Callable[[], None] | None = None
+
+    def bank(self) -> "Validation":
+        """The images that were trained on, instead. ValueError where there are none."""
+        if self.train is None:
+            raise ValueError("there are no training images for this evaluator; name data that has a train split.")
+        return replace(self, source=self.train)
 
     def batches(self) -> Iterator[Batch]:
         """Every image that has a target once, in order, on the device; of several processes, this one's batches; no
@@ -86,6 +100,8 @@ class Evaluator(ABC):
     """Judges a task. Each kind has a name of its own, `kind`, by which JSON and the command line know it."""
 
     kind: ClassVar[str]
+    head: ClassVar[bool] = True
+    """Whether it judges the model's own answers; else features, and the model need not have the data's classes."""
     divides: ClassVar[bool] = False
     """Whether several processes may judge together, each some of the batches: what it sums up has been through
     `data.rows`. Else one judges alone, and the others wait."""
@@ -108,7 +124,7 @@ def judge(
         for name, value in evaluator.run(task, alone):
             if isinstance(value, Result):
                 results[name] = value
-            else:
+            elif name != "samples" or name not in numbers:  # the first one's, which the headline is about
                 numbers[name] = value
     return numbers, results
 

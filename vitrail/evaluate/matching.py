@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 
 from vitrail.data.sources.fingerprint import spread
-from vitrail.data.sources.source import Renumbered, Source
+from vitrail.data.sources.source import Renumbered, Source, Subset, classes_of
 from vitrail.data.stream import prefetch
 from vitrail.progress import few, say, track
 
@@ -17,15 +17,15 @@ CHUNK = 32  # images that a thread takes at a time
 def seen(source: Source, trained: Source) -> float:
     """The fraction of a source's images that are among those trained on, by what is in their files; estimated, and
     said to be, where these are more than COMPARED."""
-    known = set(_digests(trained, "images that were trained on:"))
-    found = [digest in known for digest in _digests(source, "images to evaluate:") if digest]
+    known = set(digests(trained, "images that were trained on:", COMPARED))
+    found = [digest in known for digest in digests(source, "images to evaluate:", COMPARED) if digest]
     if max(len(source), len(trained)) > COMPARED:
         say(f"of the images that were trained on, and of those to evaluate, at most {COMPARED:,} each are compared.")
     return min(1.0, sum(found) / max(1, len(found)) * max(1.0, len(trained) / COMPARED))
 
 
-def _digests(source: Source, what: str) -> list[bytes]:
-    """Of what is in the images; b"" for one that cannot be read."""
+def digests(source: Source, what: str, most: int) -> list[bytes]:
+    """SHA-256 of what is in at most so many of the images, evenly spaced; b"" for one that cannot be read."""
 
     def digest(index: int) -> bytes:
         try:
@@ -34,7 +34,7 @@ def _digests(source: Source, what: str) -> list[bytes]:
             return b""
         return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content).data).digest()
 
-    places = spread(len(source), COMPARED)
+    places = spread(len(source), most)
     chunks = (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
     read = prefetch(lambda chunk: [*map(digest, chunk)], chunks, 8, 4)
     return list(track(chain.from_iterable(read), len(places), what))
@@ -63,3 +63,20 @@ def matched(source: Source, names: tuple[str, ...], where: str) -> Source:
     if len(theirs) < len(names):
         say(f"{where} has {len(theirs)} of the model's {len(names)} classes.")
     return Renumbered(source, names)
+
+
+def common(source: Source, names: tuple[str, ...], where: str) -> Source:
+    """The source under the class numbers of `names`, by name; images of other classes are left out, and those classes
+    are listed. ValueError where no class is in both."""
+    if source.targets == "none" or source.class_names == names:
+        return source
+    others = tuple(name for name in source.class_names if name not in names)
+    whole = Renumbered(source, (*names, *others))
+    if not others:
+        return whole
+    if len(others) == len(source.class_names):
+        raise ValueError(f"{where}: no class is in both splits; there are {few(names)}, and {few(others)}.")
+    kept = [index for index in range(len(whole)) if all(k < len(names) for k in classes_of(whole.target(index)))]
+    left = len(source) - len(kept)
+    say(f"{where}: {left:,} images of classes that the training images lack are left out: {few(others)}.")
+    return Subset(whole, np.array(kept))

@@ -1,6 +1,5 @@
 """`vitrail fewshot`: a classifier from a handful of images, without training."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,19 +58,23 @@ class Fewshot(Using, Command):
         task = self.pipeline(self.model).task
         found = find_splits(described(self.folder, given, self, "vitrail fewshot"))
         source = found.get("train") or next(iter(found.values()))
+        old = self._before(task) if self.add else None
+        names = [*dict.fromkeys((*(task.class_names if old else ()), *source.class_names))]
+        if len(names) < 2:
+            raise ValueError(
+                f"{self.folder} has one class; a classifier needs another, such as a folder of other things."
+            )
         say("\n".join(found.said(self.folder)))
         new = self._features(task, source)
-        names, parts = list(source.class_names), [(new.values, new.targets)]
-        if self.add:
-            old, values, targets = self._before(task)
-            names = [*old, *(name for name in source.class_names if name not in old)]
+        parts = [(new.values, new.targets)]
+        if old:
             places = np.array([names.index(name) for name in source.class_names])
-            parts = [(values, targets), (new.values, places[new.targets])]
+            parts = [old, (new.values, places[new.targets])]
         values, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         if empty := [name for name, n in zip(names, np.bincount(labels, minlength=len(names)), strict=True) if not n]:
             raise ValueError(f"{self.folder}: no image of {few(empty)} can be read; put some there, or take it out.")
         head = fitted(values, labels, len(names))
-        none = 0.0 if self.accept_all else head.none_below
+        none = None if self.accept_all else head.none_below
         model = task.model
         model.head = nn.Linear(values.shape[1], len(names))
         with torch.no_grad():
@@ -81,14 +84,13 @@ class Fewshot(Using, Command):
         made = Classify(model.to("cpu"), task.preprocessing, config, tuple(names))
         Pipeline(made).save(target)
         save_file({"values": values, "labels": labels}, target / SHOTS)
-        measured = None if math.isnan(head.false) else head.false
         answer = {"classes": names, "images": len(labels), "accuracy": head.accuracy, "none_below": none}
-        answer |= {"accepted": ACCEPTED if none else 1.0, "false_positive_rate": measured if none else None}
+        answer |= {} if none is None else {"accepted": ACCEPTED, "false_positive_rate": head.false}
         right = f"{head.accuracy:.1%} of them right by the others"
         text = f"{target}: {len(names)} classes from {len(labels):,} images, {right}"
-        if none:
-            taken = f"that accepts {ACCEPTED:.0%} of such images, and {head.false:.1%}"
-            text += f'\n"none of these" below {none:.1%}: {taken} of those of a class that it was not shown'
+        if none is not None:
+            taken = f"{ACCEPTED:.0%} of images of these classes, and {head.false:.1%} of those of a class left out"
+            text += f'\nwhere it does not answer "none of these": {taken}'
         elif not self.accept_all:
             text += '\nit never says "none of these": for that it needs three classes, and two images of each'
         self.answer(answer, text)
@@ -109,8 +111,8 @@ class Fewshot(Using, Command):
         data = Validation(some, task.preprocessing, collate, batch, device, skipped=say)
         return features(prepared(task), data)
 
-    def _before(self, task: "Task") -> "tuple[list[str], NDArray, NDArray]":
-        """(classes, features, labels) of what the model's own classes were made from."""
+    def _before(self, task: "Task") -> "tuple[NDArray, NDArray]":
+        """(features, labels) of what the model's own classes were made from."""
         from safetensors.numpy import load_file
 
         from vitrail import run as runs
@@ -119,9 +121,9 @@ class Fewshot(Using, Command):
         place = Path(self.model)
         if (place / SHOTS).is_file():
             found = load_file(place / SHOTS)
-            return list(task.class_names), found["values"], found["labels"]
+            return found["values"], found["labels"]
         if not (place / "run.json").is_file():
             raise ValueError(f"{place} has no {SHOTS} and is not a run, so the images of its classes are not known.")
         run = runs.read(place)
         known = self._features(task, open_source(replace(run.data, balance=False), "train", "classes"))
-        return list(task.class_names), known.values, known.targets
+        return known.values, known.targets

@@ -24,14 +24,14 @@ LEFT_OUT = 50  # classes at most that are left out in turn
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """accuracy: of each image by the others. none_below: the probability of the best class under which an image is of
-    none; 0 where no class has two images or there are fewer than three classes. false: the fraction of images of other
-    classes that are accepted nevertheless, NaN where that cannot be measured."""
+    """accuracy: of each image by the others. none_below: the best class's logit below which an image is of none (not
+    its probability, which is near 1 for whatever lies far away); None where a class has one image, or there are fewer
+    than three classes. false: the fraction of images of other classes that are accepted nevertheless, NaN likewise."""
 
     weight: Float[Tensor, "K D"]
     bias: Float[Tensor, "K"]
     accuracy: float
-    none_below: float
+    none_below: float | None
     false: float
 
 
@@ -43,18 +43,20 @@ def fitted(values: Float[np.ndarray, "N D"], labels: Int64[np.ndarray, "N"], cla
     right = float((alone.argmax(1).numpy() == labels).mean())
     counts = np.bincount(labels, minlength=classes)
     if classes < 3 or counts.min() < 2:
-        return Head(weight, bias, right, 0.0, float("nan"))
-    confidence = alone.softmax(1).amax(1).numpy()
-    none_below = float(np.quantile(confidence, 1 - ACCEPTED))
+        return Head(weight, bias, right, None, float("nan"))
     accepted = total = 0
     for left in spread(classes, LEFT_OUT):
         out = labels == left
         others = labels[~out] - (labels[~out] > left)
-        weights, biases, _ = _fit(values[~out], others, classes - 1)
-        said = torch.from_numpy(values[out]).double() @ weights.T + biases
-        accepted += int((said.softmax(1).amax(1) >= none_below).sum())
+        weights, biases, without = _fit(values[~out], others, classes - 1)
+        best = (torch.from_numpy(values[out]).double() @ weights.T + biases).amax(1)
+        accepted += int((best >= _limit(without)).sum())
         total += int(out.sum())
-    return Head(weight, bias, right, none_below, accepted / total)
+    return Head(weight, bias, right, _limit(alone), accepted / total)
+
+
+def _limit(logits: Float[Tensor, "N K"]) -> float:
+    return float(np.quantile(logits.amax(1).numpy(), 1 - ACCEPTED))
 
 
 def _fit(

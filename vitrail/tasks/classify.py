@@ -52,12 +52,10 @@ class ClassifyConfig(TaskConfig):
     """The head's first bias. -ln K for a sigmoid over K classes: every class is improbable before anything is learned,
     and the first steps are not spent on learning that (big_vision's init_head_bias, -6.9 for K = 1000)."""
 
-    none_below: float = 0.0
-    """The answer is "none of these" where the best class is less probable than this (vitrail fewshot chooses it)."""
+    none_below: float | None = None
+    """The answer is "none of these" where the best class's logit is lower (vitrail fewshot chooses it); None: never."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.none_below <= 1:
-            raise ValueError(f"none_below is {self.none_below}; it is a probability, from 0 (never) to 1.")
         if self.loss not in ("softmax", "sigmoid"):
             raise ValueError(f"loss is {self.loss!r}; choose softmax or sigmoid.")
         if not abs(self.head_bias) <= 100:
@@ -169,9 +167,9 @@ class Classify(Task):
     def answers(
         self, outputs: dict[str, Tensor], views: Sequence[View], *, top: int = 5, **options: Any
     ) -> list[list[Prediction]]:
-        """The `top` most probable classes of each image, best first, after "none of these" where that is the answer,
-        with the probability that the best one is not. ValueError where top is below 1, there is no head,
-        or the head has not one output for each class name."""
+        """The `top` most probable classes of each image, best first; with `none_below`, "none of these" is one more,
+        number -1, of the probability sigmoid(none_below - best logit). ValueError where top is below 1, there is no
+        head, or the head has not one output for each class name."""
         if options:
             raise ValueError(f"classification has no option {min(options)}; it has top.")
         if not isinstance(top, int) or top < 1:
@@ -181,13 +179,14 @@ class Classify(Task):
         if (found := outputs["probabilities"].shape[1]) != len(self.class_names):
             named = f"the head has {found} outputs, but the task {len(self.class_names)} class_names"
             raise ValueError(f"{named}; give task.class_names as many.")
-        best = outputs["probabilities"].topk(min(top, len(self.class_names)))
-        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        names, found = self.class_names, list[list[Prediction]]()
-        for values, numbers in rows:
-            none = [Prediction(NONE, -1, 1 - values[0])] if values[0] < self.config.none_below else []
-            found.append([*none, *(Prediction(names[i], i, value) for value, i in zip(values, numbers, strict=True))])
-        return found
+        probabilities, names = outputs["probabilities"], self.class_names
+        if self.config.none_below is not None:
+            none = (self.config.none_below - outputs["logits"].amax(1, keepdim=True)).sigmoid()
+            probabilities, names = torch.cat([probabilities * (1 - none), none], 1), (*names, NONE)
+        best = probabilities.topk(min(top, len(names)))
+        numbers = best.indices.where(best.indices < found, -1)  # of NONE, which is the last name, too
+        rows = zip(best.values.tolist(), numbers.tolist(), strict=True)
+        return [[Prediction(names[i], i, value) for value, i in zip(*row, strict=True)] for row in rows]
 
     def for_targets(self, targets: Targets) -> "Classify":
         """Where images may have several labels, each class is judged by itself."""

@@ -3,5 +3,6 @@ here."""
 
 from vitrail.evaluate.accuracy import Accuracy
 from vitrail.evaluate.evaluator import Evaluator, Result, Validation
+from vitrail.evaluate.robustness import Robustness
 
-__all__ = ["Accuracy", "Evaluator", "Result", "Validation"]
+__all__ = ["Accuracy", "Evaluator", "Result", "Robustness", "Validation"]

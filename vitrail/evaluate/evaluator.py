@@ -98,7 +98,8 @@ class Evaluator(ABC):
 def judge(
     evaluators: Iterable[Evaluator], task: Judged, data: Validation
 ) -> tuple[dict[str, float], dict[str, Result]]:
-    """(the numbers, the results) that all of the evaluators find, by name; of several processes, on the first."""
+    """(the numbers, the results) that the evaluators find, by name; of several processes, on the first. Of a name
+    that several find, such as "samples", the first one's number, because that is what a summary begins with."""
     numbers, results = dict[str, float](), dict[str, Result]()
     for evaluator in evaluators:
         rank, _ = data.share
@@ -109,7 +110,7 @@ def judge(
             if isinstance(value, Result):
                 results[name] = value
             else:
-                numbers[name] = value
+                numbers.setdefault(name, value)
     return numbers, results
 
 

@@ -7,6 +7,7 @@ that our motion blur draws. Where it is installed this makes them again:
 """
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import pairwise
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from scipy import ndimage, stats
 
+from vitrail.data.images import corrupt as corrupting
 from vitrail.data.images.augment import philox
 from vitrail.data.images.corrupt import FORK, OURS, corrupt, suited
 from vitrail.data.order import corruption_key
@@ -64,6 +66,7 @@ def test_what_draws_nothing_is_as_the_fork_does_it(kind, strength):
     wanted = np.load(GOLDEN)["pixels"][ALIKE.index(kind), strength - 1].astype(int)
     found = pixels(one(synthetic(), kind, strength)[0].permute(1, 2, 0)).astype(int)
     assert np.abs(found - wanted).max() <= 1
+    assert np.abs(found - wanted).mean() < 0.15
     assert np.abs(pixels(synthetic()[0].permute(1, 2, 0)) - wanted).max() > 5
 
 
@@ -146,9 +149,11 @@ def test_elastic_is_as_scipy_bends_it(strength, size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kind", "strength"), EVERY[2::5] + EVERY[4::5])
-def test_an_image_is_the_same_in_every_batch_order_and_thread(kind, strength, size):
+def test_an_image_is_the_same_in_every_batch_order_and_thread(monkeypatch, kind, strength, size):
     images, keys = several(size), torch.tensor([4, -1, 2**62, 7, 0])
     whole = corrupt(images, kind, strength, keys, 5)
+    monkeypatch.setattr(corrupting, "CACHED", 2 * images[0].numel())
+    assert torch.equal(corrupt(images, kind, strength, keys, 5), whole)
     assert whole.dtype == torch.uint8
     assert not torch.equal(whole, images)
     alone = [corrupt(images[i : i + 1], kind, strength, keys[i : i + 1], 5) for i in range(5)]
@@ -231,12 +236,11 @@ def test_the_forks_kinds_are_seeded_by_the_key(monkeypatch, kind, channels):
 
     def theirs(image, severity, corruption_name, seed=None):
         calls.append((severity, corruption_name, image.shape, seed is None))
-        noise = (
-            np.random.randint(0, 256, image.shape[:2], np.uint8)
-            if seed is None
-            else np.full(image.shape[:2], seed % 251)
-        )
-        return np.repeat(noise.astype(np.uint8)[..., None], 3, 2)
+        if seed is not None:
+            return np.full((*image.shape[:2], 3), seed % 251, np.uint8)
+        half = np.random.randint(0, 256, (35, 95, 1))
+        time.sleep(0.002)  # for others to draw in between
+        return np.repeat(np.concatenate((half, np.random.randint(0, 256, half.shape))), 3, 2).astype(np.uint8)
 
     monkeypatch.setitem(sys.modules, "imagecorruptions", SimpleNamespace(corrupt=theirs))
     images, keys, before = several((70, 95), channels), torch.arange(5), np.random.get_state()[1].copy()

@@ -157,14 +157,12 @@ def _motion_blur(x: Tensor, c: tuple[int, float], draws: list[Generator]) -> Ten
     (height, width), margin, sigma = x.shape[-2:], 2 * c[0], c[1]
     weights = np.exp(-0.5 * (np.arange(margin + 1) / sigma) ** 2)
     padded, out = F.pad(x.float(), [margin] * 4, mode="replicate"), torch.zeros(x.shape)
-    product = torch.empty(x.shape[1:])
     for image, total, draw in zip(padded, out, draws, strict=True):
         angle = math.radians(draw.uniform(-45, 45))
         for i, weight in enumerate((weights / weights.sum()).tolist()):
             if weight > NEGLIGIBLE:
-                top, left = (margin + math.ceil(i * part - 0.5) for part in (math.sin(angle), math.cos(angle)))
-                # Not add_(alpha=...), which torch rounds once or twice by an element's place, and so by the batch.
-                total += torch.mul(image[:, top : top + height, left : left + width], weight, out=product)
+                top, left = margin + round(i * math.sin(angle)), margin + round(i * math.cos(angle))
+                total.add_(image[:, top : top + height, left : left + width], alpha=weight)
     return out
 
 

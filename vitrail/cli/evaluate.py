@@ -38,7 +38,7 @@ class Evaluate(Using, Command):
     """Labelled images, of any kind that vitrail train reads. For a run, the default is its own validation images."""
     with_: Annotated[tuple[str, ...], arg(name="with", metavar="NAME...", help_behavior_hint="")] = ()
     """What judges instead of the model's own evaluators: accuracy, attentive, calibration, copies, fewshot, knn,
-    labels, linear (docs/evaluate.md), or one of your own in a file that --code names."""
+    labels, linear, robustness (docs/evaluate.md), or one of your own in a file that --code names."""
     split: Literal["val", "test", "train"] = "val"
     """Which of the data's images; val means test where there is no val, and all where there are no splits."""
     skip_unreadable: Flag = False

@@ -61,9 +61,7 @@ class Fewshot(Using, Command):
         old = self._before(task) if self.add else None
         names = [*dict.fromkeys((*(task.class_names if old else ()), *source.class_names))]
         if len(names) < 2:
-            raise ValueError(
-                f"{self.folder} has one class; a classifier needs another, such as a folder of other things."
-            )
+            raise ValueError(f"{self.folder} has one class; it needs another, such as one of other things.")
         say("\n".join(found.said(self.folder)))
         new = self._features(task, source)
         parts = [(new.values, new.targets)]

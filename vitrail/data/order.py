@@ -39,6 +39,7 @@ AUGMENT_SALT = 0x082EFA98EC4E6C89
 MIX_SALT = 0x452821E638D01377
 SPLIT_SALT = 0xBE5466CF34E90C6C
 VIEW_SALT = 0xC0AC29B7C97C50DD
+CORRUPT_SALT = 0x9216D5D98979FB1B
 WINDOW = 16  # blocks that are mixed with each other, where not all samples are
 
 
@@ -101,6 +102,11 @@ def step_seed(step: int, seed: int) -> int:
     """A 64-bit key for the random draws of a whole step, such as dropout's. ValueError for a bad step or seed."""
     _check("step", step, 0, LIMIT)
     return int(_keys(seed, STEP_SALT, np.array([step], np.uint64))[0])
+
+
+def corruption_key(number: int, seed: int) -> int:
+    """A 64-bit key for the random draws of one corruption at one strength, which `number` stands for."""
+    return int(_keys(seed, CORRUPT_SALT, np.array([number], np.uint64))[0])
 
 
 def _check(name: str, value: int, low: int, stop: int) -> None:

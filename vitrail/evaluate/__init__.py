@@ -10,6 +10,7 @@ from vitrail.evaluate.fewshot import Fewshot
 from vitrail.evaluate.knn import Knn
 from vitrail.evaluate.labels import Labels
 from vitrail.evaluate.linear import Linear
+from vitrail.evaluate.robustness import Robustness
 
 __all__ = [
     "Accuracy",
@@ -22,5 +23,6 @@ __all__ = [
     "Labels",
     "Linear",
     "Result",
+    "Robustness",
     "Validation",
 ]

@@ -136,7 +136,9 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
         other = replace(run, batch=batch + max(1, batch // 2), model=shallow)
         name = f"{model}@{size}, {batch} images, {optim}{', again' * again}"
         records.append(new(name, "foretold", memory=memory(run), operations=operations(run)))
-        take_turns(records[-1], {"foretold": speed(other, run), "measured": speed(run, run)}, options.rounds, options.until)
+        take_turns(
+            records[-1], {"foretold": speed(other, run), "measured": speed(run, run)}, options.rounds, options.until
+        )
         yield
 
 

@@ -8,7 +8,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    top_k_accuracy_score,
+)
 
 from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
@@ -82,7 +89,8 @@ def test_the_batch_size_does_not_change_the_result_and_dropout_is_off(batch):
     owner, source = task(dropout=0.5), Noise()
     found = result(owner, source, batch).metrics
     targets, logits = answers(owner, source)
-    assert list(found) == ["accuracy", "loss", "samples"]
+    assert list(found) == ["accuracy", "balanced_accuracy", "loss", "samples"]
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, logits.argmax(-1)))
     assert found["samples"] == 53
     assert found["accuracy"] == accuracy_score(targets, logits.argmax(-1))
     assert 0 < found["accuracy"] < 1
@@ -94,7 +102,7 @@ def test_with_more_than_five_classes_the_best_five_count_too(batch):
     owner, source = task(classes=8), Noise(200, 8)
     targets, logits = answers(owner, source, range(200))
     found = result(owner, source, batch).metrics
-    assert list(found) == ["accuracy", "top5", "loss", "samples"]
+    assert list(found) == ["accuracy", "balanced_accuracy", "top5", "loss", "samples"]
     assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5, labels=range(8)))
 
 

@@ -46,7 +46,7 @@ def test_a_demo_trains_and_shows_what_it_predicts(capsys, mnist):
     result, err = printed(capsys, "demo", "--data", "mnist", "--duration", "3 steps", "--out", "runs/tiny")
     assert result.keys() == RESULT | {"predictions"}
     assert result["run"] == "runs/tiny"
-    assert result["metrics"].keys() == {"accuracy", "top5", "loss", "samples"}
+    assert result["metrics"].keys() == {"accuracy", "balanced_accuracy", "top5", "loss", "samples"}
     assert result["metrics"]["samples"] == 16
     assert len(result["predictions"]) == 5
     assert all(p.keys() >= {"file", "truth", "label", "probability"} for p in result["predictions"])

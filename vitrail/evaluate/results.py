@@ -106,7 +106,10 @@ class SingleLabel(ClassificationResult):
         return self.targets == self.predicted
 
     def _scores(self) -> dict[str, float]:
-        found = {"accuracy": float(self.correct.mean())}
+        """The accuracy; the mean over the classes as well, where they differ in number; the five best of more."""
+        found, support = {"accuracy": float(self.correct.mean())}, np.unique(self.targets, return_counts=True)[1]
+        if np.ptp(support):
+            found["balanced_accuracy"] = float(np.nanmean(self.per_class().recall))
         return found if self.top5 is None else found | {"top5": float(self.top5.mean())}
 
     def confusion(self) -> Int64[np.ndarray, "K K"]:

@@ -19,6 +19,7 @@ from types import FrameType
 from vitrail import __version__
 from vitrail.cli.data import Check, Pack
 from vitrail.cli.evaluate import Evaluate
+from vitrail.cli.explain import Explain
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.plan import Plan
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[Command]] = {
     "resume": Resume,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "info": Info,
     "convert": Convert,
     "plan": Plan,

@@ -44,11 +44,11 @@ def photos(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("method", ["gradient", "legrad", "rollout", "attention"])
+@pytest.mark.parametrize("method", ["gradient", "rollout"])
 def test_every_image_gets_its_figures_and_arrays(capsys, tmp_path, model, photos, method):
     out = tmp_path / "out"
     document, said = printed(capsys, "explain", model, photos, "--out", out, "--method", method, "--faithfulness")
-    names = ["a", "grey", "palette", "a-2"]
+    names = ["a", "grey", "a-2", "palette"]
     files = [*(f"{name}{end}" for name in names for end in (".png", "-heads.png", ".npz")), "model.png"]
     assert ({path.name for path in out.iterdir()}, said) == (set(files), "")
     predict = Pipeline.load(model)
@@ -59,7 +59,7 @@ def test_every_image_gets_its_figures_and_arrays(capsys, tmp_path, model, photos
         found = [c["probability"] for c in entry["classes"]]
         assert found == pytest.approx([answer.probability for answer in expected], abs=1e-5)
         arrays = np.load(out / f"{name}.npz", allow_pickle=False)
-        assert arrays["maps"].shape == (3 if method in ("gradient", "legrad") else 1, 4, 4)
+        assert arrays["maps"].shape == (3 if method == "gradient" else 1, 4, 4)
         assert (arrays["attention"].shape, arrays["distances"].shape) == ((2, 2, 4, 4), (2, 2))
         assert arrays["removal_random"].shape == (1, 20, 11)
         assert list(arrays["labels"]) == [answer.label for answer in expected]
@@ -142,8 +142,9 @@ def test_the_grid_lies_where_the_model_saw_it(kind, resize):
     assert (bottom - top, right - left) == pytest.approx((height * tall * ratio[0], width * wide * ratio[1]), rel=0.05)
     if resize in ("crop", "pad"):  # the middle
         assert ((top + bottom) / 2, (left + right) / 2) == pytest.approx((25, 50.5), abs=5)
-    for figure in (overlay([found], smooth=True), sheet(found), inside(pipeline.task.model, found.distances)):
-        figure.savefig(io.BytesIO())
+    if resize == "native":
+        for figure in (overlay([found], smooth=True), sheet(found), inside(pipeline.task.model, found.distances)):
+            figure.savefig(io.BytesIO())
 
 
 def test_panels_have_the_shape_of_their_photographs_and_one_scale():
@@ -163,7 +164,8 @@ def test_panels_have_the_shape_of_their_photographs_and_one_scale():
             assert seen.height / seen.width == pytest.approx(height / width, rel=0.02)
             scales |= {image.get_clim() for image in axes.get_images()[1:]}
         assert each.caption in part.get_supxlabel()
-    assert scales == {(0.0, max(float(each.maps.max()) for each in found))}
+    ((low, high),) = scales
+    assert (low, high) == (0.0, pytest.approx(np.quantile(torch.cat([each.maps.flatten() for each in found]), 0.99)))
     assert len(components(found).axes) == 4
 
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from reference import perturb
-from scipy.stats import spearmanr
 from test_explain_attention import MORE
 from test_explain_relevance import planted
 from test_vit import CASES, pixels, tiny
 
-from vitrail.explain.faithful import Removal, randomised, removal, spearman, summary
+from vitrail.explain.faithful import Removal, randomised, removal, spearman, student, summary
 from vitrail.explain.relevance import relevance
 from vitrail.models.rotary import turn
 
@@ -106,8 +106,12 @@ def test_areas_and_intervals():
     assert (numbers["gain"], numbers["high"] - numbers["low"]) == (0.25, pytest.approx(2 * 1.96 * 0.25))
     two = Removal(torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1, 3, 2))
     numbers = summary([one, two])  # gains of 0.25 and 0.5: their standard error is 0.125
-    assert numbers["gain"] == pytest.approx(0.375)
-    assert (numbers["low"], numbers["high"]) == pytest.approx((0.375 - 1.96 * 0.125, 0.375 + 1.96 * 0.125))
+    half = 0.125 * scipy.stats.t.ppf(0.975, 1)
+    assert (numbers["low"], numbers["gain"], numbers["high"]) == pytest.approx(
+        (0.375 - half, 0.375, 0.375 + half), rel=1e-4
+    )
+    for freedom in (1, 2, 3, 4, 5, 9, 30, 1000):
+        assert student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=3e-3)
 
 
 def test_other_weights_give_another_map_of_gradients():
@@ -118,7 +122,7 @@ def test_other_weights_give_another_map_of_gradients():
     explain = lambda other: relevance(other, images, "gradient", label)[:, 0]  # noqa: E731
     seen = []
     found = randomised(model, lambda other: seen.append(other) or explain(other), seed=3)
-    expected = [spearmanr(*(explain(one)[b].flatten() for one in seen)).statistic for b in range(2)]
+    expected = [scipy.stats.spearmanr(*(explain(one)[b].flatten() for one in seen)).statistic for b in range(2)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.abs().max() < 0.99
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -133,5 +137,5 @@ def test_spearman_is_scipys():
     first, second = draw.integers(0, 6, (5, 30)), draw.normal(size=(5, 30))  # with ties, and without
     first[4] = 3
     found = spearman(torch.from_numpy(first).double(), torch.from_numpy(second))
-    expected = [spearmanr(a, b).statistic for a, b in zip(first[:4], second[:4], strict=True)]
+    expected = [scipy.stats.spearmanr(a, b).statistic for a, b in zip(first[:4], second[:4], strict=True)]
     np.testing.assert_allclose(found, [*expected, 0.0], atol=1e-6)

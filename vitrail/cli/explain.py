@@ -83,7 +83,7 @@ class Explain(Using, Command):
             removals += [found.removal] if found.removal else []
         lines = []
         if distances:
-            inside(model, torch.stack(distances).mean(0)).savefig(out / "model.png", dpi=150)
+            inside(model, torch.stack(distances).mean(0)).savefig(out / "model.png", dpi=150, bbox_inches="tight")
             lines.append(f"{out} has the figures and arrays of {len(distances)} of {len(files)} images.")
         whole = summary(removals) if len(removals) > 1 else None
         if whole:
@@ -112,8 +112,8 @@ class Explain(Using, Command):
 
         place.parent.mkdir(parents=True, exist_ok=True)
         paths = {"figure": f"{place}.png", "heads": f"{place}-heads.png", "arrays": f"{place}.npz"}
-        overlay([found], smooth=self.smooth).savefig(paths["figure"], dpi=150)
-        sheet(found).savefig(paths["heads"], dpi=150)
+        overlay([found], smooth=self.smooth).savefig(paths["figure"], dpi=150, bbox_inches="tight")
+        sheet(found).savefig(paths["heads"], dpi=150, bbox_inches="tight")
         np.savez_compressed(paths["arrays"], **found.arrays())
         classes = [{"label": n, "probability": p} for n, p in zip(found.labels, found.probabilities, strict=True)]
         if not self.json:

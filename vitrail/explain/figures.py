@@ -26,27 +26,27 @@ def blank(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot, whose state all threads share
     except ImportError:
         raise ValueError("figures need matplotlib; pip install 'vitrail[figures]'.") from None
-    return Figure((width, height), layout="compressed")
+    return Figure((width, height), layout="constrained")
 
 
 def overlay(found: Sequence[Explanation], *, smooth: bool = False, most: float | None = None) -> "Figure":
     """A row for each image: the photograph, and over it the map of each class, at the photograph's shape. All maps of
-    a figure have one scale, from 0 to `most`, their maximum by default. smooth: bilinear instead of one colour a patch.
-    """
-    most = most or max(float(each.maps.max()) for each in found) or 1.0
+    a figure have one scale, from 0 to `most`, by default what one of a hundred patches is above. smooth: bilinear
+    instead of one colour a patch."""
+    most = most or float(np.quantile(np.concatenate([each.maps.cpu().flatten() for each in found]), 0.99)) or 1.0
     figure, rows = _rows(found, 1 + max(len(each.maps) for each in found))
     for each, (part, (first, *panels)) in zip(found, rows, strict=True):
         _photo(first, each)
         first.set_title(each.name.rpartition("/")[2], fontsize=8)
         classes = zip(each.labels, each.probabilities, strict=True)
-        titles = [f"{label} {chance:.1%}" for label, chance in classes] or ["any class"]
+        titles = [f"{label} {chance:.1%}" for label, chance in classes if each.method in ("gradient", "legrad")]
         for panel in panels:
             _photo(panel, each, grey=True)
-        for panel, scores, title in zip(panels, each.maps, titles, strict=False):
-            how = "bilinear" if smooth else "nearest"
-            shown = _over(panel, each, scores.cpu(), alpha=0.6, vmin=0.0, vmax=most, cmap="inferno", interpolation=how)
-            panel.set_title(title if len(each.maps) == len(titles) else "any class", fontsize=8)
-        part.colorbar(shown, ax=[first, *panels], shrink=0.6, aspect=12)
+        for panel, scores, title in zip(panels, each.maps.cpu(), titles or ["any class"], strict=False):
+            how = {"cmap": "inferno", "vmin": 0.0, "vmax": most, "alpha": 0.6}
+            _over(panel, each, scores, interpolation="bilinear" if smooth else "nearest", **how)
+            panel.set_title(title, fontsize=8)
+        part.colorbar(panels[0].images[-1], ax=[first, *panels], shrink=0.6, aspect=12, extend="max")
         part.supxlabel(each.caption, fontsize=7, wrap=True)
     return figure
 
@@ -88,7 +88,10 @@ def inside(model: vit.ViT, distances: Float[Tensor, "L heads"]) -> "Figure":
         axes.imshow(tiles(_framed(shown)), cmap="grey", interpolation="nearest")
         axes.set(title=f"patch filters, first {len(shown)} components", xticks=[], yticks=[])
     for axes in others:
-        shown = axes.imshow(tiles(similarity(model).float().cpu().numpy(), own=False), vmin=-1, vmax=1, cmap="viridis")
+        cosines = similarity(model).float().cpu().numpy()
+        rows, columns = (-(-n // 14) for n in cosines.shape[:2])  # more panels could not be told apart
+        panel = tiles(cosines[rows // 2 :: rows, columns // 2 :: columns], own=False)
+        shown = axes.imshow(panel, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
         axes.set(title="position similarity (cosine)", xlabel="column of the patch", ylabel="row of the patch")
         axes.set(xticks=[], yticks=[])
         figure.colorbar(shown, ax=axes, shrink=0.6)
@@ -132,10 +135,9 @@ def _photo(axes: Any, found: Explanation, grey: bool = False) -> None:
     axes.set_axis_off()
 
 
-def _over(axes: Any, found: Explanation, cells: Shaped[Tensor, "rows columns *C"], **how: Any) -> Any:
+def _over(axes: Any, found: Explanation, cells: Shaped[Tensor, "rows columns *C"], **how: Any) -> None:
     """Lays a value for each patch over the photograph, and keeps its frame: what the model did not see stays bare."""
     (height, width), (left, top, right, bottom) = found.photo.shape[:2], found.box
     half = 0.5  # imshow has the centres of pixels at whole numbers
-    shown = axes.imshow(cells.float().numpy(), extent=(left - half, right - half, bottom - half, top - half), **how)
+    axes.imshow(cells.float().numpy(), extent=(left - half, right - half, bottom - half, top - half), **how)
     axes.set(xlim=(-half, width - half), ylim=(height - half, -half))
-    return shown

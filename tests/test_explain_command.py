@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_people_get_a_line_for_each_image(capsys, tmp_path, model, photos):
         f"{tmp_path / 'out'} has the figures and arrays of 1 of 1 images.",
     )
     assert "is not an empty folder" in refused(capsys, *arguments)
+
+
+def test_names_that_fonts_or_mathtext_cannot_draw_are_no_error(capsys, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("model_folders.names_of", lambda config: ("$x^{", "\u72ac", "a\nb", "\u00fc", "$$"))
+    write_folder(tmp_path / "model", tiny(**SIZE))
+    name = os.fsdecode(os.fsencode(photos) + b"/$caf\xe9 \xc3\xbc.png")
+    (photos / "a.jpg").rename(name)
+    document, said = printed(capsys, "explain", tmp_path / "model", name, "--out", tmp_path / "out", "--top", 5)
+    assert (len(document["images"][0]["classes"]), said) == (5, "")
 
 
 def test_a_damaged_image_is_named_and_the_others_are_done(capsys, tmp_path, model, photos):

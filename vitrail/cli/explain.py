@@ -13,6 +13,8 @@ from vitrail.cli.options import Command, Flag, Given, Model, Out
 from vitrail.progress import say, track
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from vitrail.explain.explanation import Explanation
     from vitrail.models import vit
     from vitrail.pipeline import Pipeline
@@ -83,7 +85,7 @@ class Explain(Using, Command):
             removals += [found.removal] if found.removal else []
         lines = []
         if distances:
-            inside(model, torch.stack(distances).mean(0)).savefig(out / "model.png", dpi=150, bbox_inches="tight")
+            _save(inside(model, torch.stack(distances).mean(0)), out / "model.png")
             lines.append(f"{out} has the figures and arrays of {len(distances)} of {len(files)} images.")
         whole = summary(removals) if len(removals) > 1 else None
         if whole:
@@ -112,8 +114,8 @@ class Explain(Using, Command):
 
         place.parent.mkdir(parents=True, exist_ok=True)
         paths = {"figure": f"{place}.png", "heads": f"{place}-heads.png", "arrays": f"{place}.npz"}
-        overlay([found], smooth=self.smooth).savefig(paths["figure"], dpi=150, bbox_inches="tight")
-        sheet(found).savefig(paths["heads"], dpi=150, bbox_inches="tight")
+        _save(overlay([found], smooth=self.smooth), paths["figure"])
+        _save(sheet(found), paths["heads"])
         np.savez_compressed(paths["arrays"], **found.arrays())
         classes = [{"label": n, "probability": p} for n, p in zip(found.labels, found.probabilities, strict=True)]
         if not self.json:
@@ -121,6 +123,13 @@ class Explain(Using, Command):
             print("; ".join(filter(None, [f"{found.name}: {text}", found.faithfulness])), flush=True)
         removal = None if found.removal is None else summary([found.removal])
         return {"classes": classes, "removal": removal, "correlation": found.correlation, **paths}
+
+
+def _save(figure: "Figure", path: Path | str) -> None:
+    from vitrail.data.quiet import quiet
+
+    with quiet():  # of characters that the font does not have
+        figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def _names(files: list[Path]) -> list[str]:

@@ -71,14 +71,13 @@ class Explanation:
 
     def arrays(self) -> dict[str, Any]:
         """Everything but the photo as NumPy arrays, for numpy.savez."""
-        found = {name: getattr(self, name).cpu().numpy() for name in ("maps", "attention", "distances", "tokens")}
+        found = {
+            name: getattr(self, name).float().cpu().numpy() for name in ("maps", "attention", "distances", "tokens")
+        }
         found |= {"box": np.array(self.box), "probabilities": np.array(self.probabilities)}
         found |= {"labels": np.array(self.labels, str), "token_norms": np.linalg.norm(found["tokens"], axis=-1)}
         if self.removal is not None:
-            curves = {
-                name: getattr(self.removal, name).cpu().numpy() for name in ("removed", "most", "least", "random")
-            }
-            found |= {f"removal_{name}": curve for name, curve in curves.items()}
+            found |= {f"removal_{name}": curves.cpu().numpy() for name, curves in vars(self.removal).items()}
         return found
 
 
@@ -104,14 +103,14 @@ def explain(
     config = model.config
     found = pipeline.open(image, name)
     photo = found.decode(channels=len(how.mean))
+    try:
+        view = centred(found.size, how)
+        grid = config.grid(view.output)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    pixels = torch.from_numpy(np.array(view.apply(photo).transpose(2, 0, 1), order="C"))[None]
+    images = task.input(pixels.to(next(task.parameters()).device))
     with torch.no_grad(), attention(model) as maps:
-        try:
-            view = centred(found.size, how)
-            pixels = torch.from_numpy(np.array(view.apply(photo).transpose(2, 0, 1), order="C"))[None]
-            grid = config.grid((pixels.shape[2], pixels.shape[3]))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        images = task.input(pixels.to(next(task.parameters()).device))
         tokens = model.tokens(images)
         logits = model.head(model.pre_logits(model.pool(tokens)))
     sigmoid = isinstance(task, Classify) and task.config.loss == "sigmoid"
@@ -119,13 +118,11 @@ def explain(
     names = _names(task)
     best = chances[0].topk(min(top, len(names))).indices
     classes = torch.tensor([names.index(label) for label in labels]).to(best) if labels else best
-    asked = classes[None] if classes.numel() else None
-    scores = relevance(model, images, method, asked)
+    scores = relevance(model, images, method, classes[None])
     removed, correlation = None, None
     if faithfulness:
-        first = classes[:1]
-        removed = removal(model, images, scores[:, 0], first, seed=seed, sigmoid=sigmoid)
-        alike = randomised(model, lambda other: relevance(other, images, method, first[None])[:, 0], seed=seed)
+        removed = removal(model, images, scores[:, 0], classes[:1], seed=seed, sigmoid=sigmoid)
+        alike = randomised(model, lambda other: relevance(other, images, method, classes[None, :1])[:, 0], seed=seed)
         correlation = float(alike)
     height, width = (float(n * stride) for n, stride in zip(grid, config.stride, strict=True))
     left, top_, right, bottom = view.original(np.array([[0.0, 0.0, width, height]]))[0].tolist()

@@ -37,7 +37,8 @@ def overlay(found: Sequence[Explanation], *, smooth: bool = False, most: float |
     figure, rows = _rows(found, 1 + max(len(each.maps) for each in found))
     for each, (part, (first, *panels)) in zip(found, rows, strict=True):
         _photo(first, each)
-        first.set_title(each.name.rpartition("/")[2], fontsize=8)
+        named = each.name.rpartition("/")[2].encode("utf-8", "backslashreplace").decode()  # as fonts can draw it
+        first.set_title(named, fontsize=8, parse_math=False)
         classes = zip(each.labels, each.probabilities, strict=True)
         titles = [f"{label} {chance:.1%}" for label, chance in classes if each.method in ("gradient", "legrad")]
         for panel in panels:
@@ -45,7 +46,7 @@ def overlay(found: Sequence[Explanation], *, smooth: bool = False, most: float |
         for panel, scores, title in zip(panels, each.maps.cpu(), titles or ["any class"], strict=False):
             how = {"cmap": "inferno", "vmin": 0.0, "vmax": most, "alpha": 0.6}
             _over(panel, each, scores, interpolation="bilinear" if smooth else "nearest", **how)
-            panel.set_title(title, fontsize=8)
+            panel.set_title(title, fontsize=8, parse_math=False)
         part.colorbar(panels[0].images[-1], ax=[first, *panels], shrink=0.6, aspect=12, extend="max")
         part.supxlabel(each.caption, fontsize=7, wrap=True)
     return figure

@@ -5,7 +5,7 @@ relevance(model, images, "gradient", classes)       # (B, C, H, W) float, (B, K)
 LRP is left out: its own authors' library says that it is patented.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -72,8 +72,9 @@ def legrad(
 
 def _gradients(
     logits: Float[Tensor, "B classes"], classes: Int64[Tensor, "B K"], maps: Sequence[Tensor]
-) -> list[tuple[Tensor, ...]]:
+) -> Iterator[tuple[Tensor, ...]]:
     """For each of the K classes of the images, the gradients of its logit with respect to the maps."""
     with torch.enable_grad():
         scores = logits.gather(1, classes).sum(0).unbind()
-    return [torch.autograd.grad(score, maps, retain_graph=True) for score in scores]
+    for score in scores:
+        yield torch.autograd.grad(score, maps, retain_graph=True)

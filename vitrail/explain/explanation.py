@@ -66,8 +66,8 @@ class Explanation:
             return ""
         found = summary([self.removal])
         areas = "area under removal {most:.3f} most important first, {random:.3f} in random orders, {least:.3f} least "
-        gain = "important first; random - most {gain:+.3f} ({low:+.3f} to {high:+.3f})"
-        return f"{(areas + gain).format(**found)}; correlation with other weights {self.correlation:.2f}"
+        gain = "important first; random - most {gain:+.3f} ({low:+.3f} to {high:+.3f}); correlation with other weights "
+        return f"for {self.labels[0]}: {(areas + gain).format(**found)}{self.correlation:.2f}"
 
     def arrays(self) -> dict[str, Any]:
         """Everything but the photo as NumPy arrays, for numpy.savez."""

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from test_vit import CASES, tiny
 from vitrail import Pipeline
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.explain.explanation import explain
+from vitrail.explain.faithful import Removal
 from vitrail.explain.figures import components, inside, overlay, sheet
 from vitrail.explain.tokens import colours, filters, similarity
 from vitrail.models import resnet, vit
@@ -177,6 +179,21 @@ def test_panels_have_the_shape_of_their_photographs_and_one_scale():
     ((low, high),) = scales
     assert (low, high) == (0.0, pytest.approx(np.quantile(torch.cat([each.maps.flatten() for each in found]), 0.99)))
     assert len(components(found).axes) == 4
+
+
+def test_a_caption_has_the_method_the_class_and_the_numbers():
+    names = ("a {b}", *names_of(tiny())[1:])
+    pipeline = Pipeline(Classify(vit.ViT(tiny(**SIZE)), preprocessing_of(tiny(**SIZE)), class_names=names))
+    found = explain(pipeline, np.zeros((32, 32, 3), np.uint8), method="rollout", labels=names[:2])
+    assert found.caption.endswith("the same for every class; faithfulness not measured")
+    random = torch.tensor([[[1.0, 0.6], [1.0, 0.2]]])
+    removal = Removal(torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]]), random)
+    caption = replace(found, removal=removal, correlation=0.25).caption
+    areas = "area under removal 0.500 most important first, 0.700 in random orders, 1.000 least important first"
+    assert (
+        f"(Abnar and Zuidema, 2020), the same for every class; for a {{b}}: {areas}; random - most +0.200 (" in caption
+    )
+    assert caption.endswith("); correlation with other weights 0.25")
 
 
 def test_filters_are_scikit_learns_components():

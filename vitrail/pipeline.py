@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vitrail.batch import Batch
 from vitrail.config import dump, kinds, parse
-from vitrail.data.images.decode import opened
+from vitrail.data.images.decode import Opened, opened
 from vitrail.data.images.decode import read as read_bytes
 from vitrail.data.images.geometry import View, centred
 from vitrail.data.images.given import content, listed, own
@@ -198,18 +198,22 @@ class Pipeline:
         self.__dict__["_made"] = state, made  # at once: another thread sees both or neither
         return made
 
+    def open(self, image: Any, name: str) -> Opened:
+        """An image of any kind that a Pipeline takes, ready to be decoded. ValueError, naming it, where it is none."""
+        file, channels = isinstance(image, str | os.PathLike), len(self.preprocessing.mean)
+        return opened(read_bytes(Path(image)) if file else content(image, channels, name), name)
+
     def _prepared(self, named: tuple[str, Any]) -> "_Item":
         """What the model reads of an image, or what is wrong with it."""
         name, image = named
-        file, channels = isinstance(image, str | os.PathLike), len(self.preprocessing.mean)
-        name = os.fsdecode(image) if file else name
+        name = os.fsdecode(image) if isinstance(image, str | os.PathLike) else name
         try:
-            found = opened(read_bytes(Path(name)) if file else content(image, channels, name), name)
+            found = self.open(image, name)
         except ValueError as error:
             return _Item(name, None, error)
         try:
             view = centred(found.size, self.preprocessing)
-            pixels = view.apply(found.decode(view.crop, channels))
+            pixels = view.apply(found.decode(view.crop, len(self.preprocessing.mean)))
         except ValueError as error:
             text = str(error)
             return _Item(name, None, error if text.startswith(name) else ValueError(f"{name}: {text}"))

@@ -19,6 +19,7 @@ from types import FrameType
 from vitrail import __version__
 from vitrail.cli.data import Check, Pack
 from vitrail.cli.evaluate import Evaluate
+from vitrail.cli.explain import Explain
 from vitrail.cli.fewshot import Fewshot
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "fewshot": Fewshot,
+    "explain": Explain,
     "info": Info,
     "convert": Convert,
     "plan": Plan,

@@ -69,7 +69,7 @@ OTHERS_SAY = """
     checkpoint_every: save_steps save_freq save_period checkpoint_interval; keep: checkpoint_hist save_total_limit;
     tensorboard: wandb log_wandb report_to logger tb; weights start model: model weights pretrained finetune
     checkpoint initial_checkpoint init_from ckpt load_from; images: source input img; anyway: force; top: topk
-    top_k; to: format"""
+    top_k; label: class target; to: format"""
 KNOWN_AS = {
     word: ours.split()
     for ours, _, words in (part.partition(":") for part in OTHERS_SAY.split(";"))

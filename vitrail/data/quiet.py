@@ -23,13 +23,14 @@ class _Overlap:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Ignores what Pillow says of images, torch of more processes than cores, and of int8 weights that it shall have in
-    another form, and Python of processes that begin as copies of one with threads."""
+    another form, Python of processes that begin as copies of one with threads, and matplotlib of missing letters."""
     with _Overlap.lock:
         if _Overlap.threads == 0:
             _Overlap.filters = warnings.catch_warnings()
             _Overlap.filters.__enter__()
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            for words in ("This DataLoader will create", r"torch\.quantize_per", "This process .* is multi-threaded"):
+            ours = "This DataLoader will create", r"torch\.quantize_per", "This process .* is multi-threaded"
+            for words in (*ours, r"Glyph \d+ .* missing"):
                 warnings.filterwarnings("ignore", words)
         _Overlap.threads += 1
     try:

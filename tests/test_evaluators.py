@@ -69,6 +69,7 @@ def test_few_shot_by_the_authors_protocol(count, width):
     test = cloud(40, width, seed=5)[0]
     found = fewshot.ridge(x, y, 3, authors=True)
     assert found.l2 == 1024
+    assert (fewshot.ridge(x, y, 3).l2 == 1024) == (count == 3)  # single shots
     np.testing.assert_allclose(found.scores(test), authors(*(x.astype(np.float64), y, 3, test)), rtol=1e-7, atol=1e-8)
 
 

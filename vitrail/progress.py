@@ -37,7 +37,8 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         task = shown.add_task(what, total=total, text="")
         for done, item in enumerate(items, 1):
             yield item
-            speed = f"{done / max(time.perf_counter() - started, 1e-9):.0f}/s"
+            rate = done / max(time.perf_counter() - started, 1e-9)
+            speed = f"{rate:.0f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
             shown.update(task, completed=done, text=speed)
             if not console.is_terminal and time.perf_counter() - spoke > QUIET_SECONDS:
                 spoke = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong: confident learning (Northcutt et al., 2021) on frozen features.
+"""Which labels may be wrong: confident learning (Northcutt et al., 2021) on frozen features.
 
 A trained network has learned wrong labels by heart, so its probabilities do not show them. Here each image is judged by
 the others: ridge regression in closed form, each left out in turn (evaluate/probe.py). An image is suspected where it
@@ -24,7 +24,7 @@ SHOWN = 10  # of those suspected, in words
 
 @dataclass(frozen=True, eq=False)
 class Suspects(Result):
-    """Images whose labels are probably wrong, the most improbable first. names: of images. given, likely: classes."""
+    """Images whose labels may be wrong, the most improbable first. names: of images. given, likely: classes."""
 
     names: tuple[str, ...]
     given: tuple[str, ...]
@@ -40,7 +40,7 @@ class Suspects(Result):
         """The first ones."""
         shown = zip(self.names[:SHOWN], self.given, self.likely, strict=False)
         more = f"; the first {SHOWN}, --json has all" if len(self.names) > SHOWN else ""
-        head = f"labels that are probably wrong: {len(self.names):,}{more}"
+        head = f"labels that may be wrong: {len(self.names):,}{more}"
         return [head, *(f"  {name}: {given}, or {likely}?" for name, given, likely in shown)]
 
 

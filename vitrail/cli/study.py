@@ -66,6 +66,9 @@ class Study(Command):
             raise ValueError("a study's runs are of one process each; start it without torchrun, with --part I/N.")
         part(self.part, 1)  # what cannot be read is refused now
         grid = self._grid()
+        folder = Path(self.out or f"runs/study-{self.preset}")
+        if not self.dry:
+            _begin(folder, self._plan(grid))
         seconds = foretold(grid)
         lines, total = self._lines(grid, seconds), len(grid.cells(_any_rates(grid))) + len(grid.trials())
         if self.dry:
@@ -73,8 +76,6 @@ class Study(Command):
             self.answer({"plan": self._plan(grid), "runs": total, "models": rows}, "\n".join(lines))
             return
         say("\n".join(lines))
-        folder = Path(self.out or f"runs/study-{self.preset}")
-        _begin(folder, self._plan(grid))
         work = Progress(grid, folder, seconds)
         work.train(_groups(grid.trials()), self.part)
         if missing := [cell for cell in grid.trials() if work.outcome(cell) is None]:
@@ -99,7 +100,6 @@ class Study(Command):
         if splits.train.targets != "class":
             kind = splits.train.targets
             raise ValueError(f"{self.data} has targets of {kind!r}; a study compares accuracies of one class an image.")
-        say(splits.words)
         if self.batch < 1:
             raise ValueError(f"--batch is {self.batch}; it must be 1 or more.")
         how = {"families": tuple(dict.fromkeys(self.families)), "seeds": self.seeds, "scale": self.scale}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vitrail.data.sources.source import many
 from vitrail.report.charts import Chart, Line, lines
 from vitrail.report.html import percent, render
 
@@ -31,7 +32,7 @@ def write(document: Mapping[str, Any], path: Path) -> None:
     page = render(
         "study.html",
         title="ViT, hybrid and ResNet compared",
-        subtitle=f"preset {plan['preset']} on {plan['data']}, {plan['seeds']} seeds",
+        subtitle=f"preset {plan['preset']} on {plan['data']}, {many(plan['seeds'], 'seed')}",
         plan=plan,
         found=found,
         names=NAMES,
@@ -52,7 +53,7 @@ def write(document: Mapping[str, Any], path: Path) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _chart(title: str, points: Sequence[Point], axis: str, metric: str = "", unit: float = 1) -> Chart | None:
+def _chart(title: str, points: Sequence[Point], axis: str, metric: str = "", unit: float = 1.0) -> Chart | None:
     """The families' best by a quantity, bold, with intervals, before the single sizes, faint. None along an axis of
     one value."""
     drawn = list[Line]()

@@ -41,7 +41,7 @@ class Row:
         """1 - accuracy; none at all counts as half an image."""
         return max(1 - self.accuracy, 0.5 / self.metrics["samples"])
 
-    def place(self, preset: Preset) -> tuple[float, ...]:
+    def place(self, preset: Preset) -> tuple[int, ...]:
         """Along the axes of a preset's fits: images, or parameters and examples."""
         return (self.cell.images,) if preset == "data-size" else (self.parameters, self.examples)
 
@@ -93,7 +93,7 @@ def _points(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 def _fits(rows: Sequence[Row], preset: Preset) -> tuple[Law, list[tuple[Law, int]]]:
     """The law, and those of the resamples that have runs enough. TooFew where there are too few at all."""
-    x = np.array([row.place(preset) for row in rows], np.float64).reshape(len(rows), -1)
+    x = np.array([row.place(preset) for row in rows], np.float64).reshape(len(rows), 1 if preset == "data-size" else 2)
     y, seeds = np.array([row.error for row in rows]), np.array([row.cell.seed for row in rows])
     law, others = fit(x, y), list[tuple[Law, int]]()
     for weights, often in draws(seeds) if len(set(seeds.tolist())) > 1 else ():
@@ -109,14 +109,16 @@ def _fitted(rows: Sequence[Row], preset: Preset) -> dict[str, Any]:
         law, others = _fits(rows, preset)
     except TooFew as error:
         return {"refused": str(error)}
-    found: dict[str, Any] = asdict(law)
-    if others:
-        laws, often = zip(*others, strict=True)
-        found["floor_interval"] = list(interval([one.floor for one in laws], often))
-        found["exponent_intervals"] = [
-            list(interval([one.exponents[axis] for one in laws], often)) for axis in range(len(law.exponents))
-        ]
-    return found
+    laws, often = [one for one, _ in others], [times for _, times in others]
+    return {
+        **asdict(law),
+        "floor_interval": _bounds([one.floor for one in laws], often),
+        "exponent_intervals": [_bounds([one.exponents[n] for one in laws], often) for n in range(len(law.exponents))],
+    }
+
+
+def _bounds(values: Sequence[float], often: Sequence[int]) -> list[float] | None:
+    return list(interval(values, often)) if values else None
 
 
 def _predicted(rows: Sequence[Row], preset: Preset) -> dict[str, Any]:
@@ -129,11 +131,8 @@ def _predicted(rows: Sequence[Row], preset: Preset) -> dict[str, Any]:
         return {"refused": str(error)}
     place, held = np.array([most], np.float64), [row for row in rows if row.place(preset) == most]
     actual, predicted = float(np.mean([row.error for row in held])), float(law.predict(place)[0])
-    found: dict[str, Any] = {"predicted": predicted, "actual": actual, "miss": predicted / actual - 1}
-    if others:
-        laws, often = zip(*others, strict=True)
-        found["interval"] = list(interval([float(one.predict(place)[0]) for one in laws], often))
-    return found
+    bounds = _bounds([float(one.predict(place)[0]) for one, _ in others], [often for _, often in others])
+    return {"predicted": predicted, "interval": bounds, "actual": actual, "miss": predicted / actual - 1}
 
 
 def _claims(by: Mapping[str, Sequence[Row]]) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ same up to its own cool-down, so a shorter one begins at four fifths of its step
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -33,7 +34,7 @@ Preset = Literal["data-size", "compute"]
 Rates = Mapping[tuple[str, int], float]  # by family and size
 WIDTH, DEPTH, HEADS = 96, 4, 4  # of the ViT that costs as much as the others at scale 1
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)  # the costs of `compute`'s sizes, as multiples of that
-NEAR = 0.1  # how far a ResNet's cost may be from a step of the ladder, so that ResNets of all sizes have one form
+NEAR = 0.1  # how far a ResNet's cost may be from a step of the ladder, so that it has as many stages as the others
 POINTS, STEP = 5, 10**0.5  # numbers of images in `data-size`, and the factor between them
 LEAST = 2  # images of a class in the smallest of them
 DURATIONS = (1, 2, 4, 8)  # of `compute`, as multiples of the shortest
@@ -82,8 +83,8 @@ class Grid:
     rates: tuple[float, ...] = (RATE,)
 
     def __post_init__(self) -> None:
-        if self.examples < 40 * self.base.batch:
-            least = f"{40 * self.base.batch:,}, 40 steps of {self.base.batch} images"
+        if not self.steps:
+            least = f"{self._unit * self.base.batch:,}, {self._unit} steps of {self.base.batch} images"
             raise ValueError(f"--examples is {self.examples:,}; it must be at least {least}.")
         if self.seeds < 1 or not self.scale > 0 or not self.families or not all(rate > 0 for rate in self.rates):
             raise ValueError(
@@ -93,8 +94,8 @@ class Grid:
 
     @property
     def steps(self) -> int:
-        """Of the longest run: a multiple of 40, so that all cool-downs are whole steps."""
-        return 40 * round(self.examples / self.base.batch / 40)
+        """Of the longest run, such that all cool-downs are whole steps."""
+        return self.examples // self.base.batch // self._unit * self._unit
 
     @cached_property
     def sizes(self) -> tuple[float, ...]:
@@ -121,12 +122,14 @@ class Grid:
         anchor = _resnet(self.sizes[size], image, self._base.channels, self.classes)
         if family == "resnet":
             return anchor
-        made = (self._vit(width, family == "hybrid") for width in range(4 * HEADS, 1025, HEADS))
-        return min(made, key=lambda config: abs(math.log(flops(config, image) / flops(anchor, image))))
+        widths, wanted = range(4 * HEADS, 1025, HEADS), flops(anchor, image)
+        place = bisect_left(widths, wanted, key=lambda width: flops(self._vit(width, family == "hybrid"), image))
+        near = (self._vit(width, family == "hybrid") for width in widths[max(0, place - 1) : place + 1])
+        return min(near, key=lambda config: abs(math.log(flops(config, image) / wanted)))
 
     def cost(self, cell: Cell) -> float:
         """FLOPs of a run's training, those of its trunk included: those of the forward pass, three times."""
-        return TRAINING * self.flops[cell.family, cell.size] * cell.steps * self.base.batch
+        return float(TRAINING * self.flops[cell.family, cell.size] * cell.steps * self.base.batch)
 
     def work(self, cell: Cell) -> float:
         """FLOPs that a cell adds to those of its trunk."""
@@ -185,7 +188,7 @@ class Grid:
 
     def run(self, cell: Cell) -> Run:
         """The Run of a cell. Checkpoints come as often as the shortest branch needs one."""
-        warmup, often = self.steps // 40, max(1, 4 * self.steps // (5 * DURATIONS[-1]))
+        warmup, often = max(1, self.steps // 40), max(1, 4 * self.steps // (5 * DURATIONS[-1]))
         schedule = Schedule("constant", warmup=f"{warmup} steps", cooldown=f"{cell.steps // 5} steps")
         examples = cell.images if cell.images < self.images else None
         return replace(
@@ -205,6 +208,10 @@ class Grid:
         )
 
     @property
+    def _unit(self) -> int:
+        return 5 * DURATIONS[-1] if self.preset == "compute" else 5
+
+    @property
     def _base(self) -> vit.Config:
         assert isinstance(self.base.model, vit.Config)
         return self.base.model
@@ -212,16 +219,13 @@ class Grid:
 
 @cache
 def _resnet(wanted: float, image: tuple[int, int], channels: int, classes: int) -> resnet.Config:
-    """The BiT ResNet of about this cost: if there are some within NEAR, one of three stages and the most even depth."""
-
-    def misfit(config: resnet.Config) -> tuple[float, ...]:
-        off = abs(math.log(flops(config, image) / wanted))
-        form = len(config.blocks) != 3, max(config.blocks) - min(config.blocks)
-        return (off > NEAR, *(form if off <= NEAR else (False, 0)), off)
-
-    shapes = (blocks for stages in (2, 3, 4) for blocks in product(range(1, 7), repeat=stages))
+    """The BiT ResNet nearest to this cost, of stages that are about as deep as each other: of three, if one is NEAR."""
+    shapes = (blocks for stages in (2, 3) for d in range(1, 7) for blocks in product((d, d + 1), repeat=stages))
     made = (resnet.Config(s, w / 2, channels, classes, image) for s, w in product(shapes, range(1, 7)))
-    return min(made, key=misfit)
+    off = {config: abs(math.log(flops(config, image) / wanted)) for config in made}
+    return min(
+        off, key=lambda config: (off[config] > NEAR, len(config.blocks) == 2 and off[config] <= NEAR, off[config])
+    )
 
 
 def _inner(config: Config) -> int:

@@ -86,7 +86,7 @@ class Study(Command):
         if missing := [cell for cell in cells if work.outcome(cell) is None]:
             self._wait(folder, len(missing), "the page is made when all have ended")
             return
-        document = work.write({**self._plan(grid), "data": self.data}, cells)
+        document = work.write(self._plan(grid), cells)
         where = f"{folder / 'study.html'}\nresults: {folder / 'study.json'}"
         self.answer(document["findings"], f"{len(cells)} runs have ended\nreport: {where}")
 

@@ -51,13 +51,13 @@ def write_mnist(folder):
     return folder
 
 
-def photos(folder, classes, count=6, size=32, seed=0):
-    """A folder of PNG files for each class, each class with a colour of its own."""
+def photos(folder, classes, count=6, size=32, seed=0, signal=100):
+    """A folder of PNG files for each class, each class with a colour of its own, as strong as the signal."""
     draw = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(count):
             pixels = draw.integers(0, 100, (size, size, 3), np.uint8)
-            pixels[..., number % 3] += 100
+            pixels[..., number % 3] += signal
             Image.fromarray(pixels).save(folder / name / f"{index}.png")
     return folder

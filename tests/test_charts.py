@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pages import Outline
 
-from vitrail.report.charts import Chart, Line, bars, heat, lines, smooth, thin, ticks
+from vitrail.report.charts import Chart, Line, bars, decades, heat, lines, smooth, thin, ticks
 from vitrail.report.html import environment
 
 numbers = st.floats(-1e12, 1e12, allow_subnormal=False)
@@ -87,6 +87,30 @@ def test_ticks_are_round_few_and_inside(low, span):
     for step in np.diff(found):
         digits = step / 10.0 ** math.floor(math.log10(step * (1 + 1e-6)))
         assert min(abs(digits - nice) for nice in (1, 2, 2.5, 5)) < 1e-3
+
+
+@given(st.floats(1e-9, 1e12), st.floats(1.5, 1e9))
+def test_logarithmic_axes_have_equal_ratios_at_equal_distances_and_round_numbers_inside(low, ratio):
+    x = low * ratio ** np.arange(3)
+    chart = lines("", [Line("a", x, np.array([0.1, 0.3, 0.2]))], log=True)
+    places = [point[0] for point in coordinates(chart)]
+    assert places == pytest.approx([chart.left, (chart.left + chart.right) / 2, chart.right], abs=0.1)
+    found = decades(low, low * ratio)
+    assert len(found) <= 20
+    assert all(low * (1 - 1e-6) <= value <= low * ratio * (1 + 1e-6) for value in found)
+    assert {round(value / 10.0 ** math.floor(math.log10(value * 1.0001)), 6) for value in found} <= {1, 2, 5}
+    assert len(found) >= 1 or ratio < 2.5
+
+
+def test_intervals_stand_at_their_points_and_inside_the_chart():
+    ends = np.array([[0.1, 0.4], [0.2, 0.9], [0.5, 0.5]])
+    chart = lines("", [Line("a", np.array([1.0, 10, 100]), ends.mean(1), dots=True, spans=ends)], True, log=True)
+    paths = [path.get("d") for path in drawn(chart)[1] if path.get("class") == "span"]
+    spans = [tuple(map(float, re.fullmatch(r"M(.+) (.+)V(.+)", path).groups())) for path in paths]
+    for (x, low, high), (at, middle) in zip(spans, coordinates(chart), strict=True):
+        assert x == at
+        assert chart.bottom >= low >= high >= chart.top
+        assert (low + high) / 2 == pytest.approx(middle, abs=0.1)
 
 
 def test_bars_are_as_high_as_their_fractions():

@@ -184,4 +184,4 @@ def test_in_blocks_few_places_are_read_at_a_time_and_neighbours_are_mixed():
 
 def test_what_one_seed_decides_has_a_salt_of_its_own():
     salts = [value for name, value in vars(order).items() if name.endswith("_SALT")]
-    assert len(salts) == len(set(salts)) == 8
+    assert len(salts) == len(set(salts)) == 9

@@ -24,6 +24,7 @@ from vitrail.cli.fewshot import Fewshot
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.plan import Plan
+from vitrail.cli.study import Study
 from vitrail.cli.train import Demo, Resume, Train
 from vitrail.cli.weights import Convert, Info, Predict
 from vitrail.config import attribute
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
     "info": Info,
     "convert": Convert,
     "plan": Plan,
+    "study": Study,
     "data check": Check,
     "data pack": Pack,
 }

@@ -8,9 +8,9 @@ Places are in CSS pixels from the upper left corner. There are no scripts: what 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,8 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One curve. colour: of the page. faint: it lies behind the others. dots: every point is marked."""
+    """One curve. colour: of the page. faint: it lies behind the others. dots: every point is marked. spans: (low, high)
+    of each point's interval."""
 
     name: str
     x: Float[np.ndarray, "n"]
@@ -31,26 +32,31 @@ class Line:
     colour: Literal["a", "b", "c", "d"] = "a"
     faint: bool = False
     dots: bool = False
+    spans: Float[np.ndarray, "n 2"] | None = None
 
 
 @dataclass(frozen=True)
 class Chart:
     """across, below: (place, text) of the lines across, and of the words below. key: (colour, text) of the curves with
-    names. curves: (line, path, dots), a dot being (x, y, remark). bars: (fraction of the height, remark), of one width.
-    diagonal: whether a line shows where y is x."""
+    names. curves: (line, path, dots), a dot being (x, y, remark). spans: (colour, x, y, y) of intervals. bars:
+    (fraction of the height, remark), of one width. diagonal: whether a line shows where y is x."""
 
     title: str
     across: Sequence[tuple[float, str]]
     below: Sequence[tuple[float, str]]
     key: Sequence[tuple[str, str]] = ()
     curves: Sequence[tuple[Line, str, list[tuple[float, float, str]]]] = ()
+    spans: Sequence[tuple[str, float, float, float]] = ()
     bars: Sequence[tuple[float, str]] = ()
     diagonal: bool = False
     width, height, left, right, top, bottom = 460, 230, 58, 440, 10, 206  # the plot lies between the last four
 
 
-def lines(title: str, curves: Sequence[Line], percent: bool = False, zero: bool = False) -> Chart | None:
+def lines(
+    title: str, curves: Sequence[Line], percent: bool = False, zero: bool = False, log: bool = False
+) -> Chart | None:
     """Curves over steps from 0 on; None where they have no point. percent: y is a fraction. zero: y begins at 0, too.
+    log: x, above 0, is drawn by its logarithm, from its lowest on.
 
     Values that are not finite are left out. Of long curves every low and high remains. The key has the names, with the
     last values.
@@ -59,9 +65,12 @@ def lines(title: str, curves: Sequence[Line], percent: bool = False, zero: bool 
     if not drawn:
         return None
     x, y = np.concatenate([(curve.x, curve.y) for curve in drawn], axis=1)
-    plot = _Plot((0.0, x.max()), (0.0 if zero else y.min(), y.max()), most=1.0 if percent else math.inf)
+    y = np.concatenate([y, *(curve.spans.ravel() for curve in curves if curve.spans is not None)])
+    across = (float(x.min()) if log else 0.0, float(x.max()))
+    plot = _Plot(across, (0.0 if zero else y.min(), y.max()), most=1.0 if percent else math.inf, log=log)
     key = [(curve.colour, f"{curve.name} {_number(curve.y[-1], percent)}") for curve in drawn if curve.name]
-    return Chart(title, *plot.axes(percent), key, [_curve(curve, plot, percent) for curve in drawn])
+    spans = [span for curve in curves for span in _spans(curve, plot)]
+    return Chart(title, *plot.axes(percent), key, [_curve(curve, plot, percent) for curve in drawn], spans)
 
 
 def bars(title: str, heights: Float[np.ndarray, "n"], remarks: Sequence[str], diagonal: bool = False) -> Chart:
@@ -111,23 +120,36 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [step * place for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-class _Plot:
-    """Where values lie in a chart. x, y: their ranges; one of no width is widened. most: the highest end of y's."""
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two numbers above 0, or only powers of ten where those are many."""
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    return [step * power for power in powers for step in steps if low <= step * power * (1 + 1e-9) <= high * (1 + 2e-9)]
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], most: float = math.inf) -> None:
-        self.x, (low, high) = _range(*x), _range(*y)
+
+class _Plot:
+    """Where values lie in a chart. x, y: their ranges; one of no width is widened. most: the highest end of y's. log:
+    whether x are drawn by their logarithms."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], most: float = math.inf, log: bool = False
+    ) -> None:
+        self.ends, self.log = x, log
+        low, high = (math.log(end) for end in x) if log else x
+        self.x, (low, high) = _range(low, high), _range(*y)
         margin = (high - low) / 20
         self.y = (low if low == 0 else low - margin, min(most, high + margin))
 
     def at(self, x: Numbers | Sequence[float], y: Numbers | Sequence[float]) -> tuple[list[float], list[float]]:
         """The places of many points, to a tenth."""
-        across = (np.asarray(x) - self.x[0]) / (self.x[1] - self.x[0]) * (Chart.right - Chart.left)
+        x = np.log(x) if self.log else np.asarray(x)
+        across = (x - self.x[0]) / (self.x[1] - self.x[0]) * (Chart.right - Chart.left)
         up = (np.asarray(y) - self.y[0]) / (self.y[1] - self.y[0]) * (Chart.bottom - Chart.top)
         return (Chart.left + across).round(1).tolist(), (Chart.bottom - up).round(1).tolist()
 
     def axes(self, percent: bool, fractions: bool = False) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
         """A chart's `across` and `below`, at round values. percent: y are fractions; fractions: x are."""
-        below, across = ticks(*self.x), ticks(*self.y)
+        below, across = decades(*self.ends) if self.log else ticks(*self.x), ticks(*self.y)
         x, y = self.at(below, across)
         rows = [(place, _number(value, percent)) for place, value in zip(y, across, strict=True)]
         return rows, [(place, _number(value, fractions)) for place, value in zip(x, below, strict=True)]
@@ -138,6 +160,12 @@ def _curve(curve: Line, plot: _Plot, percent: bool) -> tuple[Line, str, list[tup
     values = zip(places, curve.x.tolist(), curve.y.tolist(), strict=True)
     dots = [(*place, f"{_number(x)}: {_number(y, percent)}") for place, x, y in values]
     return curve, "L".join(f"{x} {y}" for x, y in places), dots if curve.dots or len(places) == 1 else []
+
+
+def _spans(curve: Line, plot: _Plot) -> Iterator[tuple[str, float, float, float]]:
+    if curve.spans is not None:
+        (places, low), (_, high) = (plot.at(curve.x, ends) for ends in curve.spans.T)
+        yield from zip(repeat(curve.colour), places, low, high, strict=False)
 
 
 def _range(low: float, high: float) -> tuple[float, float]:

@@ -23,7 +23,7 @@ import numpy as np
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, remote, table, tar
 from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, many, speaks
-from vitrail.data.sources.split import balanced, stratified
+from vitrail.data.sources.split import balanced, drawn, stratified
 from vitrail.data.sources.walk import listing, scan
 from vitrail.data.stream import Unreadable
 from vitrail.progress import few
@@ -50,6 +50,10 @@ class Data:
     test split, otherwise none."""
     split_seed: int = 0
     """Decides which images are used for validation."""
+    examples: int | None = None
+    """How many of the training images are used, equally many of each class; more add to fewer. None: all."""
+    examples_seed: int = 0
+    """Decides which those are."""
     image_column: str | None = None
     """Of a table: the column with paths or bytes; None finds it."""
     label_column: str | None = None
@@ -65,13 +69,16 @@ class Data:
     def __post_init__(self) -> None:
         if self.block < 0:
             raise ValueError(f"block is {self.block}; it is a number of images, or 0.")
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples is {self.examples}; it must be 1 or more.")
         fraction = self.val_fraction
         if fraction is not None and not 0 < fraction <= 0.9:
             raise ValueError(f"val_fraction is {fraction}; it must be above 0 and at most 0.9.")
         if fraction is not None and self.val is not None:
             raise ValueError(f"val ({self.val}) and val_fraction ({fraction}) both name validation images; give one.")
-        if not 0 <= self.split_seed < 2**64:
-            raise ValueError(f"split_seed is {self.split_seed}; it must be at least 0 and below 2^64.")
+        for name in ("split_seed", "examples_seed"):
+            if not 0 <= getattr(self, name) < 2**64:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 2^64.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +221,10 @@ def _divided(data: Data, splits: Found, needs: Needs) -> Splits:
             raise ValueError(f"{data.path} has one class only ({name}); put each class's images into its own folder.")
     train, val, how, said = _validation(data, splits, whole, needs)
     val = _agreed(val, how, train, data.path, needs)
+    of = f" of {len(train):,}" if data.examples else ""
+    train = drawn(train, data.examples, data.examples_seed) if data.examples else train
     even = ", each class equally often" if data.balance else ""
-    words = f"{len(train):,} images to train on{even}, {len(val):,} for validation: {how}"
+    words = f"{len(train):,}{of} images to train on{even}, {len(val):,} for validation: {how}"
     return Splits(balanced(train) if data.balance else train, val, words, splits.said(data.path) + said)
 
 

@@ -1,9 +1,10 @@
-"""Which images are for validation, and training that sees every class equally often.
+"""Which images are for validation, smaller training sets, and training that sees every class equally often.
 
     train, val = stratified(source, fraction=0.1, seed=0)       # a tenth of each class, the same one every time
+    some = drawn(train, 500, seed=0)                            # as many of each class; 1,000 contain these 500
     even = balanced(train)                                      # rare classes are repeated
 
-Both are pure functions of the source and the seed, and keep no copy of any image.
+All are pure functions of the source and the seed, and keep no copy of any image.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.order import SPLIT_SALT, permute
+from vitrail.data.order import SPLIT_SALT, SUBSET_SALT, permute
 from vitrail.data.sources.source import Source, Subset, classes_of, counts
 
 
@@ -51,6 +52,22 @@ def _quotas(sizes: list[int], fraction: Fraction) -> list[int]:
     for place in sorted(range(len(sizes)), key=lambda k: quotas[k] - exact[k])[:left]:
         quotas[place] += 1
     return [min(max(quota, 1), size - 1) if size > 1 else 0 for quota, size in zip(quotas, sizes, strict=True)]
+
+
+def drawn(source: Source, count: int, seed: int) -> Subset:
+    """`count` images, in the source's order, of each class as many as of any other, as far as it has them; of one seed
+    the larger subset contains the smaller. ValueError where there are not so many images."""
+    if not 1 <= count <= len(source):
+        raise ValueError(f"examples is {count:,}; it must be from 1 to the {len(source):,} training images.")
+    labels, seed = _strata(source), seed ^ SUBSET_SALT
+    turns, places = np.zeros((2, len(labels)), np.int64)
+    for place, label in enumerate(np.unique(labels)):
+        members = np.flatnonzero(labels == label)
+        turns[members] = permute(np.arange(len(members)), len(members), seed, place)
+        places[members] = place
+    classes = int(places.max()) + 1
+    first = permute(np.arange(classes), classes, seed, classes)  # which classes have one more
+    return Subset(source, np.sort(np.lexsort((first[places], turns))[:count]))
 
 
 def balanced(source: Source) -> Subset:

@@ -1,0 +1,1 @@
+"""The paper's comparison on any data: a grid of runs, fits of their errors, and what they say."""

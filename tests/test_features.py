@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.source import Arrays
 from vitrail.evaluate import Attentive, Copies, Fewshot, Knn, Labels, Linear, Validation, features, labels, shots
-from vitrail.evaluate.evaluator import evaluating
+from vitrail.evaluate.evaluator import evaluating, judge
 from vitrail.tasks import Classify
 
 
@@ -83,7 +83,7 @@ def test_features_are_computed_once_and_anew_where_anything_changed(monkeypatch,
 
     def taken(owner, images, how=HOW, blocks=0):
         seen = len(calls)
-        data = Validation(images, how, partial(owner.config.collate, source=images), 16)
+        data = Validation(images, how, partial(owner.config.collate, source=images), 16, keep=True)
         with evaluating(owner):
             found = features.features(owner, data, blocks)
         return found, len(calls) > seen
@@ -117,6 +117,21 @@ def test_features_are_computed_once_and_anew_where_anything_changed(monkeypatch,
     with pytest.raises(ValueError, match="not a ViT with 4 blocks"):
         taken(owner, images, blocks=4)
     assert not [*(cache / "features").glob("*.part")]
+    kept, seen = len([*(cache / "features").iterdir()]), len(calls)
+    judged(Knn((1,)), owner, source(33), train=source(21, seed=5))  # as in a run
+    assert len(calls) == seen + 3 + 2
+    assert len([*(cache / "features").iterdir()]) == kept
+
+
+def test_the_evaluators_of_one_evaluation_share_features(monkeypatch):
+    owner, images, calls = task(), source(30), []
+    plain = Classify.predict
+    monkeypatch.setattr(Classify, "predict", lambda self, batch: calls.append(1) or plain(self, batch))
+    data = Validation(images, HOW, partial(owner.config.collate, source=images), 16, train=source(40, seed=2))
+    with evaluating(owner):
+        found, _ = judge([Knn((3,)), Fewshot((2,)), Labels()], owner, data)
+    assert len(calls) == 2 + 3
+    assert {"knn", "fewshot_2", "label_errors"} <= found.keys()
 
 
 def test_several_labels_and_none_are_refused():

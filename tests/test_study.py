@@ -93,6 +93,8 @@ def test_the_presets_have_the_runs_that_they_promise():
     assert sorted({cell.images for cell in cells}) == [500, 1581, 5000, 15811, 50_000]
     assert len(cells) == len({cell.name for cell in cells}) == 5 * 3 * 3
     assert {cell.steps for cell in cells} == {2340}
+    assert grid("fewshot").cells({}) == cells
+    assert [judge.kind for judge in grid("fewshot").run(cells[0]).evaluate] == ["accuracy", "fewshot"]
     made = grid("compute", seeds=2)
     cells = made.cells({})
     assert len(cells) == len({cell.name for cell in cells}) == 5 * 4 * 3 * 2
@@ -158,6 +160,15 @@ def test_compute_from_the_command_line(capsys, here):
     found, _ = printed(capsys, *study("--families", "vit", "hybrid", "resnet", "--examples", "160", preset="compute"))
     assert (len(found["points"]), len(found["claims"])) == (3 * 5 * 4, 2)
     assert "as in Figure 5" in (here / "s" / "study.html").read_text()
+
+
+def test_few_shot_accuracy_is_told_beside_the_final_one(capsys, here):
+    printed(capsys, *study("--families", "vit", "resnet", "--seeds", "1", preset="fewshot", out="f"))
+    found = results(here / "f")
+    assert all({"fewshot_2", "accuracy"} <= row["metrics"].keys() for row in found["runs"])
+    shots = {point["images"]: {*point["fewshot"]} for point in found["findings"]["points"]}
+    assert shots[max(shots)] == {"fewshot_2", "fewshot_5", "fewshot_10"} > shots[min(shots)]
+    assert "as in Figure 4" in (here / "f" / "study.html").read_text()
 
 
 def test_a_study_goes_on_where_it_was_stopped_and_is_the_same(capsys, here, whole, monkeypatch):

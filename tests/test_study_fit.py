@@ -75,7 +75,7 @@ def noisy(seeds, noise, exponent=0.35, draw=0):
 
 def test_intervals_over_seeds_hold_a_planted_exponent_and_the_largest_run_is_predicted():
     held = predicted = 0
-    for draw in range(3):
+    for draw in range(6):
         found = findings(noisy(4, 0.005, draw=draw), "data-size")
         fitted, future = found["fits"][0], found["predictions"][0]
         (low, high), gap = fitted["exponent_intervals"][0], found["claims"][0]
@@ -83,8 +83,8 @@ def test_intervals_over_seeds_hold_a_planted_exponent_and_the_largest_run_is_pre
         predicted += abs(future["miss"]) < 0.05
         assert (gap["family"], gap["fraction"], gap["first"] > gap["last"]) == ("vit", 1.0, True)
         assert 0.002 < found["noise"] < 0.008
-    assert held >= 2  # percentiles of few seeds are too narrow, as the page says
-    assert predicted == 3
+    assert held >= 3  # percentiles of few seeds are too narrow, as the page says
+    assert predicted == 6
 
 
 def test_few_shot_metrics_are_picked_up_and_correlated_with_accuracy():

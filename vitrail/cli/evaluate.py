@@ -78,6 +78,7 @@ class Evaluate(Using, Command):
             workers_for(device, run and run.workers),
             say if skip else None,
             train=train,
+            keep=True,
         )
         found, small = judge(evaluators, prepared(task), data), None
         if self.int8:

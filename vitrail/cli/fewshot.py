@@ -106,7 +106,7 @@ class Fewshot(Using, Command):
         some = Subset(source, spread(len(source), MOST)) if len(source) > MOST else source
         batch = batch_size(task.model.config, task.preprocessing.image_size, device)
         collate = partial(task.config.collate, source=some)
-        data = Validation(some, task.preprocessing, collate, batch, device, skipped=say)
+        data = Validation(some, task.preprocessing, collate, batch, device, skipped=say, keep=True)
         return features(prepared(task), data)
 
     def _before(self, task: "Task") -> "tuple[NDArray, NDArray]":

@@ -33,13 +33,13 @@ class Study(Command):
     """Compare ViT, hybrid and ResNet at equal cost on your images, as the paper's Figures 3 to 5 do.
 
     data-size: five numbers of images, up to all of them, equal examples seen. compute: five sizes of models, four
-    durations. First it says what will be run, and how long that takes. After an interruption the same command
-    continues; on several machines each takes a --part.
+    durations. fewshot: as data-size, judged by few-shot classification, too. First it says what will be run, and how
+    long that takes. After an interruption the same command continues; on several machines each takes a --part.
     """
 
     data: DataPlace
-    preset: Annotated[Literal["data-size", "compute"], arg(help_behavior_hint="(required)")]
-    """Whether the number of images or the cost of training is varied."""
+    preset: Annotated[Literal["data-size", "compute", "fewshot"], arg(help_behavior_hint="(required)")]
+    """Whether the number of images or the cost of training is varied, and how the runs are judged."""
     out: Out = ""
     """The folder of the study. Without it runs/study-PRESET."""
     seeds: Number = 3

@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,7 +51,8 @@ class Validation:
     threads. skipped: is told of each image that cannot be read, and it is left out; without it, the first of them is a
     ValueError. share: (rank, world) of the processes that judge together, each its batches; rows: brings the arrays of
     all of them together, one entry an image. train: the images that were trained on, where an evaluator wants them.
-    before: is called before each batch; what it raises ends the evaluation.
+    before: is called before each batch; what it raises ends the evaluation. keep: whether features stay on the disk, as
+    for weights that will be judged again. shared: what the evaluators of one evaluation compute once.
     """
 
     source: Source
@@ -65,6 +66,8 @@ class Validation:
     rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda mine: mine
     train: Source | None = None
     before: Callable[[], None] | None = None
+    keep: bool = False
+    shared: dict[Any, Any] = field(default_factory=dict)
 
     def bank(self) -> "Validation":
         """The images that were trained on, instead. ValueError where there are none."""

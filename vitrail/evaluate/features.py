@@ -3,8 +3,8 @@
     bank, found = features(task, data.bank()), features(task, data)     # float32 (N, D), int64 (N,)
     deep = features(task, data, blocks=4).values                        # (N, 4, 2, D): [class] and the patches' mean
 
-Kept features have a name of what they follow from: weights, preprocessing, images and what is taken of them. So all
-evaluators and commands share them, and nothing old is ever read. They lie in $VITRAIL_CACHE/features.
+The evaluators of one evaluation share them. With `data.keep` they stay in $VITRAIL_CACHE/features, under a name of what
+they follow from: weights, preprocessing, images and what is taken of them, so that nothing old is ever read.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from vitrail.batch import Batch
-from vitrail.data.sources.cache import cache_folder
+from vitrail.data.sources.cache import Arrays, cache_folder
 from vitrail.evaluate.evaluator import Judged, Validation
 from vitrail.evaluate.matching import digests
 from vitrail.models import vit
@@ -69,20 +69,32 @@ def features(task: Judged, data: Validation, blocks: int = 0) -> Features:
     assert isinstance(task, Modelled)
     if blocks and not (isinstance(task.model, vit.ViT) and len(task.model.blocks) >= blocks):
         raise ValueError(f"the model is not a ViT with {blocks} blocks or more.")
-    file = cache_folder() / "features" / f"{_key(task, data, blocks)}.safetensors"
-    found, problems = dict[str, np.ndarray](), list[str]()
-    with suppress(OSError, SafetensorError):
-        found = load_file(file)
-    if not found:
-        parts = [*_parts(task, data, blocks, problems)]
-        found = {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
-        with suppress(OSError, SafetensorError):  # then they are computed again
-            if not problems:  # or nobody would be told of these next time
-                file.parent.mkdir(parents=True, exist_ok=True)
-                part = file.with_suffix(f".{os.getpid()}.part")
-                save_file(found, part)
-                os.replace(part, file)
+    what = id(task), id(source), blocks
+    if what not in data.shared:  # both are held there, so that no other object gets their numbers
+        data.shared[what] = task, source, _kept(task, data, blocks) if data.keep else _computed(task, data, blocks)[0]
+    found = data.shared[what][2]
     return Features(found["values"], found["targets"], found["indices"], len(source.class_names))
+
+
+def _kept(task: Modelled, data: Validation, blocks: int) -> Arrays:
+    """Those on the disk, or they are computed, and put there."""
+    file = cache_folder() / "features" / f"{_key(task, data, blocks)}.safetensors"
+    with suppress(OSError, SafetensorError):
+        return load_file(file)
+    found, problems = _computed(task, data, blocks)
+    with suppress(OSError, SafetensorError):  # then they are computed again
+        if not problems:  # or nobody would be told of these next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(f".{os.getpid()}.part")
+            save_file(found, part)
+            os.replace(part, file)
+    return found
+
+
+def _computed(task: Modelled, data: Validation, blocks: int) -> tuple[Arrays, list[str]]:
+    problems = list[str]()
+    parts = [*_parts(task, data, blocks, problems)]
+    return {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}, problems
 
 
 def _parts(task: Modelled, data: Validation, blocks: int, problems: list[str]) -> Iterator[dict[str, Tensor]]:

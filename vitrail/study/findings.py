@@ -14,7 +14,7 @@ import numpy as np
 from vitrail.study.fit import COARSE, RESAMPLES, Law, Numbers, TooFew, draws, fit, interval
 from vitrail.study.grid import Cell, Preset
 
-FEWSHOT = "fewshot"  # what the names of few-shot metrics begin with
+FEWSHOT = "fewshot_"  # before the number of shots, in the names of metrics
 BASELINE = "resnet"
 Resamples = Sequence[tuple[Numbers, int]]
 
@@ -43,7 +43,7 @@ class Row:
 
     def place(self, preset: Preset) -> tuple[int, ...]:
         """Along the axes of a preset's fits: images, or parameters and examples."""
-        return (self.cell.images,) if preset == "data-size" else (self.parameters, self.examples)
+        return (self.cell.images,) if preset != "compute" else (self.parameters, self.examples)
 
 
 def findings(rows: Sequence[Row], preset: Preset) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _points(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         first, accuracies = some[0], np.array([row.accuracy for row in some])
         resamples = list(draws(np.array([row.cell.seed for row in some])))
         means = [float(accuracies @ weights / weights.sum()) for weights, _ in resamples]
-        shots = sorted(name for name in first.metrics if name.startswith(FEWSHOT))
+        shots = sorted(name for name in first.metrics if name.removeprefix(FEWSHOT).isdigit())
         kept = {name: getattr(first.cell, name) for name in ("family", "size", "images", "steps")}
         yield kept | {
             "parameters": first.parameters,
@@ -93,7 +93,7 @@ def _points(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 def _fits(rows: Sequence[Row], preset: Preset) -> tuple[Law, list[tuple[Law, int]]]:
     """The law, and those of the resamples that have runs enough. TooFew where there are too few at all."""
-    x = np.array([row.place(preset) for row in rows], np.float64).reshape(len(rows), 1 if preset == "data-size" else 2)
+    x = np.array([row.place(preset) for row in rows], np.float64).reshape(len(rows), 2 if preset == "compute" else 1)
     y, seeds = np.array([row.error for row in rows]), np.array([row.cell.seed for row in rows])
     law, others = fit(x, y), list[tuple[Law, int]]()
     for weights, often in draws(seeds) if len(set(seeds.tolist())) > 1 else ():
@@ -170,7 +170,7 @@ def _gap(rows: Sequence[Row], weights: Numbers, family: str, key: tuple[int, int
 
 def _correlations(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Of few-shot metrics with the final accuracy, over the runs that have both."""
-    for name in sorted({name for row in rows for name in row.metrics if name.startswith(FEWSHOT)}):
+    for name in sorted({name for row in rows for name in row.metrics if name.removeprefix(FEWSHOT).isdigit()}):
         some = [row for row in rows if name in row.metrics]
         x, y = np.array([row.metrics[name] for row in some]), np.array([row.accuracy for row in some])
         if len(some) < 3 or not x.std() or not y.std():

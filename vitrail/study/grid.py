@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from vitrail.data.images.augment import Augment
+from vitrail.evaluate import Accuracy, Fewshot
 from vitrail.models import Config, resnet, vit
 from vitrail.models.cost import TRAINING, flops, parameters
 from vitrail.optim import build as optim
@@ -30,7 +31,7 @@ from vitrail.runtime.threads import share_out, shared
 from vitrail.tasks import ClassifyConfig
 
 Family = Literal["vit", "hybrid", "resnet"]
-Preset = Literal["data-size", "compute"]
+Preset = Literal["data-size", "compute", "fewshot"]
 Rates = Mapping[tuple[str, int], float]  # by family and size
 WIDTH, DEPTH, HEADS = 96, 4, 4  # of the ViT that costs as much as the others at scale 1
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)  # the costs of `compute`'s sizes, as multiples of that
@@ -38,6 +39,7 @@ NEAR = 0.1  # how far a ResNet's cost may be from a step of the ladder, so that 
 POINTS, STEP = 5, 10**0.5  # numbers of images in `data-size`, and the factor between them
 LEAST = 2  # images of a class in the smallest of them
 DURATIONS = (1, 2, 4, 8)  # of `compute`, as multiples of the shortest
+SHOTS = (2, 5, 10)  # that `fewshot` judges by as well, whose runs are those of `data-size`
 RATE = 1e-3  # of AdamW, at scale 1
 
 
@@ -153,7 +155,7 @@ class Grid:
     def cells(self, chosen: Rates) -> list[Cell]:
         """All runs, a trunk before its branches. chosen: the rates, where there are several to choose from."""
         subsets = [self.images]
-        if self.preset == "data-size":
+        if self.preset != "compute":
             subsets = [round(self.images / STEP**power) for power in reversed(range(POINTS))]
             subsets = [count for count in subsets if count >= LEAST * self.classes]
         found = []
@@ -198,6 +200,7 @@ class Grid:
             data=replace(self.base.data, examples=examples, examples_seed=cell.seed if examples else 0),
             augment=Augment("shift", shift=max(1, min(self._base.image_size) // 16), flip=0.5),
             task=ClassifyConfig(),
+            evaluate=(Accuracy(), Fewshot(SHOTS)) if self.preset == "fewshot" else (),
             optim=optim.Config("adamw", lr=cell.rate, weight_decay=0.05, schedule=schedule),
             duration=f"{cell.steps} steps",
             evaluate_every=f"{cell.steps} steps",

@@ -89,7 +89,7 @@ def test_the_batch_size_does_not_change_the_result_and_dropout_is_off(batch):
     owner, source = task(dropout=0.5), Noise()
     found = result(owner, source, batch).metrics
     targets, logits = answers(owner, source)
-    assert list(found) == ["accuracy", "balanced_accuracy", "loss", "samples"]
+    assert list(found) == ["accuracy", "loss", "balanced_accuracy", "samples"]
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, logits.argmax(-1)))
     assert found["samples"] == 53
     assert found["accuracy"] == accuracy_score(targets, logits.argmax(-1))
@@ -102,7 +102,7 @@ def test_with_more_than_five_classes_the_best_five_count_too(batch):
     owner, source = task(classes=8), Noise(200, 8)
     targets, logits = answers(owner, source, range(200))
     found = result(owner, source, batch).metrics
-    assert list(found) == ["accuracy", "balanced_accuracy", "top5", "loss", "samples"]
+    assert list(found) == ["accuracy", "top5", "loss", "balanced_accuracy", "samples"]
     assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5, labels=range(8)))
 
 

@@ -181,7 +181,7 @@ def test_on_a_terminal_a_bar_shows_how_far(tmp_path, monkeypatch):
 def test_long_work_yields_its_items_and_a_line_now_and_then(clock, capsys):
     for item in track(range(4), 4, "packing"):
         clock.now += 6 * (item + 1)
-    assert capsys.readouterr() == ("", "packing 2/4  0/s\npacking 3/4  0/s\npacking 4/4  0/s\n")
+    assert capsys.readouterr() == ("", "packing 2/4  9.0 s each\npacking 3/4  12.0 s each\npacking 4/4  15.0 s each\n")
 
 
 def test_an_evaluation_and_a_note_are_logged_once_and_known_after_a_resume(tmp_path, capsys):

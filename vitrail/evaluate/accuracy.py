@@ -23,9 +23,9 @@ class Accuracy(Evaluator):
     divides: ClassVar[bool] = True
 
     def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float | ClassificationResult]]:
-        """Yields, for images of one class each, ("accuracy", fraction in [0, 1]), ("balanced_accuracy", its mean over
-        the classes) where they differ in number, and ("top5", fraction) where there are more than five; for several,
-        ("mAP", mean average precision) and ("f1", of all decisions at 0.5). Then ("loss", mean), ("samples", their
+        """Yields, for images of one class each, ("accuracy", fraction in [0, 1]), and ("top5", the same) where there
+        are more than five classes; for several, ("mAP", mean average precision) and ("f1", of all decisions at 0.5).
+        Then ("loss", mean), ("balanced_accuracy", the mean over the classes) where they differ in number, ("samples",
         number), ("unreadable", number) where some were left out, and last ("classification", what was found of each).
 
         ValueError where the data has not as many classes as the model, or no image can be judged.

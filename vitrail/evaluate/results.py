@@ -69,11 +69,16 @@ class ClassificationResult(Result):
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics that sum it up; "samples" counts the images evaluated, "unreadable" those left out."""
-        found = {**self._scores(), "loss": float(self.losses.mean()), "samples": float(len(self.losses))}
+        found = {**self._scores(), "loss": float(self.losses.mean())} | self._also()
+        found["samples"] = float(len(self.losses))
         return found | ({"unreadable": float(len(self.problems))} if self.problems else {})
 
     @abstractmethod
     def _scores(self) -> dict[str, float]: ...
+
+    def _also(self) -> dict[str, float]:
+        """Further scores, which no headline needs."""
+        return {}
 
     @abstractmethod
     def per_class(self) -> PerClass: ...
@@ -106,11 +111,13 @@ class SingleLabel(ClassificationResult):
         return self.targets == self.predicted
 
     def _scores(self) -> dict[str, float]:
-        """The accuracy; the mean over the classes as well, where they differ in number; the five best of more."""
-        found, support = {"accuracy": float(self.correct.mean())}, np.unique(self.targets, return_counts=True)[1]
-        if np.ptp(support):
-            found["balanced_accuracy"] = float(np.nanmean(self.per_class().recall))
+        found = {"accuracy": float(self.correct.mean())}
         return found if self.top5 is None else found | {"top5": float(self.top5.mean())}
+
+    def _also(self) -> dict[str, float]:
+        """The mean accuracy of the classes, where they differ in number."""
+        even = np.ptp(np.unique(self.targets, return_counts=True)[1]) == 0
+        return {} if even else {"balanced_accuracy": float(np.nanmean(self.per_class().recall))}
 
     def confusion(self) -> Int64[np.ndarray, "K K"]:
         """How many images of class i (row) were taken for class j (column)."""

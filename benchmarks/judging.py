@@ -4,7 +4,7 @@
 
 Features: S/16 on 224 px images in memory, beside the bare forward pass of these batches. kNN: 20 neighbours of 10,000
 queries among 50,000 of width 384, beside KNeighborsClassifier (brute, cosine). Few-shot: 1,000 classes of 10 shots,
-width 1,024, l2 by leave-one-out of ten, beside RidgeCV, which does the same. Grid: 13 penalties of a linear probe on
+width 1,024, l2 by leave-one-out of nine, beside RidgeCV, which does the same. Grid: 13 penalties of a linear probe on
 20,000 x 384 of 10 classes side by side, beside one after another, and LogisticRegression one after another.
 """
 
@@ -72,7 +72,7 @@ def knn() -> Work:
 
 
 def fewshot() -> Work:
-    """Fits with ten values of l2."""
+    """Fits with nine values of l2."""
     from sklearn.linear_model import RidgeCV
 
     from vitrail.evaluate.fewshot import ridge
@@ -80,7 +80,7 @@ def fewshot() -> Work:
     x, y = clouds(10_000, 1_024, 1_000)
     classes = int(y.max()) + 1
     rows, z = 2.0 * np.eye(classes)[y] - 1, ((x - x.mean(0)) / x.std(0)).astype(np.float64)
-    like = RidgeCV(10.0 ** np.linspace(0, 7, 10))
+    like = RidgeCV(10.0 ** np.linspace(0, 7, 9))
     return {"vitrail": lambda: ridge(x, y, classes), "scikit-learn": lambda: like.fit(z, rows)}
 
 

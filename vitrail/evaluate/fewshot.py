@@ -24,7 +24,7 @@ from vitrail.evaluate.features import Features, features
 from vitrail.progress import say
 
 AUTHORS_L2, AUTHORS_BIAS = 2.0**10, 100.0
-COARSE, FINE = 10.0 ** np.arange(-4.0, 4.0), 10.0 ** np.array([-1 / 3, 1 / 3])  # of the mean eigenvalue
+COARSE, FINE = 10.0 ** np.arange(-3.0, 4.0), 10.0 ** np.array([-1 / 3, 1 / 3])  # of the mean eigenvalue
 ROUNDS = 1_000  # of the bootstrap
 CHUNK = 2**24  # numbers at once
 

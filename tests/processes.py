@@ -40,9 +40,9 @@ def place(folder):
     return folder
 
 
-def started(here, world, out, *more, restarts=0, **environment):
+def started(here, world, out, *more, restarts=0, recipe="r.py:tiny", **environment):
     """torchrun, with so many processes of `vitrail train`."""
-    words = ["-m", "vitrail", "train", "r.py:tiny", "--data", "photos", "--out", out, *more]
+    words = ["-m", "vitrail", "train", recipe, "--data", "photos", "--out", out, *more]
     run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", f"--max-restarts={restarts}"]
     root = str(Path(__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore", **environment}

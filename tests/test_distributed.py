@@ -149,6 +149,20 @@ def test_processes_that_are_not_there_are_one_sentence(here, variables, words):
 
 
 @pytest.mark.slow
+def test_processes_wait_for_the_one_that_judges_alone(here):
+    """Longer than for one that is gone: its evaluators may take hours."""
+    (here / "slow.py").write_text(
+        "import time\nfrom dataclasses import dataclass, replace\nfrom typing import ClassVar\n"
+        "import r\nfrom vitrail import Evaluator\nfrom vitrail.evaluate import Accuracy\n\n"
+        "@dataclass(frozen=True)\nclass Slow(Evaluator):\n    kind: ClassVar = 'slow'\n"
+        "    def run(self, task, data):\n        time.sleep(9)\n        yield 'slow', 1.0\n\n"
+        "def tiny(data):\n    return replace(r.tiny(data), evaluate=(Accuracy(), Slow()))\n"
+    )
+    trained(here, 2, "run", recipe="slow.py:tiny", VITRAIL_PATIENCE="4")
+    assert [line["evaluation"]["slow"] for line in evaluations(here, "run")] == [1.0, 1.0]
+
+
+@pytest.mark.slow
 def test_what_is_wrong_on_one_process_is_one_sentence_on_all(here):
     text = (here / "r.py").read_text()
     (here / "r.py").write_text("import os\n" + text.replace("ema=", 'seed=int(os.environ["RANK"]), ema='))

@@ -281,7 +281,7 @@ class Trainer:
             return False
         with self._kept(log), self._judged() as task:
             self._judge(log, task)
-        return self.ranks.flags(self.ranks.first and self._best(log.evaluations) == self.done)[0]
+        return self.ranks.flags(self.ranks.first and self._best(log.evaluations) == self.done, patience=LONG)[0]
 
     def _finish(self, log: Log) -> dict[str, float]:
         """The model folder; returns what the last evaluation found. `results` and `notes` stay for the run's page."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rich.console
 from rich.console import Console
 
 from vitrail import log as logs
@@ -168,12 +169,17 @@ def test_a_long_line_is_not_broken_and_brackets_are_not_markup(tmp_path, capsys)
 
 def test_on_a_terminal_a_bar_shows_how_far(tmp_path, monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(logs, "Console", lambda **kind: Console(file=screen, force_terminal=True, width=160))
+    for place in (logs, rich.console):
+        monkeypatch.setattr(place, "Console", lambda **kind: Console(file=screen, force_terminal=True, width=160))
     with Log(tmp_path, total=10, done=4) as log:
         log.count(64, 0.0)
         log.step(5, METRICS)
         log.say("a remark")
+        assert list(track(range(3), 3, "features")) == [0, 1, 2]  # of an evaluator: no second bar
     shown = screen.getvalue()
+    assert "features" not in shown
+    assert list(track(range(3), 3, "afterwards")) == [0, 1, 2]
+    assert "afterwards" in screen.getvalue()
     assert all(words in shown for words in ("training", "/10", "a remark"))
     assert "step 5/10" not in shown  # the bar shows it
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from vitrail.progress import QUIET_SECONDS, bar, say
+from vitrail.progress import LIVE, QUIET_SECONDS, bar, say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -83,9 +83,11 @@ class Log:
 
     def __enter__(self) -> "Log":
         self.progress.start()
+        LIVE.append(self.progress)
         return self
 
     def __exit__(self, *error: object) -> None:
+        LIVE.remove(self.progress)
         self.progress.stop()
         self.file.close()
         if self.board:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
+LIVE = list["Progress"]()  # a bar that stays on the screen, where no other may be drawn meanwhile
 QUIET_SECONDS = 10.0  # between progress lines where standard error is not a terminal
 
 
@@ -24,7 +25,8 @@ def bar(what: str, console: "Console") -> "Progress":
 
     columns = (rich.TextColumn(what), rich.BarColumn(24), rich.MofNCompleteColumn(), "{task.fields[text]}")
     times = (rich.TimeElapsedColumn(), "left", rich.TimeRemainingColumn())
-    return rich.Progress(*columns, *times, console=console, disable=not console.is_terminal, redirect_stdout=False)
+    hidden = not console.is_terminal or bool(LIVE)
+    return rich.Progress(*columns, *times, console=console, disable=hidden, redirect_stdout=False)
 
 
 def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -121,6 +121,29 @@ def test_features_are_judged_by_name(capsys, here, model):
     assert "no head" in refused(capsys, "evaluate", model, "photos", "--with", "knn", "accuracy")
 
 
+def test_images_that_cannot_be_read_are_left_out_and_counted_each_time(capsys, here, model):
+    coloured(here / "photos" / "train", ("red", "green", "blue"), 5)
+    coloured(here / "photos" / "val", ("red", "green", "blue"), 4, seed=5)
+    (here / "photos" / "val" / "red" / "0.png").write_bytes(b"\x89PNG")
+    assert status("evaluate", model, "photos", "--with", "knn") == 2
+    assert "red/0.png" in capsys.readouterr().err
+    for _ in range(2):
+        assert status("evaluate", model, "photos", "--with", "knn", "--skip-unreadable") == 1
+        out, err = capsys.readouterr()
+        assert "on 11 images" in out
+        assert "red/0.png" in err
+
+
+def test_in_8_bits_features_are_others(capsys, here, model):
+    coloured(here / "photos" / "train", ("red", "green", "blue"), 5)
+    coloured(here / "photos" / "val", ("red", "green", "blue"), 4, seed=5)
+    for _ in range(2):
+        found, _ = printed(capsys, "evaluate", model, "photos", "--with", "knn", "--int8")
+        assert found["metrics"]["knn"] == 1
+        assert found["int8"]["metrics"]["knn"] > 0.5
+    assert len([*(here / "cache" / "features").iterdir()]) == 2  # in 32 bits, of both splits
+
+
 def test_classes_are_matched_by_name_and_folders_without_splits_are_divided(capsys, here, model):
     coloured(here / "photos" / "train", ("red", "blue"), 8)
     coloured(here / "photos" / "val", ("blue", "green", "red"), 4, seed=5)

@@ -6,7 +6,6 @@ run = read(folder)                                      # equal to what was writ
 changes(folder, {"train": fingerprint(source)})         # what is not as it was, in words
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from vitrail.config import UnknownKind, dump, kinds, parse
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
+from vitrail.data.sources.fingerprint import code
 from vitrail.data.sources.open import Data
 from vitrail.data.sources.source import Source
 from vitrail.evaluate import Evaluator
@@ -226,14 +226,6 @@ def watched(run: Run, device: torch.device, ranks: Ranks) -> Watch:
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on."""
     return {name: version(name) for name in PACKAGES}
-
-
-def code() -> str:
-    """A digest of the package's own source files."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def rewrite(run: Run, folder: Path, step: int, data: Mapping[str, Any] | None = None) -> None:

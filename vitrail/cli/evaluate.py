@@ -69,6 +69,12 @@ class Evaluate(Using, Command):
         task = task.for_targets(source.targets)
         skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
         say(f"evaluating {self.model} on {len(source):,} images, on {device}")
+        left = list[str]()
+
+        def skipped(problem: str) -> None:
+            left.append(problem)
+            say(problem)
+
         data = Validation(
             source,
             task.preprocessing,
@@ -76,18 +82,19 @@ class Evaluate(Using, Command):
             batch_size(task.model.config, task.preprocessing.image_size, device),
             device,
             workers_for(device, run and run.workers),
-            say if skip else None,
+            skipped if skip else None,
             train=train,
             keep=True,
         )
         found, small = judge(evaluators, prepared(task), data), None
         if self.int8:
-            quiet = replace(data, skipped=(lambda _: None) if skip else None)  # each is named once
+            # Each image is named once; int8's weights are not in what names kept features.
+            quiet = replace(data, skipped=(lambda _: None) if skip else None, keep=False)
             small = judge(evaluators, prepared(task, "int8"), quiet)
         result = document(found, small) | ({"trained_on": known} if known else {})
         warning = f"\n{known:.1%} of these images were trained on: on new images the model is worse" if known else ""
         self.answer(result, text(result) + warning)
-        if "unreadable" in found[0]:
+        if left:
             sys.exit(1)
 
     def _evaluators(self, run: "Run | None", task: "Task") -> "Sequence[Evaluator]":

@@ -4,7 +4,7 @@
     deep = features(task, data, blocks=4).values                        # (N, 4, 2, D): [class] and the patches' mean
 
 The evaluators of one evaluation share them. With `data.keep` they stay in $VITRAIL_CACHE/features, under a name of what
-they follow from: weights, preprocessing, images and what is taken of them, so that nothing old is ever read.
+they follow from: weights, code, preprocessing, images and what is taken of them, so that nothing old is ever read.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vitrail.batch import Batch
 from vitrail.data.sources.cache import Arrays, cache_folder
+from vitrail.data.sources.fingerprint import code
 from vitrail.evaluate.evaluator import Judged, Validation
 from vitrail.evaluate.matching import digests
 from vitrail.models import vit
@@ -132,6 +133,7 @@ def _key(task: Modelled, data: Validation, blocks: int) -> str:
     for content in digests(source, "looking for kept features, image", len(source)):
         digest.update(content)
     labels = [source.target(index) for index in range(len(source))]
-    about = [asdict(data.preprocessing), asdict(task.model.config), labels, blocks, torch.__version__, str(data.device)]
+    how = [asdict(data.preprocessing), asdict(task.model.config), code(), torch.__version__, str(data.device)]
+    about = [*how, blocks, labels]
     digest.update(json.dumps(about, default=str).encode())
     return digest.hexdigest()[:32]

@@ -11,7 +11,7 @@ VOID = {"meta", "img", "br"}
 ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "header", "main", "section", "h1", "h2", "h3", "p", "b", "bdi",
     "pre", "code", "details", "summary", "dl", "div", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "img",
-    "figure", "figcaption", "span", "svg", "rect", "path", "circle", "text", "br",
+    "figure", "figcaption", "script", "span", "svg", "rect", "path", "circle", "text", "br",
 }  # fmt: skip
 HOSTILE = (
     "<script>alert(1)</script>", '"><img src=x onerror=y>', "' onload='x", "{{ 7 * 7 }}{% raw %}", "a" * 300, "貓" * 60,
@@ -45,7 +45,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts += [data] if self.open[-1:] != ["style"] else []
+        self.texts += [data] if self.open[-1:] not in (["style"], ["script"]) else []
 
 
 class Images:

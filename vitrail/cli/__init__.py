@@ -24,6 +24,7 @@ from vitrail.cli.fewshot import Fewshot
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.plan import Plan
+from vitrail.cli.report import Report
 from vitrail.cli.study import Study
 from vitrail.cli.train import Demo, Resume, Train
 from vitrail.cli.weights import Convert, Info, Predict
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "fewshot": Fewshot,
     "explain": Explain,
+    "report": Report,
     "info": Info,
     "convert": Convert,
     "plan": Plan,

@@ -5,7 +5,7 @@ render("run.html", classified=[section(result, source, channels=3)], ...)    # b
 source: the one that was evaluated; its images are read again, and those that can no longer be read are not shown.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,29 @@ from numpy.typing import NDArray
 from vitrail.data.sources.source import Source
 from vitrail.evaluate.results import BINS, ClassificationResult, MultiLabel, SingleLabel, accuracy_interval
 from vitrail.report.charts import bars, heat
-from vitrail.report.html import Figure, of_source, percent
+from vitrail.report.html import Figure, Thumbnail, of_source, percent
 
 MATRIX, PAIRS = 50, 20  # classes up to which a confusion matrix can be read; rows of a table where there are more
 WORST, NARROW = 20, 5  # images of mistakes, and of what was right, but only just
 Labelled = SingleLabel | MultiLabel
+DRILLED, EACH = 20, 8  # classes whose mistakes are shown, and how many of each
 NAME = 36  # letters of a file's name below its image
 
 
-def section(result: ClassificationResult, source: Source, channels: int) -> dict[str, Any]:
-    """The values that the template lays out. channels: of the images that the model reads."""
+def section(
+    result: ClassificationResult, source: Source, channels: int, looks: Callable[[int], Thumbnail | None] | None = None
+) -> dict[str, Any]:
+    """The values that the template lays out. channels: of the images that the model reads. looks: where it looks in an
+    image of the source, shown beside the worst mistakes."""
     assert isinstance(result, Labelled)
     found = {"metrics": result.metrics, "images": len(result.indices), "unreadable": len(result.problems)}
-    found |= {"worst": list(_figures(result, result.worst(WORST), source, channels)), "narrow": []}
+    worst = list(_figures(result, result.worst(WORST), source, channels, looks))
+    found |= {"worst": worst, "narrow": [], "looks": looks is not None, "wrong": []}
     if isinstance(result, SingleLabel):
         correct = np.flatnonzero(result.correct)
         narrow = correct[np.argsort(result.confidence[correct], kind="stable")[:NARROW]]
         found["narrow"] = list(_figures(result, narrow, source, channels))
+        found["wrong"] = list(_by_class(result, source, channels))
         return found | _single(result) | _calibration(result)
     return found | _several(result)
 
@@ -84,12 +90,30 @@ def _several(result: MultiLabel) -> dict[str, Any]:
     return {"single": False, "score": result.metrics["mAP"], "classes": rows}
 
 
-def _figures(result: Labelled, places: NDArray[np.int64], source: Source, channels: int) -> Iterator[Figure]:
+def _by_class(result: SingleLabel, source: Source, channels: int) -> Iterator[tuple[str, int, list[Figure]]]:
+    """(class, its mistakes, some of them with images), those with the most mistakes first."""
+    missed = np.bincount(result.targets[~result.correct], minlength=len(result.class_names))
+    for number in np.argsort(-missed, kind="stable")[:DRILLED].tolist():
+        wrong = np.flatnonzero(~result.correct & (result.targets == number))
+        if len(wrong):
+            first = wrong[np.argsort(-result.confidence[wrong], kind="stable")[:EACH]]
+            yield result.class_names[number], len(wrong), list(_figures(result, first, source, channels))
+
+
+def _figures(
+    result: Labelled,
+    places: NDArray[np.int64],
+    source: Source,
+    channels: int,
+    looks: Callable[[int], Thumbnail | None] | None = None,
+) -> Iterator[Figure]:
     """Those of the images that can still be read, each with what the template says of it."""
     for place in places.tolist():
         index = int(result.indices[place])
         name = source.name(index)
         if shown := of_source(source, index, channels):
+            if looks and (seen := looks(index)):
+                shown.append(seen)
             file = name if len(name) <= NAME else "…" + name[1 - NAME :]
             yield shown, {"file": file} | _said(result, place)
 

@@ -58,7 +58,10 @@ def test_the_only_script_is_the_one_that_the_policy_names(capsys, here):
 
 
 def test_runs_are_compared_on_the_same_images(capsys, here):
-    first, second = trained(capsys, "one")["metrics"], trained(capsys, "two", "--seed", "0", "--optim.lr", "3e-3")["metrics"]
+    first, second = (
+        trained(capsys, "one")["metrics"],
+        trained(capsys, "two", "--seed", "0", "--optim.lr", "3e-3")["metrics"],
+    )
     found, _ = printed(capsys, "report", "one", "two", "--out", "both.html")
     assert found["runs"] == {"one": pytest.approx(first), "two": pytest.approx(second)}
     html = (here / "both.html").read_text()
@@ -109,13 +112,17 @@ def test_heat_lies_where_the_map_does():
     scores = np.zeros((2, 4))
     scores[1, 3] = 1.0
     shown = heated(photo, scores, (0.0, 0.0, 80.0, 40.0))
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.src.partition(",")[2]))).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.src.partition(",")[2]))).convert("RGB")).astype(
+        int
+    )
     red = pixels[..., 0] - pixels[..., 2]
     rows, columns = red.shape
     assert red[3 * rows // 4, 7 * columns // 8] > 100
     assert abs(red[: rows // 2 - 2]).max() < 30
     beyond = heated(photo, np.ones((2, 2)), (20.0, 0.0, 60.0, 40.0))
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(beyond.src.partition(",")[2]))).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(beyond.src.partition(",")[2]))).convert("RGB")).astype(
+        int
+    )
     red = pixels[..., 0] - pixels[..., 2]
     assert red[rows // 2, columns // 2] > 100
     assert abs(red[:, : columns // 5]).max() < 30
@@ -138,7 +145,9 @@ def test_tables_are_sorted_and_images_filtered_in_a_browser(capsys, here):
         column = "table:has(th button:text-is('F1')) tbody tr td:nth-child(5)"
         for order in ("descending", "ascending"):
             button.click()
-            said = [float(text.replace("\u202f%", "")) for text in window.locator(column).all_inner_texts() if "%" in text]
+            said = [
+                float(text.replace("\u202f%", "")) for text in window.locator(column).all_inner_texts() if "%" in text
+            ]
             assert said == sorted(said, reverse=order == "descending")
             assert window.locator(f"th[aria-sort={order}]").count() == 1
         fields = window.locator("input[type=search]")

@@ -43,7 +43,9 @@ class Report(Command):
             raise ValueError(f"a page has 1 to {MOST} runs, not {len(self.runs)}.")
         target = Path(self.out)
         if target.is_dir() or not target.parent.is_dir():
-            raise ValueError(f"{target} cannot be written; --out is a file in a folder that exists, such as report.html.")
+            raise ValueError(
+                f"{target} cannot be written; --out is a file in a folder that exists, such as report.html."
+            )
         found = [self._judged(Path(folder)) for folder in self.runs]
         folder, run, task, source, metrics, results = found[0]
         if len(found) == 1:

@@ -46,7 +46,9 @@ def page(judged: Sequence[Judged], source: Source) -> str:
     pairs = [pair for one in judged[1:] if (pair := _pair(judged[0], one, source))]
     settings = list(_differing(judged))
     shown = {"runs": folders, "metrics": [dict(one.metrics) for one in judged], "settings": settings}
-    shown["differences"] = [{name: pair[name] for name in ("one", "other", "difference", "low", "high")} for pair in pairs]
+    shown["differences"] = [
+        {name: pair[name] for name in ("one", "other", "difference", "low", "high")} for pair in pairs
+    ]
     return render(
         "compare.html",
         shown,

@@ -88,7 +88,9 @@ def _others(results: Mapping[str, Result], numbers: Mapping[str, float]) -> list
     """What no section of its own shows: the other numbers, and the kinds of the other results."""
     shown = {name for found in results.values() if isinstance(found, ClassificationResult) for name in found.metrics}
     rows = [[name, f"{value:.4g}"] for name, value in numbers.items() if name not in {*shown, *COUNTS}]
-    return rows + [[n, type(r).__name__] for n, r in results.items() if not (isinstance(r, ClassificationResult) or r.lines())]
+    return rows + [
+        [n, type(r).__name__] for n, r in results.items() if not (isinstance(r, ClassificationResult) or r.lines())
+    ]
 
 
 def _curves(history: History, best: Sequence[str]) -> list[Chart]:

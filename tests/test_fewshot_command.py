@@ -69,10 +69,17 @@ def test_a_handful_of_images_makes_a_classifier_that_every_command_takes(capsys,
     assert again["classes"] == ["blue", "green", "red", "yellow"]
     assert again["images"] == 22
     assert Pipeline.load("more")("other/yellow/0.png")[0].label == "yellow"
+    words = "fewshot", "new", "other", "--out", "x", "--add", "--image-size", "8"
+    assert "another preprocessing" in refused(capsys, *words)
+    assert status("convert", "new", "timm", "--to", "timm") == 0
+    assert "none of these" in "".join(capsys.readouterr())
     always, _ = printed(capsys, "fewshot", "new", "other", "--out", "sure", "--add", "--accept-all")
     assert always["none_below"] is None
     assert "one class" in refused(capsys, "fewshot", "new", "other", "--out", "alone")
     assert "images of its classes are not known" in refused(capsys, "fewshot", model, "few", "--out", "x", "--add")
+    shutil.copytree(here / "new", here / "cut")
+    (here / "cut" / "shots.safetensors").write_bytes((here / "new" / "shots.safetensors").read_bytes()[:200])
+    assert "shots.safetensors is damaged" in refused(capsys, "fewshot", "cut", "other", "--out", "x", "--add")
     shutil.rmtree(here / "few" / "red")
     (here / "few" / "red").mkdir()
     (here / "few" / "red" / "0.png").write_bytes(b"\x89PNG\r\n")

@@ -73,15 +73,18 @@ def test_runs_are_compared_on_the_same_images(capsys, here):
     shutil.copytree("photos", "others")
     trained(capsys, "three", "--data.val-fraction", "0.3")
     _, said = printed(capsys, "report", "one", "three", "--out", "other.html")
-    assert "other validation images" in said
+    assert "three has other validation images than one" in said
     assert "no interval of its own" in (here / "other.html").read_text()
+    printed(capsys, "report", "one", "three", "two", "--out", "other.html")  # one pair is left
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (here / "other.html").read_text(), re.S)[1])
+    assert [(pair["one"], pair["other"]) for pair in data["differences"]] == [("one", "two")]
 
 
 def test_wrong_input_is_one_sentence(capsys, here):
     trained(capsys, "run")
     assert "photos is not a run folder" in refused(capsys, "report", "photos", "--out", "x.html")
-    assert "is a file in a folder that exists" in refused(capsys, "report", "run", "--out", "photos")
-    assert "is a file in a folder that exists" in refused(capsys, "report", "run", "--out", "nowhere/x.html")
+    assert "a file .html in a folder that exists" in refused(capsys, "report", "run", "--out", "photos/ash/0.png")
+    assert "a file .html in a folder that exists" in refused(capsys, "report", "run", "--out", "nowhere/x.html")
     assert "1 to 4 runs, not 5" in refused(capsys, "report", *["run"] * 5, "--out", "x.html")
     shutil.rmtree("run/model")
     assert "has no model yet" in refused(capsys, "report", "run", "--out", "x.html")

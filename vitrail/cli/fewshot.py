@@ -81,7 +81,7 @@ class Fewshot(Using, Command):
         config = ClassifyConfig(none_below=none)
         made = Classify(model.to("cpu"), task.preprocessing, config, tuple(names))
         Pipeline(made).save(target)
-        save_file({"values": values, "labels": labels}, target / SHOTS)
+        save_file({"values": values, "labels": labels}, target / SHOTS, {"preprocessing": repr(task.preprocessing)})
         answer = {"classes": names, "images": len(labels), "accuracy": head.accuracy, "none_below": none}
         answer |= {} if none is None else {"accepted": ACCEPTED, "false_positive_rate": head.false}
         right = f"{head.accuracy:.1%} of them right by the others"
@@ -111,15 +111,21 @@ class Fewshot(Using, Command):
 
     def _before(self, task: "Task") -> "tuple[NDArray, NDArray]":
         """(features, labels) of what the model's own classes were made from."""
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
         from vitrail import run as runs
         from vitrail.data.sources.open import open_source
 
         place = Path(self.model)
         if (place / SHOTS).is_file():
-            found = load_file(place / SHOTS)
-            return found["values"], found["labels"]
+            try:
+                with safe_open(place / SHOTS, "numpy") as file:
+                    how, found = file.metadata()["preprocessing"], [file.get_tensor(n) for n in ("values", "labels")]
+            except (SafetensorError, KeyError, TypeError):
+                raise ValueError(f"{place / SHOTS} is damaged; make {place} again with vitrail fewshot.") from None
+            if how != repr(task.preprocessing):
+                raise ValueError(f"{place} was made with another preprocessing; leave out --image-size and the like.")
+            return found[0], found[1]
         if not (place / "run.json").is_file():
             raise ValueError(f"{place} has no {SHOTS} and is not a run, so the images of its classes are not known.")
         run = runs.read(place)

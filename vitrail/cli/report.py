@@ -37,25 +37,27 @@ class Report(Command):
     """The file to write, such as report.html."""
 
     def run(self, given: Given) -> None:
+        from vitrail.log import records
         from vitrail.report import compare_page, run_page
 
         if not 1 <= len(self.runs) <= MOST:
             raise ValueError(f"a page has 1 to {MOST} runs, not {len(self.runs)}.")
         target = Path(self.out)
-        if target.is_dir() or not target.parent.is_dir():
-            raise ValueError(
-                f"{target} cannot be written; --out is a file in a folder that exists, such as report.html."
-            )
+        if target.suffix != ".html" or target.is_dir() or not target.parent.is_dir():
+            raise ValueError(f"--out is {target}; it is a file .html in a folder that exists, such as report.html.")
         found = [self._judged(Path(folder)) for folder in self.runs]
         folder, run, task, source, metrics, results = found[0]
         if len(found) == 1:
             looks = self._looks(task, source)
-            text = run_page.page(folder, run, source, results, metrics, (), looks)
+            logged = folder / "metrics.jsonl"
+            notes = [record["note"] for record in records(logged) if "note" in record] if logged.is_file() else []
+            text = run_page.page(folder, run, source, results, metrics, notes, looks)
         else:
-            judged = [compare_page.Judged(f, r, m, _single(results)) for f, r, _, _, m, results in found]
-            if len({_names(source) for _, _, _, source, _, _ in found}) > 1:
-                say("the runs have other validation images: their differences are not compared image by image.")
-                judged = [judged[0], *(replace(one, result=None) for one in judged[1:])]
+            images, judged = _names(source), list[compare_page.Judged]()
+            for f, r, _, other, m, results in found:
+                if not (same := _names(other) == images):
+                    say(f"{f} has other validation images than {folder}: they are not compared image by image.")
+                judged.append(compare_page.Judged(f, r, m, _single(results) if same else None))
             text = compare_page.page(judged, source)
         target.write_text(text, encoding="utf-8")
         document = {"file": str(target), "runs": {str(f): m for f, _, _, _, m, _ in found}}

@@ -36,6 +36,8 @@ def save(weights: Weights, target: Path, to: str) -> list[str]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         notes = formats[to].write(weights, partial) + _changed(weights, partial)
+        if to != "vitrail" and weights.task["config"].get("none_below") is not None:
+            notes.append('its answer "none of these"')
         partial.rename(target)
     except (OSError, SafetensorError, RuntimeError) as error:  # a full disk raises one of each library's own
         raise ValueError(f"{target} could not be written ({error}).") from error

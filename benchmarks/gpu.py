@@ -1,4 +1,4 @@
-"""How well training uses a GPU, in ten minutes: ours beside timm and transformers, in bf16, compiled; ours in fp8.
+"""How well training uses a GPU, in ten minutes: ours beside timm and transformers, in bf16, compiled; ours in fp8, too.
 
     python -m benchmarks.gpu --minutes 9 --json gpu.json                  all that fits into nine minutes
     python -m benchmarks.gpu --cases B/16@224 --libraries vitrail,timm    a part
@@ -9,7 +9,8 @@ blocks are compiled one by one in every library, so that the minutes are not spe
 model is best compiled whole is not shown at its best. The libraries of a case take turns in one process, with a matrix
 product before each round: "of matrix rate" is of that, with 3 x the forward pass's FLOPs for a step, recomputing not
 counted. "host" is the part of a step that Python needs to send it: near 100 %, the device waits for Python. "real" is
-the whole Trainer on JPEGs, which simplejpeg decodes. What matters most comes first; what did not fit is named below.
+the whole Trainer on JPEGs, which simplejpeg decodes. "vitrail fsdp" is divided by fully_shard among one process: what
+dividing costs by itself. What matters most comes first; what did not fit is named below.
 """
 
 from __future__ import annotations
@@ -33,19 +34,18 @@ from benchmarks.rounds import STEPS, Record, fail, left, new, say, steady, value
 from benchmarks.throughput import gpu
 
 REAL = "real"
-LIBRARIES = ("vitrail", "vitrail fp8", "timm", "transformers")
-# What matters most first; fp8 is for the large ones. Images of a step at most.
+LIBRARIES = ("vitrail", "timm", "vitrail fsdp", "vitrail fp8", "transformers")
+# What matters most first. Images of a step at most.
 CASES = {"B/16@224": 256, "L/16@224": 128, f"{REAL} S/16@224": 256, "H/14@224": 64, "S/16@224": 256}
-LOW = ("L/16@224", "H/14@224")
+ONLY = {"vitrail fp8": ("L/16@224", "H/14@224"), "vitrail fsdp": ("B/16@224",)}
 TINY = {"Ti/16@32": 4, f"{REAL} Ti/16@32": 4}
 FITS = 0.8  # of the memory that a batch may need
 SPARE = 1.3  # what fragments, workspaces and the compiler add to the estimate
 
 
 def libraries_of(case: str, options: Namespace) -> list[str]:
-    """The libraries that a case has: fp8 only where the layers are large."""
-    low = case in LOW or options.tiny
-    return [name for name in options.libraries if low or not name.endswith("fp8")]
+    """The libraries that a case has: fp8 only where the layers are large, and fully_shard once."""
+    return [name for name in options.libraries if options.tiny or case in ONLY.get(name, (case,))]
 
 
 def fitting(case: Case, most: int, models: int, free: int) -> int:

@@ -1,8 +1,8 @@
 """A process that trains the models of several libraries by turns on one device; `benchmarks.gpu` starts it and asks.
 
 Requests, beside "matrix" and "rate" (benchmarks/worker.py): {"do": "device", "device"}; {"do": "build", "library",
-"case", "batch", "device", "backend"}, where the library may be "vitrail fp8"; {"do": "steps", "library", "count"};
-{"do": "real", "case", "batch", "steps", "workers", "device", "backend", "images"}.
+"case", "batch", "device", "backend"}, where the library may be "vitrail fp8" or "vitrail fsdp"; {"do": "steps",
+"library", "count"}; {"do": "real", "case", "batch", "steps", "workers", "device", "backend", "images"}.
 
 One process for all: their activations use the same memory in turn, as they would not in processes side by side.
 """
@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from benchmarks.worker import Desk, serve
 if TYPE_CHECKING:
     from vitrail.tasks import Classify
 
-FP8 = " fp8"
+FP8, FSDP = " fp8", " fsdp"
 WARM = 3  # steps after the first, before the peak of memory is read
 DRAWN = 400  # different JPEGs
 
@@ -42,9 +43,10 @@ class Trainee:
         from vitrail.optim.build import build as build_optimizer
         from vitrail.runtime import fp8
         from vitrail.runtime.blocks import autocast
+        from vitrail.runtime.gradients import gradient
         from vitrail.tasks import Classify
 
-        name, low = library.removesuffix(FP8), library.endswith(FP8)
+        name, low, divided = library.split()[0], library.endswith(FP8), library.endswith(FSDP)
         size = (Case.parse(case).resolution,) * 2
         how = Preprocessing(size, (0.5,) * 3, (0.5,) * 3)
         self.device = torch.device(device)
@@ -56,6 +58,7 @@ class Trainee:
                 fp8.refuse(self.device)
             fp8.convert(self.task)
         compile_units(self.task, backend)
+        self.gradient = sharded(self.task, device) if divided else gradient(self.task, 1, 1, 0)
         # A rate so low that random labels do not end in weights that are NaN.
         self.optimizer = build_optimizer(self.task, Config(lr=1e-5))
         self.autocast = autocast("fp8" if low else "bf16", self.device)
@@ -68,7 +71,7 @@ class Trainee:
         from vitrail.optim.build import clip
         from vitrail.train import backward
 
-        backward(self.task, self.task, self.batch, len(self.batch), self.autocast)
+        self.gradient([self.batch], partial(backward, total=len(self.batch), autocast=self.autocast))
         clip(self.task.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -111,6 +114,20 @@ def compile_units(task: Classify, backend: str) -> None:
     lists = [module for module in task.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
     for block in max(lists, key=len):
         block.compile(dynamic=False, backend=backend)
+
+
+def sharded(task: Classify, device: str) -> Any:
+    """Its gradient as a process has it that is one of a group (fully_shard), all alone: what dividing costs by itself,
+    without what is sent."""
+    from torch import distributed
+
+    from vitrail.runtime.together import grouped, shard, together
+
+    if not distributed.is_initialized():
+        backend = "nccl" if device == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    shard(task, grouped(device, 1, 1), half=device == "cuda")  # a CPU has no LayerNorm of weights in bf16
+    return together(task, 0)
 
 
 def graphs() -> int:

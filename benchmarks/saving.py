@@ -1,6 +1,7 @@
 """By how much checkpoints delay the steps of a run: S/16 with AdamW and an average, saved every 50 steps or never.
 
     python -m benchmarks.saving --json saving.json
+    python -m benchmarks.saving --model ViT-H/14 --batch 64 --device cuda
 
 One process, which writes one file, and two that have half of the weights each (--shard 0), which write one each. A
 round is a run in which stretches of so many steps take turns: with a save at the beginning, which goes on while it
@@ -15,7 +16,6 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from benchmarks.rounds import Record, deadline, new, report, seconds, spread, ta
 AIM = "Aim: a save every 50 steps delays them by at most 2 %."
 
 
-def worker(steps: int, side: int, batch: int) -> None:
+def worker(model: str, steps: int, side: int, batch: int, device: str) -> None:
     """One of the processes; the first one prints the seconds of the stretches with a save, without, and of the call."""
     import torch
 
@@ -38,6 +38,7 @@ def worker(steps: int, side: int, batch: int) -> None:
     from vitrail.models.zoo import configure, override
     from vitrail.optim import build as optim
     from vitrail.optim.ema import Ema
+    from vitrail.runtime.blocks import autocast
     from vitrail.runtime.distributed import join, leave
     from vitrail.runtime.gradients import gradient
     from vitrail.tasks import Classify, ClassifyConfig
@@ -45,19 +46,22 @@ def worker(steps: int, side: int, batch: int) -> None:
 
     ranks = join()
     torch.set_num_threads(max(1, usable_cores() // ranks.world))
-    config = override(configure("ViT-S/16"), "ViT-S/16", {"image_size": (side, side)})
-    task: Any = Classify(config.build(), Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3), ClassifyConfig())
+    config = override(configure(model), model, {"image_size": (side, side)})
+    where = ranks.device(device)
+    task: Any = Classify(config.build(), Preprocessing((side, side), (0.5,) * 3, (0.5,) * 3), ClassifyConfig()).to(
+        where
+    )
     task.init_weights(0)
     how = gradient(task, 1, 1, 0)
     if ranks.world > 1:
         from vitrail.runtime.together import grouped, shard, together
 
-        shard(task, grouped("cpu", ranks.world, ranks.world), half=False)
+        shard(task, grouped(device, ranks.world, ranks.world), half=device == "cuda")
         how = together(task, 0)
     optimizer, ema = optim.build(task, optim.Config("adamw", lr=1e-4)), Ema(task, 0.9999)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-    inputs = Batch(images=images, targets=torch.zeros(batch, dtype=torch.long), keys=torch.arange(batch))
-    take = partial(backward, total=batch * ranks.world, autocast=nullcontext())
+    inputs = Batch(images=images, targets=torch.zeros(batch, dtype=torch.long), keys=torch.arange(batch)).to(where)
+    take = partial(backward, total=batch * ranks.world, autocast=autocast("auto", where))
 
     def stretch() -> None:
         for step in range(steps):
@@ -65,6 +69,8 @@ def worker(steps: int, side: int, batch: int) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(step)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     how([inputs], take)
     times = dict.fromkeys(("seconds", "never", "call"), 0.0)
@@ -87,10 +93,13 @@ def worker(steps: int, side: int, batch: int) -> None:
 
 
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
-    """One process, then two."""
-    start = f"from benchmarks.saving import worker; worker({options.steps}, {options.side}, {options.batch})"
-    for world in (1, 2):
-        records.append(record := new(f"S/16 at {options.side}, {world} x {options.batch} images", "saving"))
+    """One process, then, on a CPU, two."""
+    what = options.model, options.steps, options.side, options.batch, options.device
+    start = f"from benchmarks.saving import worker; worker{what}"
+    for world in (1, 2) if options.device == "cpu" else (1,):
+        where = "" if options.device == "cpu" else f" on {options.device}"
+        name = f"{options.model} at {options.side}{where}, {world} x {options.batch} images"
+        records.append(record := new(name, "saving"))
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "--no-python"]
         words = [*torchrun, sys.executable, "-c", start]
         turn = partial(program, words, options.timeout, environment({}))
@@ -113,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser("saving", __doc__)
     for name, default in (("steps", 50), ("side", 224), ("batch", 8)):
         parser.add_argument(f"--{name}", type=command.positive, default=default)
+    parser.add_argument("--model", default="ViT-S/16")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     return command.run("saving", parser.parse_args(arguments), measure, text)
 
 

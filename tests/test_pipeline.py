@@ -240,7 +240,7 @@ def test_after_a_sigmoid_each_class_has_its_own_probability_wherever_the_model_g
         odds = {p.index: np.log(p.probability / (1 - p.probability)) for p in predict(pixels, top=9)}
         assert list(odds) == list(logits)
         differences = [odds[index] - logits[index] for index in logits]
-        assert differences == pytest.approx([differences[0]] * len(differences), abs=1e-4)  # softmax's normaliser
+        assert differences == pytest.approx([differences[0]] * len(differences), abs=1e-3)  # softmax's normaliser
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])

@@ -46,11 +46,11 @@ class Attentive(Evaluator):
     def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float]]:
         """Yields ("attentive", accuracy), its 95 % interval as "attentive_low" and "attentive_high", the rate as
         "attentive_lr", and "samples". ValueError where the model is not a ViT or images have not one label each."""
-        if not (isinstance(task, Modelled) and isinstance(task.model, vit.ViT)):
+        if not (isinstance(task, Modelled) and isinstance(task.get_submodule("model"), vit.ViT)):
             raise ValueError("the model is not a ViT, and only a ViT has tokens for an attentive probe.")
         if data.source.targets != "class":
             raise ValueError("an attentive probe is judged on images with one label each.")
-        config, classes = task.model.config, len(data.source.class_names)
+        config, classes = task.get_submodule("model").config, len(data.source.class_names)
         rows, columns = config.grid(data.preprocessing.image_size)
         most = max(1, BYTES // (2 * (rows * columns + config.prefix) * config.width))
         bank = data.bank()
@@ -121,7 +121,7 @@ class Probe(nn.Module):
 @torch.inference_mode()
 def _batches(task: Modelled, data: Validation) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in track(data.batches(), -(-len(data.source) // data.batch), "tokens, batch"):
-        yield task.model.tokens(task.input(batch["images"])).half().cpu(), batch["targets"].cpu()
+        yield task.get_submodule("model").tokens(task.input(batch["images"])).half().cpu(), batch["targets"].cpu()
 
 
 def _tokens(task: Modelled, data: Validation) -> tuple[Float[Tensor, "N T D"], Int64[Tensor, "N"]]:

@@ -33,9 +33,9 @@ from vitrail.progress import track
 
 @runtime_checkable
 class Modelled(Judged, Protocol):
-    """A task whose model is looked into."""
+    """A task whose model is looked into: a submodule, which isinstance does not find since Python 3.12."""
 
-    model: Any
+    def get_submodule(self, target: str, /) -> Any: ...
 
     def input(self, images: Tensor) -> Tensor: ...
 
@@ -68,7 +68,8 @@ def features(task: Judged, data: Validation, blocks: int = 0) -> Features:
         why = "have no labels" if source.targets == "none" else "have several labels each"
         raise ValueError(f"the images {why}, but this evaluator judges features by one class of each image.")
     assert isinstance(task, Modelled)
-    if blocks and not (isinstance(task.model, vit.ViT) and len(task.model.blocks) >= blocks):
+    model = task.get_submodule("model")
+    if blocks and not (isinstance(model, vit.ViT) and len(model.blocks) >= blocks):
         raise ValueError(f"the model is not a ViT with {blocks} blocks or more.")
     what = id(task), id(source), blocks
     if what not in data.shared:  # both are held there, so that no other object gets their numbers
@@ -113,7 +114,7 @@ def _parts(task: Modelled, data: Validation, blocks: int, problems: list[str]) -
 def last_blocks(task: Modelled, batch: Batch, blocks: int) -> Float[Tensor, "B blocks 2 D"]:
     """[class] and the patches' mean after each of the last blocks and the final norm, as DINOv2's linear probe reads
     them (dinov2/eval/linear.py)."""
-    model, images = task.model, task.input(batch["images"])
+    model, images = task.get_submodule("model"), task.input(batch["images"])
     z, places, found = model.embed(images), model.places(images), []
     for block in model.blocks:
         z = block(z) if places is None else block(z, None, places)
@@ -133,7 +134,8 @@ def _key(task: Modelled, data: Validation, blocks: int) -> str:
     for content in digests(source, "looking for kept features, image", len(source)):
         digest.update(content)
     labels = [source.target(index) for index in range(len(source))]
-    how = [asdict(data.preprocessing), asdict(task.model.config), code(), torch.__version__, str(data.device)]
+    config = asdict(task.get_submodule("model").config)
+    how = [asdict(data.preprocessing), config, code(), torch.__version__, str(data.device)]
     about = [*how, blocks, labels]
     digest.update(json.dumps(about, default=str).encode())
     return digest.hexdigest()[:32]

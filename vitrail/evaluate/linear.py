@@ -46,8 +46,8 @@ class Linear(Evaluator):
         "linear_l2", "linear_blocks" (0: `predict`'s features) and "linear_mean" (1: with the patches' mean), and
         "samples". ValueError as `features`, and without training images."""
         blocks = 0
-        if isinstance(task, Modelled) and isinstance(task.model, vit.ViT):
-            blocks = min(BLOCKS, len(task.model.blocks))
+        if isinstance(task, Modelled) and isinstance(model := task.get_submodule("model"), vit.ViT):
+            blocks = min(BLOCKS, len(model.blocks))
         bank, test = features(task, data.bank(), blocks), features(task, data, blocks)
         kinds = [(count, mean) for count in sorted({1, blocks}) for mean in (0, 1)] if blocks else [(0, 0)]
         order = permute(np.arange(len(bank)), len(bank), self.seed, 0)

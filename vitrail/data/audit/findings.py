@@ -208,7 +208,7 @@ def text(report: Report) -> str:
     classes = f" of {many(len(report.classes), 'class')}" if report.classes else " without labels"
     images = many(sum(report.splits.values()), "image")
     lines = [f"{images}{splits if len(report.splits) > 1 else ''}{classes}. {verdict(report.faults)}."]
-    lines += [part for line in report.read for part in wrap(line, WIDTH, subsequent_indent="  ")]
+    lines += [part for read in report.read for part in wrap(read, WIDTH, subsequent_indent="  ")]
     lines.append("")
     for finding in filter(lambda finding: finding.serious, report.findings):
         more = len(finding.items) - SHOWN

@@ -1,11 +1,12 @@
-"""What judging features costs, beside scikit-learn on the same features.
+"""What judging features costs, beside scikit-learn on the same features, and explaining, beside a forward pass.
 
     python -m benchmarks.judging --rounds 5           # --only knn,fewshot: some
 
 Features: S/16 on 224 px images in memory, beside the bare forward pass of these batches. kNN: 20 neighbours of 10,000
 queries among 50,000 of width 384, beside KNeighborsClassifier (brute, cosine). Few-shot: 1,000 classes of 10 shots,
 width 1,024, l2 by leave-one-out of nine, beside RidgeCV, which does the same. Grid: 13 penalties of a linear probe on
-20,000 x 384 of 10 classes side by side, beside one after another, and LogisticRegression one after another.
+20,000 x 384 of 10 classes side by side, beside one after another, and LogisticRegression one after another. Rollout,
+gradient: the map of one class of 8 images by S/16 at 224 px, beside their bare forward pass; aims: 2.6 and 4 times it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from benchmarks import command
 from benchmarks.machine import table
 from benchmarks.rounds import Record, new, ratio, spread, take_turns, values
 
-CASES = ("features", "knn", "fewshot", "grid")
+CASES = ("features", "knn", "fewshot", "grid", "rollout", "gradient")
 HEADERS = ("case", "who", "seconds", "ours / its own")
 Work = dict[str, Callable[[], Any]]
 
@@ -106,6 +108,23 @@ def grid() -> Work:
     }
 
 
+def explanation(method: Literal["rollout", "gradient"], batch: int = 8) -> Work:
+    """Of a batch of images."""
+    import torch
+
+    from vitrail.explain.relevance import relevance
+    from vitrail.models.zoo import configure
+
+    model = configure("ViT-S/16", image_size=(224, 224)).build("cpu").eval()
+    model.init_weights(0)
+    draw = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(model.head.weight, generator=draw)  # of the initial 0 all gradients would be 0
+    images = torch.randn(batch, 3, 224, 224, generator=draw)
+    classes = torch.arange(batch)[:, None] if method == "gradient" else None
+    forward = torch.no_grad()(lambda: model(images))
+    return {"vitrail": lambda: relevance(model, images, method, classes), "bare forward": forward}
+
+
 def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
     """Measures the chosen cases, one after the other."""
     import torch
@@ -117,8 +136,9 @@ def measure(options: Namespace, records: list[Record]) -> Iterator[None]:
         work()
         return {"seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - own}
 
+    explained = {"rollout": partial(explanation, "rollout"), "gradient": partial(explanation, "gradient")}
     for case in options.only:
-        made = {"features": features, "knn": knn, "fewshot": fewshot, "grid": grid}[case]()
+        made = {"features": features, "knn": knn, "fewshot": fewshot, "grid": grid, **explained}[case]()
         records.append(new(case, "vitrail"))
         turns = {name: lambda work=work: turn(work) for name, work in made.items()}
         take_turns(records[-1], turns, options.rounds, options.until)

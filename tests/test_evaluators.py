@@ -189,6 +189,32 @@ def test_the_linear_probe_chooses_on_what_is_held_back():
         judged(Attentive(), task(config), train=source(90, seed=3))
 
 
+@pytest.mark.parametrize(
+    ("numbers", "shape", "left_out"),
+    [
+        (90 * 3 * 2 * 16, (90, 3, 2, 16), []),
+        (90 * 3 * 2 * 16 - 1, (90, 1, 2, 16), ["the last block alone: 3 blocks of 90 images"]),
+        (90 * 2 * 16 - 1, (90, 16), ["the features of `predict` alone: 3 blocks of 90 images"]),
+        (45 * 16 + 15, (45, 16), ["the features of `predict` alone: 3 blocks of 90 images", "on 45 of 90 images"]),
+    ],
+)
+def test_the_linear_probe_keeps_what_fits_and_says_what_it_leaves_out(monkeypatch, capsys, numbers, shape, left_out):
+    monkeypatch.setattr(linear, "BYTES", 4 * numbers)
+    kept = {}
+    found, _ = judged(Linear(), train=source(90, seed=3), shared=kept)
+    test, bank = (arrays for *_, arrays in kept.values())
+    assert bank["values"].shape == shape
+    assert bank["indices"][0] == 0  # evenly spaced from the first to the last
+    assert np.ptp(np.bincount(bank["targets"])) <= 2
+    assert test["values"].shape == (60, *shape[1:])  # all of them are judged
+    assert found["samples"] == 60
+    assert found["linear"] > 0.75
+    assert (found["linear_blocks"] == 0) == (len(shape) == 2)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the linear probe")]
+    assert len(said) == len(left_out)
+    assert all(words in line for words, line in zip(left_out, said, strict=True))
+
+
 def test_the_attentive_probe_finds_the_token_that_matters():
     """One of nine tokens tells the class, each time another one, which no mean of noise does."""
     draw = torch.Generator().manual_seed(0)

@@ -60,7 +60,7 @@ class Dropout(nn.Module):
         if self.drawn is None:
             return F.dropout(x, self.rate)
         count = x[0].numel()
-        places = _mixed(torch.arange(count, dtype=torch.int32, device=x.device))
+        places = mixed(torch.arange(count, dtype=torch.int32, device=x.device))
         bits = (self.drawn[:, None] + places) * FIRST
         bits = (bits ^ _shifted(bits, 15)) * SECOND
         kept = bits.view(x.shape) < int((1 - self.rate) * 2**32) - 2**31
@@ -97,11 +97,9 @@ def drawing(module: nn.Module, keys: Int64[Tensor, "B"]) -> Iterator[None]:
     deep = any(layer.rate for _, layer in every if isinstance(layer, DropPath))
     # Blocks that never drop have a scale, too, where others drop: they are one graph for torch.compile.
     layers = [(name, layer) for name, layer in every if layer.rate or (deep and isinstance(layer, DropPath))]
-    words = _mixed(keys.to(torch.int32)) ^ (keys >> 32).to(torch.int32) if layers else keys
     try:
         for name, layer in layers:
-            salt = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), signed=True)
-            drawn = _mixed(_mixed(words) ^ salt)
+            drawn = _salted(keys, name)
             if isinstance(layer, Dropout):
                 layer.drawn = drawn
             else:  # the bits as a number in [0, 1)
@@ -113,7 +111,19 @@ def drawing(module: nn.Module, keys: Int64[Tensor, "B"]) -> Iterator[None]:
             layer.drawn = None
 
 
-def _mixed(words: Int32[Tensor, "..."]) -> Int32[Tensor, "..."]:
+def uniform(keys: Int64[Tensor, "B"], name: str, count: int) -> Float[Tensor, "B {count}"]:
+    """`count` numbers in [0, 1) for each key, float64: a function of the key and the name, on every device the same."""
+    places = mixed(torch.arange(count, dtype=torch.int32, device=keys.device))
+    return mixed(_salted(keys, name)[:, None] + places).double() * 2**-32 + 0.5
+
+
+def _salted(keys: Int64[Tensor, "B"], name: str) -> Int32[Tensor, "B"]:
+    """The words from which what has this name draws."""
+    salt = int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), signed=True)
+    return mixed(mixed(mixed(keys.to(torch.int32)) ^ (keys >> 32).to(torch.int32)) ^ salt)
+
+
+def mixed(words: Int32[Tensor, "..."]) -> Int32[Tensor, "..."]:
     """A bijection of 32 bits in which each input bit flips half of the output bits."""
     words = (words ^ _shifted(words, 16)) * FIRST
     words = (words ^ _shifted(words, 15)) * SECOND

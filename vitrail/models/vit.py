@@ -259,7 +259,10 @@ class ViT(nn.Module):
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """z_0 of eq. 1: [class], registers, then the patches row by row, with their positions."""
-        x = self.patch_embed(images)
+        return self.sequence(self.patch_embed(images))
+
+    def sequence(self, x: Float[Tensor, "B D rows columns"]) -> Float[Tensor, "B N D"]:
+        """z_0 from the patches' embeddings."""
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         z = torch.cat([*prefix, x.flatten(2).transpose(1, 2)], dim=1)
         positions = self.position_table((x.shape[-2], x.shape[-1]))
@@ -277,7 +280,10 @@ class ViT(nn.Module):
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """(B, C, H, W) -> (B, prefix + rows * columns, D) after the final norm (before it, where it is `fc_norm`)."""
-        z, places = self.embed(images), self.places(images)
+        return self.encode(self.embed(images), self.places(images))
+
+    def encode(self, z: Float[Tensor, "B N D"], places: Places | None = None) -> Float[Tensor, "B N D"]:
+        """z_0, of all tokens or of some, through the blocks and the final norm."""
         for block in self.blocks:  # not self.blocks(z): this frame would keep z_0 alive through all of them
             z = block(z) if places is None else block(z, None, places)
         return self.norm(z)

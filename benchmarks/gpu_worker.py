@@ -14,7 +14,6 @@ import os
 import tempfile
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +68,9 @@ class Trainee:
     def step(self) -> None:
         """One step, as the Trainer does it."""
         from vitrail.optim.build import clip
-        from vitrail.train import backward
+        from vitrail.train import Backward
 
-        self.gradient([self.batch], partial(backward, total=len(self.batch), autocast=self.autocast))
+        self.gradient([self.batch], Backward(len(self.batch), self.autocast))
         clip(self.task.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

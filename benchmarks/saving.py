@@ -42,7 +42,7 @@ def worker(model: str, steps: int, side: int, batch: int, device: str) -> None:
     from vitrail.runtime.distributed import join, leave
     from vitrail.runtime.gradients import gradient
     from vitrail.tasks import Classify, ClassifyConfig
-    from vitrail.train import backward
+    from vitrail.train import Backward
 
     ranks = join()
     torch.set_num_threads(max(1, usable_cores() // ranks.world))
@@ -61,7 +61,7 @@ def worker(model: str, steps: int, side: int, batch: int, device: str) -> None:
     optimizer, ema = optim.build(task, optim.Config("adamw", lr=1e-4)), Ema(task, 0.9999)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
     inputs = Batch(images=images, targets=torch.zeros(batch, dtype=torch.long), keys=torch.arange(batch)).to(where)
-    take = partial(backward, total=batch * ranks.world, autocast=autocast("auto", where))
+    take = Backward(batch * ranks.world, autocast("auto", where))
 
     def stretch() -> None:
         for step in range(steps):

@@ -26,7 +26,7 @@ from vitrail.optim.schedule import Schedule
 from vitrail.runtime.blocks import checkpoint_blocks, compile_blocks
 from vitrail.runtime.inference import prepared
 from vitrail.tasks import Classify
-from vitrail.train import backward
+from vitrail.train import Backward
 
 GPU = "cpu" if os.environ.get("TRY") else "cuda"
 pytestmark = pytest.mark.skipif(not os.environ.get("TRY") and not torch.cuda.is_available(), reason="needs a GPU")
@@ -115,7 +115,7 @@ def test_checkpointing_and_compiling_leave_the_gradient(unchecked):
         change(owner)
         some = source(8)
         batch = owner.config.collate(samples(some), source=some).to(GPU)
-        backward(owner, owner, batch, 8, nullcontext())
+        Backward(8, nullcontext())(owner, owner, batch)
         grads[name] = torch.cat([p.grad.flatten() for p in owner.parameters()])
     torch.testing.assert_close(grads["kept"], grads["plain"], rtol=0, atol=0)
     torch.testing.assert_close(grads["compiled"], grads["plain"], rtol=1e-3, atol=1e-5)

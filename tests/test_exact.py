@@ -1,7 +1,6 @@
 """Sums that do not depend on their order: the same bits on any number of processes and cores, however they divide."""
 
 from contextlib import nullcontext
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from processes import alone, bits, cut_back, losses, trained
 
 from vitrail.batch import Batch
 from vitrail.runtime.gradients import Alone, Exact, without_order
-from vitrail.train import backward
+from vitrail.train import Backward
 
 
 class Small(torch.nn.Module):
@@ -31,7 +30,7 @@ def numbers(count=24):
 
 
 def gradient(how, batches):
-    found = how(batches, partial(backward, total=24, autocast=nullcontext()))
+    found = how(batches, Backward(24, nullcontext()))
     return found, [p.grad.clone() for p in how.replicas.modules[0].parameters()]
 
 

@@ -3,7 +3,6 @@ bias correction, accumulated gradients."""
 
 import math
 from contextlib import nullcontext
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from vitrail.optim.build import Config, build, clip, set_lr
 from vitrail.optim.schedule import Schedule, multiplier
 from vitrail.runtime.gradients import Alone
 from vitrail.tasks.classify import Classify
-from vitrail.train import backward
+from vitrail.train import Backward
 
 TOLERANCE = 1e-12
 SCHEDULE = Schedule("cosine", warmup="2 steps", end=0.1)
@@ -137,7 +136,7 @@ def test_steps_equal_torchs_optimisers_clipping_and_schedules(config):
 
 def accumulate(task, given, micro, cores=1):
     """The Trainer's own accumulation over parts of the batch, each in a share for each core."""
-    return Alone(task, cores)(given.split(micro), partial(backward, total=len(given), autocast=nullcontext()))
+    return Alone(task, cores)(given.split(micro), Backward(len(given), nullcontext()))
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3])

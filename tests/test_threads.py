@@ -4,7 +4,6 @@ import os
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from vitrail.run import cores_for
 from vitrail.runtime.gradients import Alone
 from vitrail.runtime.threads import Cores, Replicas, share_out, shared, shares
-from vitrail.train import backward
+from vitrail.train import Backward
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def test_the_same_bits_every_time_and_none_for_what_is_frozen(two_threads):
         task = tiny().float()
         task.model.blocks[0].requires_grad_(False)
         add = Alone(task, 3)
-        add([batch(12), batch(12, seed=1)], partial(backward, total=24, autocast=nullcontext()))
+        add([batch(12), batch(12, seed=1)], Backward(24, nullcontext()))
         assert all((p.grad is None) != p.requires_grad for p in task.parameters())
         assert all(p.grad is None for own in add.replicas.modules[1:] for p in own.parameters())
         found.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.requires_grad]))

@@ -5,17 +5,17 @@
 A step depends on the Run and its own number alone (law 2), so a run that was killed and resumed is the same run.
 """
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitrail import checkpoint
 from vitrail.batch import Batch
@@ -39,9 +39,11 @@ from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
 from vitrail.runtime.gradients import gradient
+from vitrail.runtime.guard import Guard
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
 from vitrail.tasks.task import Metrics, Task
+from vitrail.tasks.whole import WholeBatch
 
 
 class Trainer:
@@ -74,6 +76,7 @@ class Trainer:
         found = checkpoint.newest(folder / "checkpoints")
         newest = folder / "checkpoints" / name if (name := ranks.texts(found.name if found else "")[0]) else None
         self.task = self._task(start=newest is None)
+        self.guard = Guard(self.task.alarm, folder, self._names, self._newest)
         self.divided = (size := min(run.shard or ranks.world, ranks.world)) > 1
         if self.divided:
             from vitrail.runtime.together import grouped, shard
@@ -84,7 +87,7 @@ class Trainer:
         self.ema = Ema(self.task, run.ema) if run.ema else None
         self.writer = checkpoint.Writer(folder / "checkpoints", run.keep, ranks, self.divided)
         self.done = self.saved = checkpoint.restore(newest, self.task, self.optimizer, self.ema) if newest else 0
-        self.backward = partial(backward, total=run.batch, autocast=autocast(run.precision, self.device))
+        self.backward = Backward(run.batch, autocast(run.precision, self.device))
         exact = run.exact * self.batches.count
         if self.divided or (ranks.world > 1 and not exact):
             from vitrail.runtime.together import together
@@ -115,7 +118,7 @@ class Trainer:
 
     def pipeline(self) -> Pipeline:
         """The model as it is now, with all that it needs to predict."""
-        return Pipeline(self.task)
+        return Pipeline(self.task.finished())
 
     def _loader(self) -> Training:
         run = self.run
@@ -153,8 +156,9 @@ class Trainer:
             load(self.task.model.head, task.model.head.state_dict())
             self.ema = Ema(self.task, run.ema) if run.ema else None
         self.task.train()
+        first = run.head == "probe" or run.task.from_start
         with self.writer, closing(self._batches(log)) as batches:
-            if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or run.head == "probe"):
+            if self.done < self.total and self.done % self.evaluate_every == 0 and (self.done or first):
                 self._evaluate(log)  # unless it was done: it may have stopped between a checkpoint and this
             steps = range(self.done, self.total)
             for step in steps:
@@ -177,7 +181,7 @@ class Trainer:
     def _rest(self, log: Log, saving: bool, judging: bool) -> None:
         """Between two steps: saves, stops, evaluates, once the numbers are known to be good."""
         self._write_due(log)
-        self._finite(self.recent)
+        self.guard(self.recent)
         paused = time.perf_counter()
         if saving:
             self._save(log)
@@ -210,7 +214,7 @@ class Trainer:
         except (ValueError, Interrupted) as error:
             if isinstance(error, Gone) and (self.divided or self.late):
                 raise  # its part of the weights is gone, or a GPU waits for it
-            self._finite(self.recent)
+            self.guard(self.recent)
             if self.done > self.saved:
                 self._save(log)
             self.writer.wait()
@@ -219,7 +223,7 @@ class Trainer:
     def _write_due(self, log: Log) -> None:
         """The line of the log that is due; on a GPU a step late: it has its next step, and does not wait for us."""
         due, self.due = self.due, []
-        if due and (values := self._finite(due)):
+        if due and (values := self.guard(due)):
             with self._kept(log):  # it asks the others
                 log.step(due[-1].step + 1, values)
 
@@ -248,22 +252,8 @@ class Trainer:
         self.task.after_step(step)
         return DeferredMetrics(step, {**metrics, "gradient_norm": norm}, {"lr": self.run.optim.lr * factor})
 
-    def _finite(self, steps: Sequence[DeferredMetrics]) -> dict[str, float]:
-        """The last one's numbers. ValueError where any loss or norm is not finite: such weights are never saved."""
-        values: dict[str, float] = {}
-        for deferred in steps:
-            values = deferred.values()
-            loss, norm = values["loss"], values["gradient_norm"]
-            if not math.isfinite(loss + norm):
-                names = [self.train_source.name(int(index)) for index in self.batches.indices(deferred.step)]
-                bad = self.folder / "bad-batch.txt"
-                bad.write_text("\n".join(names) + "\n")
-                raise ValueError(
-                    f"the loss is {loss} and the gradient's norm {norm} at step {deferred.step + 1}, on "
-                    f"{', '.join(names[:3])} and others ({bad} lists all); the last good checkpoint is "
-                    f"{self._newest()}. A lower learning rate than {values['lr']:.2g} usually helps: --optim.lr."
-                )
-        return values
+    def _names(self, step: int) -> list[str]:
+        return [self.train_source.name(int(index)) for index in self.batches.indices(step)]
 
     def _save(self, log: Log) -> None:
         self.writer.save(
@@ -289,7 +279,7 @@ class Trainer:
             metrics = self._judge(log, task)
             if self.ranks.first:
                 with filled(self.folder / "model") as place:
-                    Pipeline(task).save(place)
+                    Pipeline(task.finished()).save(place)
         self.notes = list(log.notes)
         return metrics
 
@@ -337,14 +327,23 @@ class Trainer:
         return str(checkpoint.newest(self.folder / "checkpoints") or "none")
 
 
-def backward(
-    model: nn.Module, task: nn.Module, batch: Batch, total: int, autocast: AbstractContextManager[object]
-) -> Metrics:
+class Backward(NamedTuple):
     """The gradient of the mean loss over `total` images, a micro-batch's part of it: each weighs as many images as it
     has, so that uneven ones change nothing but rounding. model: the task, or what is around it."""
-    weight = len(batch) / total
-    with drawing(task, batch["keys"]):
-        with autocast:
-            loss, metrics = model(batch)
-        (loss if weight == 1 else loss * weight).backward()
-    return {name: value.detach() * weight for name, value in metrics.items()}
+
+    total: int
+    autocast: AbstractContextManager[object]
+
+    def __call__(self, model: nn.Module, task: nn.Module, batch: Batch) -> Metrics:
+        weight = len(batch) / self.total
+        with drawing(task, batch["keys"]):
+            with self.autocast:
+                loss, metrics = model(batch)
+            (loss if weight == 1 else loss * weight).backward()
+        return {name: value.detach() * weight for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def embed(self, task: WholeBatch, batch: Batch) -> Tensor:
+        """What it makes of a micro-batch."""
+        with drawing(task, batch["keys"]), self.autocast:
+            return task.embed(batch)

@@ -57,9 +57,10 @@ def _write(step: Path, target: Path) -> tuple[list[str], int]:
 
     saved, home = checkpoint.Saved(step), step.resolve().parent.parent
     run = runs.read(home)
-    names = _class_names(run, home)
+    names = _class_names(run, home) if run.model.classes else ()
     task = run.task.task(run.model.build("meta"), run.preprocessing, names)
     checkpoint.check(step, saved.like, task)
+    task = task.finished()
     which = "ema" if any(name.startswith("ema/") for name in saved.like) else "task"
     like = {name: saved.like[f"task/{name}"] for name in task.state_dict()}
 
@@ -71,7 +72,7 @@ def _write(step: Path, target: Path) -> tuple[list[str], int]:
 
     model = {name.removeprefix("model."): tensor for name, tensor in like.items() if name.startswith("model.")}
     extra = {name: tensor for name, tensor in like.items() if not name.startswith("model.")}
-    card = folder.Card(run.model, run.preprocessing, names, dump(run.task))
+    card = folder.Card(run.model, run.preprocessing, names, dump(task.config))
     return folder.write(target, model, card, extra, read), len(model)
 
 

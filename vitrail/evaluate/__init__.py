@@ -11,6 +11,7 @@ from vitrail.evaluate.knn import Knn
 from vitrail.evaluate.labels import Labels
 from vitrail.evaluate.linear import Linear
 from vitrail.evaluate.robustness import Robustness
+from vitrail.evaluate.watch import Watch
 
 __all__ = [
     "Accuracy",
@@ -25,4 +26,5 @@ __all__ = [
     "Result",
     "Robustness",
     "Validation",
+    "Watch",
 ]

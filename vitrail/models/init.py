@@ -51,7 +51,8 @@ def table(layer_scale: float | None, gated: bool) -> list[tuple[str, Fill]]:
     zero, one = constant(0.0), constant(1.0)
     return [
         (r"^cls_token$|\b(relative_position_bias_table|[qv]_bias)$", zero),
-        (r"^(pos_embed|reg_token)$", partial(nn.init.normal_, std=0.02)),
+        (r"^(pos_embed|reg_token|mask_token)$", partial(nn.init.normal_, std=0.02)),
+        (r"\b(enter|between|leave)\.weight$", xavier_uniform()),  # of what pre-training has besides the model
         (r"\bls[12]\.gamma$", constant(layer_scale or 0.0)),
         # The last scale of a bottleneck: it starts as the identity.
         (r"\bnorm3\.weight$", zero),
@@ -64,7 +65,7 @@ def table(layer_scale: float | None, gated: bool) -> list[tuple[str, Fill]]:
         (r"^attn_pool\.latent$|\b(attn\.proj|attn_pool\.(q|proj)|mlp\.fc2)\.weight$", xavier_uniform()),
         (r"\bmlp\.fc[12]\.bias$", partial(nn.init.normal_, std=1e-6)),
         (r"\b(patch_embed\.proj|conv\d?|pre_logits\.fc)\.weight$", lecun_normal),
-        (r"\b(qkv|q|kv|proj|fc)\.bias$", zero),
+        (r"\b(qkv|q|kv|proj|fc|enter|between|leave)\.bias$", zero),
     ]
 
 

@@ -11,6 +11,7 @@ however many processes and cores there are; each is computed by one thread on a 
 import os
 import threading
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vitrail.batch import Batch
 from vitrail.runtime.threads import Replicas
+from vitrail.tasks.whole import WholeBatch
 
 Metrics = dict[str, Tensor]
 
@@ -26,18 +28,27 @@ Metrics = dict[str, Tensor]
 GRID = 2.0**44
 LARGEST = 2.0**18
 
-Backward = Callable[[nn.Module, nn.Module, Batch], Metrics]
-# Adds up the gradients of micro-batches; returns the metrics of all. Backward(model, task, batch) leaves that of
-# one, weighted, and returns its metrics, likewise; model is the task, or what is around it.
+
+class Backward(Protocol):
+    """Leaves the gradient of a micro-batch, weighted, and returns its metrics, likewise; model is the task, or what is
+    around it."""
+
+    def __call__(self, model: nn.Module, task: nn.Module, batch: Batch, /) -> Metrics: ...
+
+    def embed(self, task: WholeBatch, batch: Batch, /) -> Tensor:
+        """What it makes of a micro-batch, without gradients."""
+        ...
+
+
+# Adds up the gradients of micro-batches; returns the metrics of all.
 Gradient = Callable[[Iterable[Batch], Backward], Metrics]
 
 
 def gradient(task: nn.Module, cores: int, world: int, exact: int) -> Gradient:
     """How a task's is added up with so many cores: on one process, or, exactly, on `world` of them (else together.py).
     exact: the number of micro-batches of a step, where sums must not depend on their order; else 0."""
-    if exact:
-        return Exact(task, cores if without_order(task) == "cpu" else 1, world, exact)
-    return Alone(task, cores)
+    inner = Exact(task, cores if without_order(task) == "cpu" else 1, world, exact) if exact else Alone(task, cores)
+    return TwoPasses(task, inner, world, cores) if isinstance(task, WholeBatch) else inner
 
 
 def without_order(task: nn.Module) -> str:
@@ -107,6 +118,54 @@ class Exact:
                 if more is not None:
                     view.add_(more)
         return metrics if fits else dict.fromkeys(metrics, torch.zeros_like(next(iter(metrics.values()))))
+
+
+class TwoPasses:
+    """The gradient of a loss that is a function of all images of a step (tasks/whole.py), however they are divided.
+
+    All images are put in the order of their keys first, so that no sum depends on who has embedded which. cores: that
+    have shares of a micro-batch."""
+
+    def __init__(self, task: WholeBatch, inner: Gradient, world: int, cores: int = 1) -> None:
+        self.task, self.inner, self.world, self.cores = task, inner, world, cores
+
+    def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
+        batches = list(parts)
+        if len(batches) == self.world == self.cores == 1:
+            return self.inner(batches, backward)
+        mine = torch.cat([backward.embed(self.task, batch) for batch in batches])
+        keys = torch.cat([batch["keys"] for batch in batches])
+        own = len(mine)
+        if self.world > 1:
+            (mine, start), (keys, _) = _everybodys(mine), _everybodys(keys)
+        else:
+            start = 0
+        order = keys.argsort(stable=True)
+        z = mine[order].requires_grad_()
+        with torch.enable_grad():
+            loss, metrics = self.task.objective(z, keys[order])
+        (found,) = torch.autograd.grad(loss, z)
+        rows = torch.empty_like(found).index_copy_(0, order, found * len(z))[start : start + own]
+        values = torch.stack([metrics[name] for name in self.task.measured]).to(rows)
+        sizes = [len(batch) for batch in batches]
+        more = zip(batches, rows.split(sizes), strict=True)
+        return self.inner(
+            [batch.plus(gradient=part, measured=values.expand(len(part), -1)) for batch, part in more], backward
+        )
+
+
+def _everybodys(mine: Tensor) -> tuple[Tensor, int]:
+    """(the rows of all processes, rank after rank; where this one's begin)."""
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=mine.device)
+    counts[dist.get_rank()] = len(mine)
+    dist.all_reduce(counts)
+    sizes = counts.tolist()
+    start = sum(sizes[: dist.get_rank()])
+    # Each fills its rows of zeros, which are then added up: no bit changes.
+    rows = mine.new_zeros(sum(sizes), *mine.shape[1:])
+    rows[start : start + len(mine)] = mine
+    dist.all_reduce(rows)
+    return rows, start
 
 
 def _trained(task: nn.Module) -> list[nn.Parameter]:

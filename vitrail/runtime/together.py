@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +20,8 @@ from vitrail.batch import Batch
 from vitrail.models import resnet, vit
 from vitrail.optim.shards import local
 from vitrail.runtime.distributed import LONG, join
-from vitrail.runtime.gradients import GRID, LARGEST, Backward, Gradient, Metrics, added, whole, without_order
+from vitrail.runtime.gradients import GRID, LARGEST, Backward, Gradient, Metrics, TwoPasses, added, whole, without_order
+from vitrail.tasks.whole import WholeBatch
 
 
 def together(task: nn.Module, exact: int) -> Gradient:
@@ -29,8 +30,10 @@ def together(task: nn.Module, exact: int) -> Gradient:
     join().flags(False, patience=LONG)  # one of them may have loaded for longer
     if exact:
         without_order(task)
-        return ExactSharded(task, exact)
-    return Sharded(task) if isinstance(task, FSDPModule) else Together(task)
+        how: Gradient = ExactSharded(task, exact)
+    else:
+        how = Sharded(task) if isinstance(task, FSDPModule) else Together(task)
+    return TwoPasses(task, how, dist.get_world_size()) if isinstance(task, WholeBatch) else how
 
 
 class Together:
@@ -154,6 +157,8 @@ def shard(task: nn.Module, mesh: DeviceMesh, half: bool) -> None:
             gathered = half and isinstance(part, vit.Block)  # a ResNet standardises its kernels, in fp32
             fully_shard(part, mesh=mesh, mp_policy=policy if gathered else MixedPrecisionPolicy())
     fully_shard(task, mesh=mesh)
+    if isinstance(task, WholeBatch):
+        register_fsdp_forward_method(task, "embed")
 
 
 def _parts(task: nn.Module) -> Iterator[FSDPModule]:

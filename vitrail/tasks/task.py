@@ -33,7 +33,7 @@ class TaskConfig(ABC):
 
     needs: what targets the data must have. evaluators: the kinds of those that judge it where the run names none. best:
     the metrics that choose the best checkpoint, of which the first counts that an evaluation has; lower_is_better: of
-    two values of it the lower one.
+    two values of it the lower one. from_start: whether it is judged before the first step, too.
     """
 
     kind: ClassVar[str]
@@ -41,6 +41,7 @@ class TaskConfig(ABC):
     evaluators: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[tuple[str, ...]] = ("loss",)
     lower_is_better: ClassVar[bool] = False
+    from_start: ClassVar[bool] = False
 
     @abstractmethod
     def task(self, model: Model, preprocessing: Preprocessing, class_names: tuple[str, ...]) -> "Task":
@@ -96,6 +97,15 @@ class Task(nn.Module, ABC):
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step: teachers and schedules of the task's own."""
+
+    def finished(self) -> "Task":
+        """The task that the model folder has: itself, or, of one that pre-trains, a task around its model alone."""
+        return self
+
+    def alarm(self, values: dict[str, float]) -> str:
+        """What is wrong, in words, where these numbers of a step or an evaluation say that nothing is learned; else
+        ""."""
+        return ""
 
     def init_weights(self, seed: int) -> None:
         """Gives every parameter its initial value, a function of (seed, its name)."""

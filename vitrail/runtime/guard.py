@@ -1,0 +1,62 @@
+"""Whether the numbers of the steps are good: finite, and such that something is learned.
+
+guard = Guard(task.alarm, folder, names, newest)
+values = guard(steps)           # the last one's numbers; ValueError where any are bad
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vitrail.runtime.deferred import DeferredMetrics
+
+PATIENT = 20  # steps on end for which a task may be alarmed: the first ones of a run may look so
+
+
+class Guard:
+    """alarm: the task's. names: of a step's images. newest: the last good checkpoint."""
+
+    def __init__(
+        self,
+        alarm: Callable[[dict[str, float]], str],
+        folder: Path,
+        names: Callable[[int], list[str]],
+        newest: Callable[[], str],
+    ) -> None:
+        self.alarm, self.folder, self.names, self.newest = alarm, folder, names, newest
+        self.since: int | None = None
+
+    def __call__(self, steps: Iterable[DeferredMetrics]) -> dict[str, float]:
+        """The last one's numbers. ValueError where a loss or a norm is not finite, because such weights are never
+        saved, and where the task has been alarmed for PATIENT steps."""
+        values: dict[str, float] = {}
+        for deferred in steps:
+            values = deferred.values()
+            self._finite(deferred.step, values)
+            words = self.alarm(values)
+            if not words:
+                self.since = None
+            elif self.since is None:
+                self.since = deferred.step
+            elif deferred.step - self.since >= PATIENT:
+                self.refuse(words, deferred.step)
+        return values
+
+    def refuse(self, words: str, step: int) -> None:
+        """ValueError."""
+        raise ValueError(
+            f"since step {step if self.since is None else self.since + 1} {words}; nothing is learned any more. The "
+            f"last good checkpoint is {self.newest()}. A lower --optim.lr, or more images in a step, usually help."
+        )
+
+    def _finite(self, step: int, values: dict[str, float]) -> None:
+        loss, norm = values["loss"], values["gradient_norm"]
+        if math.isfinite(loss + norm):
+            return
+        names, bad = self.names(step), self.folder / "bad-batch.txt"
+        bad.write_text("\n".join(names) + "\n")
+        raise ValueError(
+            f"the loss is {loss} and the gradient's norm {norm} at step {step + 1}, on {', '.join(names[:3])} and "
+            f"others ({bad} lists all); the last good checkpoint is {self.newest()}. A lower learning rate than "
+            f"{values['lr']:.2g} usually helps: --optim.lr."
+        )

@@ -270,7 +270,7 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     history = read_history(folder / "metrics.jsonl").evaluations
     probe = {name: float(values[0]) for name, (steps, values) in history.items() if steps[0] == 0}
     if probe and run.score(probe) > run.score(metrics):
-        say(f"the linear probe that it began as was better: {headline(probe)}; a lower --optim.lr changes it less.")
+        say(f"it was better before its first step: {headline(probe)}; a lower --optim.lr changes it less.")
     return Outcome(folder, metrics, time.perf_counter() - started)
 
 

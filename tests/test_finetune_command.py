@@ -69,7 +69,7 @@ def test_a_probe_that_was_better_is_said_to_have_been(capsys, monkeypatch):
     real = train.judge
     monkeypatch.setattr(train, "judge", lambda *given: ({**real(*given)[0], "accuracy": next(scores)}, real(*given)[1]))
     _, err = printed(capsys, *finetune("--evaluate-every", "2 steps"))
-    assert "the linear probe that it began as was better: accuracy 100.0%" in err
+    assert "it was better before its first step: accuracy 100.0%" in err
 
 
 def test_the_papers_recipe_and_one_rate(capsys, here):

@@ -38,12 +38,11 @@ from vitrail.runtime.blocks import autocast, halved, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
-from vitrail.runtime.gradients import gradient
+from vitrail.runtime.gradients import WholeBatch, gradient
 from vitrail.runtime.guard import Guard
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
 from vitrail.tasks.task import Metrics, Task
-from vitrail.tasks.whole import WholeBatch
 
 
 class Trainer:

@@ -11,7 +11,7 @@ however many processes and cores there are; each is computed by one thread on a 
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -20,13 +20,21 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vitrail.batch import Batch
 from vitrail.runtime.threads import Replicas
-from vitrail.tasks.whole import WholeBatch
 
 Metrics = dict[str, Tensor]
 
 # A gradient of 2^-44 = 5.7e-14 is the least that is seen, and sums below 2^18 fit into 64 bits.
 GRID = 2.0**44
 LARGEST = 2.0**18
+
+
+@runtime_checkable
+class WholeBatch(Protocol):
+    """A task whose loss is a function of all images of a step (tasks/whole.py)."""
+
+    def embed(self, batch: Batch, /) -> Tensor: ...
+
+    def objective(self, z: Tensor, keys: Tensor, /) -> tuple[Tensor, Metrics]: ...
 
 
 class Backward(Protocol):
@@ -146,7 +154,7 @@ class TwoPasses:
             loss, metrics = self.task.objective(z, keys[order])
         (found,) = torch.autograd.grad(loss, z)
         rows = torch.empty_like(found).index_copy_(0, order, found * len(z))[start : start + own]
-        values = torch.stack([metrics[name] for name in self.task.measured]).to(rows)
+        values = torch.stack([*metrics.values()]).to(rows)
         sizes = [len(batch) for batch in batches]
         more = zip(batches, rows.split(sizes), strict=True)
         return self.inner(

@@ -20,8 +20,18 @@ from vitrail.batch import Batch
 from vitrail.models import resnet, vit
 from vitrail.optim.shards import local
 from vitrail.runtime.distributed import LONG, join
-from vitrail.runtime.gradients import GRID, LARGEST, Backward, Gradient, Metrics, TwoPasses, added, whole, without_order
-from vitrail.tasks.whole import WholeBatch
+from vitrail.runtime.gradients import (
+    GRID,
+    LARGEST,
+    Backward,
+    Gradient,
+    Metrics,
+    TwoPasses,
+    WholeBatch,
+    added,
+    whole,
+    without_order,
+)
 
 
 def together(task: nn.Module, exact: int) -> Gradient:

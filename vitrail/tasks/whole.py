@@ -27,7 +27,7 @@ class WholeBatch(Task):
 
     @abstractmethod
     def objective(self, z: Tensor, keys: Int64[Tensor, "B"]) -> tuple[Tensor, Metrics]:
-        """The loss of the embeddings of all images of a step, and what is measured."""
+        """The loss of the embeddings of all images of a step, and what is measured, in that order."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Of all images of a step; or, where the batch has the "gradient" of its embeddings, times the number of images

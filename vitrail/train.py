@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from vitrail.runtime.blocks import autocast, halved, pick_device, uncompiled
 from vitrail.runtime.deferred import DeferredMetrics, arriving
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Gone, Ranks
 from vitrail.runtime.folders import filled
-from vitrail.runtime.gradients import WholeBatch, gradient
+from vitrail.runtime.gradients import gradient
 from vitrail.runtime.guard import Guard
 from vitrail.runtime.inference import batch_size, prepared
 from vitrail.runtime.interrupt import Interrupted, stoppable
@@ -342,7 +342,7 @@ class Backward(NamedTuple):
         return {name: value.detach() * weight for name, value in metrics.items()}
 
     @torch.no_grad()
-    def embed(self, task: WholeBatch, batch: Batch) -> Tensor:
-        """What it makes of a micro-batch."""
+    def embed(self, task: Any, batch: Batch) -> Tensor:
+        """What a WholeBatch makes of a micro-batch."""
         with drawing(task, batch["keys"]), self.autocast:
             return task.embed(batch)

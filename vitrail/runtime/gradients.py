@@ -11,7 +11,7 @@ however many processes and cores there are; each is computed by one thread on a 
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -43,8 +43,8 @@ class Backward(Protocol):
 
     def __call__(self, model: nn.Module, task: nn.Module, batch: Batch, /) -> Metrics: ...
 
-    def embed(self, task: WholeBatch, batch: Batch, /) -> Tensor:
-        """What it makes of a micro-batch, without gradients."""
+    def embed(self, task: Any, batch: Batch, /) -> Tensor:
+        """What a WholeBatch makes of a micro-batch, without gradients."""
         ...
 
 

@@ -37,6 +37,7 @@ class WholeBatch(Protocol):
     def objective(self, z: Tensor, keys: Tensor, /) -> tuple[Tensor, Metrics]: ...
 
 
+@runtime_checkable
 class Backward(Protocol):
     """Leaves the gradient of a micro-batch, weighted, and returns its metrics, likewise; model is the task, or what is
     around it."""

@@ -74,7 +74,7 @@ def effective_rank(values: Float[np.ndarray, "N D"]) -> float:
 
 
 def spread(values: Float[np.ndarray, "N D"]) -> float:
-    """The root of the variance of the directions, 1 - |mean direction|^2; 0 where there are none, as of dead features."""
+    """The root of the variance of the directions, 1 - |mean direction|^2; 0 of features that are all 0."""
     x = values.astype(np.float64)
     directions = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return float(np.sqrt(directions.var(0).sum()))

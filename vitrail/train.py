@@ -261,8 +261,9 @@ class Trainer:
         self.saved = self.done
 
     def _best(self, evaluations: Mapping[int, Mapping[str, float]]) -> int | None:
-        """The step with the best evaluation, the first of equals."""
-        return max(evaluations, key=lambda step: (self.run.score(evaluations[step]), -step), default=None)
+        """The step with the best evaluation, the first of equals; where others judge alone, this process has none."""
+        judged = [step for step in evaluations if evaluations[step]]
+        return max(judged, key=lambda step: (self.run.score(evaluations[step]), -step), default=None)
 
     def _evaluate(self, log: Log) -> bool:
         """Judges the model on the validation images, once a step; returns whether it is the best so far."""

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from vitrail.data.loader import stacked
 from vitrail.data.sources.fingerprint import spread as evenly
-from vitrail.data.sources.source import Source, Subset
+from vitrail.data.sources.source import Source, Subset, Targets
 from vitrail.evaluate.evaluator import Evaluator, Judged, Validation
 from vitrail.evaluate.knn import neighbours, votes
 from vitrail.evaluate.results import accuracy_interval
@@ -41,19 +42,21 @@ class Watch(Evaluator):
             raise ValueError(f"watch looks at {self.images} images and {self.bank} neighbours; give 2 or more of each.")
 
     def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float]]:
-        """Yields, where images have one class each, ("knn", accuracy) with its 95 % interval, "knn_low" and "knn_high";
-        "rank", "spread", and "samples"."""
-        values, labels = _features(task, replace(data, source=_some(data.source, self.images)))
-        labelled = labels is not None and data.source.targets == "class" and data.train is not None
-        if labelled and labels is not None and data.train is not None:
-            bank, theirs = _features(task, replace(data, source=_some(data.train, self.bank)))
-            if theirs is not None:
-                found = neighbours(values, bank, K)
-                right = votes(*found, theirs, len(data.source.class_names), TEMPERATURE).argmax(1) == labels
-                yield "knn", float(right.mean())
-                low, high = accuracy_interval(int(right.sum()), len(right))
-                yield "knn_low", low
-                yield "knn_high", high
+        """Yields, of the images that have one class each, if any, ("knn", accuracy) with its 95 % interval, "knn_low"
+        and "knn_high"; of all, "rank", "spread", and "samples"."""
+        places = _some(np.arange(len(data.source)), self.images)
+        values, labels = _features(task, data, data.source, places)
+        asked = np.flatnonzero(labels >= 0)
+        known = np.flatnonzero(_labels(data.train) >= 0) if len(asked) and data.train is not None else asked[:0]
+        if len(known) and data.train is not None:
+            bank, theirs = _features(task, data, data.train, _some(known, self.bank))
+            found = neighbours(values[asked], bank, K)
+            said = votes(*found, theirs, len(data.source.class_names), TEMPERATURE).argmax(1)
+            right = int((said == labels[asked]).sum())
+            yield "knn", right / len(asked)
+            low, high = accuracy_interval(right, len(asked))
+            yield "knn_low", low
+            yield "knn_high", high
         yield "rank", effective_rank(values)
         yield "spread", spread(values)
         yield "samples", float(len(values))
@@ -71,25 +74,38 @@ def effective_rank(values: Float[np.ndarray, "N D"]) -> float:
 
 
 def spread(values: Float[np.ndarray, "N D"]) -> float:
-    """The root of 1 - |mean direction|^2."""
+    """The root of the variance of the directions, 1 - |mean direction|^2; 0 of features that are all 0."""
     x = values.astype(np.float64)
     directions = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return float(np.sqrt(max(0.0, 1 - np.square(directions.mean(0)).sum())))
+    return float(np.sqrt(directions.var(0).sum()))
 
 
-def _some(source: Source, most: int) -> Source:
-    return Subset(source, evenly(len(source), most)) if len(source) > most else source
+class _All(Subset):
+    """Images that are looked at with labels or without."""
+
+    @property
+    def targets(self) -> Targets:
+        return "none"
+
+
+def _some(places: Int64[np.ndarray, "N"], most: int) -> Int64[np.ndarray, "n"]:
+    return places[evenly(len(places), most)] if len(places) > most else places
+
+
+def _labels(source: Source) -> Int64[np.ndarray, "N"]:
+    """-1 where an image has not one class."""
+    targets = (source.target(index) if source.targets == "class" else None for index in range(len(source)))
+    return np.array([target if isinstance(target, int) else -1 for target in targets], np.int64)
 
 
 @torch.inference_mode()
-def _features(task: Judged, data: Validation) -> tuple[Float[np.ndarray, "N D"], Int64[np.ndarray, "N"] | None]:
-    """And the class of each, where all have one."""
-    found = list[np.ndarray]()
-    labels: list[np.ndarray] | None = []
-    for batch in data.batches():
-        found.append(task.predict(batch)["features"].float().cpu().numpy())
-        if labels is not None and "targets" in batch and not batch["targets"].is_floating_point():
-            labels.append(batch["targets"].cpu().numpy())
-        else:
-            labels = None
-    return np.concatenate(found), np.concatenate(labels) if labels else None
+def _features(
+    task: Judged, data: Validation, source: Source, places: Int64[np.ndarray, "N"]
+) -> tuple[Float[np.ndarray, "n D"], Int64[np.ndarray, "n"]]:
+    """And labels, of those that can be read."""
+    batches = replace(data, source=_All(source, places), collate=stacked).batches()
+    found = [
+        (task.predict(batch)["features"].float().cpu().numpy(), batch["indices"].cpu().numpy()) for batch in batches
+    ]
+    values, read = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return values, _labels(Subset(source, places[read]))

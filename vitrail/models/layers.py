@@ -20,6 +20,7 @@ from vitrail.models.config import Activation
 
 # The multipliers of a 32-bit integer hash with little bias (Wellons, "Prospecting for hash functions": lowbias32).
 FIRST, SECOND = 0x7FEB352D, 0x846CA68B - 2**32
+VIEW = 0x9E3779B97F4A7C15 - 2**64  # between the keys of an image's views
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -61,7 +62,7 @@ class Dropout(nn.Module):
             return F.dropout(x, self.rate)
         count = x[0].numel()
         places = mixed(torch.arange(count, dtype=torch.int32, device=x.device))
-        bits = (self.drawn[:, None] + places) * FIRST
+        bits = (self.drawn[: len(x), None] + places) * FIRST
         bits = (bits ^ _shifted(bits, 15)) * SECOND
         kept = bits.view(x.shape) < int((1 - self.rate) * 2**32) - 2**31
         return torch.where(kept, x * (1 / (1 - self.rate)), 0.0)
@@ -83,7 +84,7 @@ class DropPath(nn.Module):
         if not self.training:
             return z
         if self.drawn is not None:
-            return z * self.drawn[:, None, None].to(z.dtype)
+            return z * self.drawn[: len(z), None, None].to(z.dtype)
         if self.rate == 0:
             return z
         return z * z.new_empty(z.shape[0], 1, 1).bernoulli_(1 - self.rate).div_(1 - self.rate)
@@ -92,7 +93,10 @@ class DropPath(nn.Module):
 @contextmanager
 def drawing(module: nn.Module, keys: Int64[Tensor, "B"]) -> Iterator[None]:
     """Inside it, `Dropout` and `DropPath` in the module draw for these images, in the forward pass and in the same
-    pass again, as checkpointing has it."""
+    pass again, as checkpointing has it. module.shown: how many views of each image go through it at once at most, one
+    view after the other, for each of which they draw anew; 1 where it does not say."""
+    views = torch.arange(getattr(module, "shown", 1), device=keys.device)
+    keys = (keys + views[:, None] * VIEW).flatten()  # the first view's are the keys themselves
     every = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Dropout | DropPath)]
     deep = any(layer.rate for _, layer in every if isinstance(layer, DropPath))
     # Blocks that never drop have a scale, too, where others drop: they are one graph for torch.compile.

@@ -133,16 +133,19 @@ class TwoPasses:
     """The gradient of a loss that is a function of all images of a step (tasks/whole.py), however they are divided.
 
     All images are put in the order of their keys first, so that no sum depends on who has embedded which. cores: that
-    have shares of a micro-batch."""
+    have shares of a micro-batch. rounds: micro-batches of the process that has most of them; where weights are divided,
+    all gather them equally often."""
 
-    def __init__(self, task: WholeBatch, inner: Gradient, world: int, cores: int = 1) -> None:
-        self.task, self.inner, self.world, self.cores = task, inner, world, cores
+    def __init__(self, task: WholeBatch, inner: Gradient, world: int, cores: int = 1, rounds: int = 0) -> None:
+        self.task, self.inner, self.world, self.cores, self.rounds = task, inner, world, cores, rounds
 
     def __call__(self, parts: Iterable[Batch], backward: Backward) -> Metrics:
         batches = list(parts)
         if len(batches) == self.world == self.cores == 1:
             return self.inner(batches, backward)
         mine = torch.cat([backward.embed(self.task, batch) for batch in batches])
+        for _ in range(len(batches), self.rounds):
+            backward.embed(self.task, batches[-1])
         keys = torch.cat([batch["keys"] for batch in batches])
         own = len(mine)
         if self.world > 1:

@@ -43,7 +43,10 @@ def together(task: nn.Module, exact: int) -> Gradient:
         how: Gradient = ExactSharded(task, exact)
     else:
         how = Sharded(task) if isinstance(task, FSDPModule) else Together(task)
-    return TwoPasses(task, how, dist.get_world_size()) if isinstance(task, WholeBatch) else how
+    if not isinstance(task, WholeBatch):
+        return how
+    world = dist.get_world_size()
+    return TwoPasses(task, how, world, rounds=-(-exact // world))
 
 
 class Together:

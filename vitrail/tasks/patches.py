@@ -84,8 +84,8 @@ class Patches(Pretrain):
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, mean over the corrupted patches; "bits", the same in bits (9 for three channels where
         nothing is known); "right", the fraction of the colours that are named."""
-        images, keys, model = batch["images"], batch["keys"], self.model
-        x = model.patch_embed(self.input(images))
+        images, keys, model = self.input(batch["images"]), batch["keys"], self.model
+        x = model.patch_embed(images)
         count = x.shape[-2] * x.shape[-1]
         places = hidden(keys, "corrupted", count, round(count * self.config.corrupted))
         places = places[:, : round(count * self.config.corrupted)]
@@ -94,7 +94,7 @@ class Patches(Pretrain):
         tokens = model.encode(z, model.places(images))[:, model.config.prefix :]
         logits = self.extra.leave(taken(tokens, places)).unflatten(-1, (self.groups, self.colours))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = taken(self.targets(images), places)
+        targets = taken(self.targets(batch["images"]), places)
         loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten())
         right = (logits.detach().argmax(-1) == targets).to(logits.dtype).mean()
         return loss, {"loss": loss.detach(), "bits": loss.detach() / math.log(2), "right": right}

@@ -128,6 +128,7 @@ class Views(WholeBatch, Pretrain):
         large = ViewConfig((height, width), config.global_scale, preset=config.preset)
         local = ViewConfig(small, config.local_scale, preset=config.preset)
         self.looks = [large] * config.global_views + [local] * config.local_views
+        self.shown = max(config.global_views, config.local_views)
 
     def embed(self, batch: Batch) -> Float[Tensor, "B numbers"]:
         """The embeddings of all views, beside each other, and the direction of the representation of the first one."""
@@ -155,7 +156,7 @@ class Views(WholeBatch, Pretrain):
         statistic = sigreg(each, directions(keys, config.width, config.directions).to(each))
         factor = min(config.regulariser * USUAL / len(z), 0.9)
         loss = (1 - factor) * invariance + factor * statistic
-        spread = (1 - z[:, views * config.width :].mean(0).square().sum()).clamp_min(0).sqrt()
+        spread = z[:, views * config.width :].var(0, correction=0).sum().sqrt()
         found = (loss, invariance, statistic / EXPECTED, spread)
         return loss, dict(zip(self.measured, (one.detach() for one in found), strict=True))
 

@@ -27,7 +27,7 @@ NOISY = replace(MODEL, dropout=0.2, attention_dropout=0.1, drop_path=0.3)
 TASKS = {
     "patches": PatchesConfig(),
     "mae": MaeConfig(depth=1, width=32),
-    "views": ViewsConfig(hidden=16, width=8, directions=16),
+    "views": ViewsConfig(local_views=1, hidden=16, width=8, directions=16),
 }
 every_task = pytest.mark.parametrize("config", TASKS.values(), ids=TASKS)
 

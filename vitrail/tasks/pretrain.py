@@ -37,8 +37,8 @@ class PretrainConfig(TaskConfig):
     from_start: ClassVar[bool] = True
 
     def adapt(self, run: "Run", source: Source) -> "Run":
-        """The head goes."""
-        return replace(run, model=replace(run.model, classes=0))
+        """The head goes, and what was said of it."""
+        return replace(run, model=replace(run.model, classes=0), head="zero")
 
     def collate(self, samples: Sequence[Sample], source: Source) -> Batch:
         """With "targets", int64 (B,), where all of them have one class."""
@@ -80,7 +80,7 @@ def vit_of(run: "Run", what: str) -> vit.Config:
     """The run's model. ValueError where it is no ViT, or patches do not divide its images. what: the task, in words."""
     config = run.model
     if not isinstance(config, vit.Config):
-        raise ValueError(f"{what} hides patches, which a ResNet has not; give a ViT, or a hybrid.")
+        raise ValueError(f"{what} hides patches, which a ResNet has not; give a ViT.")
     (height, width), (down, right) = run.preprocessing.image_size, config.stride
     if height % down or width % right:
         sizes = f"images of {height} x {width} are not whole patches of {down} x {right}"

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,8 @@ from vitrail.tasks.views import ViewsConfig
 def tiny(data, task, channels=3):
     model = vit.Config((16, 16), (4, 4), channels, 16, 1, 2, 16, 10)
     how = Preprocessing((16, 16), (0.5,) * channels, (0.5,) * channels)
-    return Run("tiny", model, how, Data(data), Augment(flip=0.5), task, optim.Config(lr=1e-3, schedule=Schedule(warmup="0 steps")), batch=16,
+    adamw = optim.Config(lr=1e-3, schedule=Schedule(warmup="0 steps"))
+    return Run("tiny", model, how, Data(data), Augment(flip=0.5), task, adamw, batch=16,
                duration="2 steps", log_every=1, device="cpu", evaluate=(Watch(),))
 
 def patches(data):
@@ -76,7 +76,8 @@ def turned(data):
 
 def hybrid(data):
     run = mae(data)
-    return replace(run, model=replace(run.model, patch_size=(1, 1), stem=ResNetFields(blocks=(1,), width_factor=0.5, classes=0)))
+    stem = ResNetFields(blocks=(1,), width_factor=0.5, classes=0)
+    return replace(run, model=replace(run.model, patch_size=(1, 1), stem=stem))
 """
 CLASSES = ("ash", "beech", "elm")
 every_task = pytest.mark.parametrize("kind", ["patches", "mae", "views"])

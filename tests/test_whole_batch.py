@@ -64,6 +64,19 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole_batch(config, model, dtyp
             assert metrics == pytest.approx(expected[0], abs=10 * tolerance, rel=10 * tolerance)
 
 
+@pytest.mark.parametrize("how", [{"pool": "avg", "norm_first": False}, {"pool": "map"}, {"representation": 8}], ids=str)
+@every_task
+def test_all_that_is_trained_has_a_gradient(config, how):
+    """Which several processes wait for. What follows the tokens is read by views alone."""
+    owner = task(config, replace(MODEL, **how))
+    trained = {name for name, parameter in owner.named_parameters() if parameter.requires_grad}
+    found = step(owner, [batch(16)])[1]
+    assert {name for name, grad in found.items() if grad is not None} == trained
+    behind = {name for name in found if name.startswith(("model.fc_norm", "model.attn_pool", "model.pre_logits"))}
+    assert behind
+    assert found.keys() - trained == (set() if config.kind == "views" else behind)
+
+
 @every_task
 def test_uneven_parts_and_their_order_change_nothing(config):
     given = batch(23)

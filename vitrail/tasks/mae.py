@@ -19,7 +19,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.source import Source
 from vitrail.models import Model, vit
 from vitrail.models.positions import sincos
-from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, vit_of
+from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, tokens_alone, vit_of
 from vitrail.tasks.task import Metrics
 
 if TYPE_CHECKING:
@@ -104,9 +104,8 @@ class Mae(Pretrain):
     config: MaeConfig
 
     def __init__(self, model: Model, preprocessing: Preprocessing, config: MaeConfig) -> None:
-        super().__init__(model, preprocessing, config)
-        assert isinstance(model, vit.ViT)
-        own = model.config
+        super().__init__(tokens_alone(model), preprocessing, config)
+        own = self.model.config
         outputs = own.stride[0] * own.stride[1] * own.channels
         self.extra = Decoder(config, own, outputs)
 

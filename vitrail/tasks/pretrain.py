@@ -16,7 +16,7 @@ from vitrail.batch import Batch
 from vitrail.data.images.geometry import View
 from vitrail.data.loader import Sample, stacked
 from vitrail.data.sources.source import Source
-from vitrail.models import vit
+from vitrail.models import Model, vit
 from vitrail.models.init import initialise
 from vitrail.models.layers import uniform
 from vitrail.tasks.classify import Classify, ClassifyConfig
@@ -86,6 +86,16 @@ def vit_of(run: "Run", what: str) -> vit.Config:
         sizes = f"images of {height} x {width} are not whole patches of {down} x {right}"
         raise ValueError(f"{what} hides whole patches, and {sizes}; choose another --image-size.")
     return config
+
+
+def tokens_alone(model: Model) -> vit.ViT:
+    """The model, with what follows its tokens frozen, because no loss of patches reads it: processes wait for the
+    gradient of all that is trained, and decay would change it."""
+    assert isinstance(model, vit.ViT)
+    for part in (model.attn_pool, model.fc_norm, model.pre_logits):
+        if part is not None:
+            part.requires_grad_(False)
+    return model
 
 
 def hidden(keys: Int64[Tensor, "B"], name: str, patches: int, count: int) -> Int64[Tensor, "B {patches}"]:

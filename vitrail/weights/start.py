@@ -15,8 +15,7 @@ from vitrail.weights.load import instantiate, read
 
 def start(path: Path, config: Config, class_names: tuple[str, ...], seed: int) -> tuple[Model, bool, str]:
     """(the model, whether its head is that of the weights, what became of head and tensors). Classes are compared by
-    name, and may be in another order. ValueError as `read` raises it, and where
-    the weights do not fit."""
+    name, and may be in another order. ValueError as `read` raises it, and where the weights do not fit."""
     weights = read(path, new_head=True)
     new = _new(weights, config, class_names)
     try:

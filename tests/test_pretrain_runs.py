@@ -198,10 +198,13 @@ def test_the_model_folder_is_the_backbone_alone(capsys, here, kind):
     )
     extra = {name for name in saved(here / "run" / "checkpoints" / "step-2") if name.startswith("task/extra")}
     assert extra
-    # what it is for
+
+
+def test_a_backbone_is_fine_tuned(capsys, here):
+    printed(capsys, *train("patches"))
     more = ["--batch", "4", "--optim.schedule.warmup", "1 step", "--duration", "2 steps", "--rates", "0.001"]
     _, err = printed(capsys, "finetune", "photos", "--weights", "run", "--out", "tuned", *more)
-    assert "started from run" in err
+    assert "started from run, with a new head, because the weights name no classes" in err
     assert runs.read(here / "tuned").model.classes == 3
 
 

@@ -27,7 +27,7 @@ NOISY = replace(MODEL, dropout=0.2, attention_dropout=0.1, drop_path=0.3)
 TASKS = {
     "patches": PatchesConfig(),
     "mae": MaeConfig(depth=1, width=32),
-    "views": ViewsConfig(hidden=16, width=8, directions=16),
+    "views": ViewsConfig(local_views=1, hidden=16, width=8, directions=16),
 }
 every_task = pytest.mark.parametrize("config", TASKS.values(), ids=TASKS)
 
@@ -51,17 +51,32 @@ def step(owner, parts, cores=1, exact=0):
 
 
 @every_task
-@pytest.mark.parametrize("model", [MODEL, NOISY], ids=["plain", "noisy"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(
+    ("model", "dtype", "tolerance"),
+    [(MODEL, torch.float64, 1e-12), (NOISY, torch.float64, 1e-12), (NOISY, torch.float32, 1e-6)],
+)
 def test_a_step_in_parts_has_the_gradient_of_the_whole_batch(config, model, dtype, tolerance):
     given = batch(24)
     expected = step(task(config, model, dtype), [given])
     largest = max(1.0, *(float(grad.abs().max()) for grad in expected[1].values()))
-    for count, cores in ((2, 1), (4, 1), (8, 1), (1, 2), (4, 2)):
+    for count, cores in ((2, 1), (4, 1), (8, 1), (1, 2), (2, 2)):
         metrics, found = step(task(config, model, dtype), given.split(24 // count), cores)
         assert distance(found, expected[1]) < tolerance * largest
         if config.kind != "mae":  # whose "explained" is of each part's variance
             assert metrics == pytest.approx(expected[0], abs=10 * tolerance, rel=10 * tolerance)
+
+
+@pytest.mark.parametrize("how", [{"pool": "avg", "norm_first": False}, {"pool": "map"}, {"representation": 8}], ids=str)
+@every_task
+def test_all_that_is_trained_has_a_gradient(config, how):
+    """Which several processes wait for. What follows the tokens is read by views alone."""
+    owner = task(config, replace(MODEL, **how))
+    trained = {name for name, parameter in owner.named_parameters() if parameter.requires_grad}
+    found = step(owner, [batch(16)])[1]
+    assert {name for name, grad in found.items() if grad is not None} == trained
+    behind = {name for name in found if name.startswith(("model.fc_norm", "model.attn_pool", "model.pre_logits"))}
+    assert behind
+    assert found.keys() - trained == (set() if config.kind == "views" else behind)
 
 
 @every_task
@@ -94,18 +109,19 @@ def test_exact_steps_are_the_same_bits_in_any_order_and_on_any_cores(config):
 
 
 def pretrained(config, **changes):
-    """Twelve steps of a tiny model that has no head."""
+    """Eight steps of a tiny model that has no head."""
     run = small(task=config, augment=Augment(crop="shift", shift=1), evaluate=(Watch(images=40, bank=60),), batch=16)
-    return replace(run, model=replace(run.model, classes=0), **changes)
+    often = {"duration": "8 steps", "checkpoint_every": "3 steps", "evaluate_every": "4 steps"}
+    return replace(run, model=replace(run.model, classes=0), **often, **changes)
 
 
 @every_task
 @pytest.mark.usefixtures("quick")
 def test_a_run_that_was_killed_goes_on_bit_for_bit(config, tmp_path):
-    run = pretrained(config, ema=0.9, micro_batch=6)
+    run = pretrained(config, ema=0.9, micro_batch=8)
     start(run, tmp_path / "whole").fit()
-    crash_at(start(run, tmp_path / "cut"), 7)
-    assert goes_on(tmp_path, 4).done == 12
+    crash_at(start(run, tmp_path / "cut"), 5)
+    assert goes_on(tmp_path).done == 8
 
 
 ALSO = """
@@ -131,9 +147,10 @@ def place(here, config, model=""):
 
 def test_views_on_two_processes_are_the_same_bits_though_they_have_not_as_many_parts(here):
     place(here, TASKS["views"])
-    alone(here, "one", "--exact", "True")  # in five micro-batches
-    trained(here, 2, "two", "--exact", "True", "--shard", "0")
-    assert bits(here, "two") == bits(here, "one")
+    few = ["--exact", "True", "--duration", "6 steps", "--evaluate-every", "3 steps"]
+    alone(here, "one", *few)  # in five micro-batches
+    trained(here, 2, "two", *few, "--shard", "0")
+    assert bits(here, "two", 6) == bits(here, "one", 6)
     np.testing.assert_array_equal(losses(here, "two"), losses(here, "one"))
     assert evaluations(here, "two") == evaluations(here, "one")
 

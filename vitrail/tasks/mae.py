@@ -19,7 +19,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.source import Source
 from vitrail.models import Model, vit
 from vitrail.models.positions import sincos
-from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, vit_of
+from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, tokens_alone, vit_of
 from vitrail.tasks.task import Metrics
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ class MaeConfig(PretrainConfig):
         return Mae(model, preprocessing, self)
 
     def build(self, run: "Run", source: Source) -> "Mae":
-        """ValueError where no patch would be visible, or none hidden, and where attention knows of all places."""
+        """ValueError where no patch would be visible, or none hidden, where attention knows of all places, and where a
+        stem shows each patch what is hidden beside it."""
         config = vit_of(run, "MAE")
+        if config.stem:
+            raise ValueError("MAE hides patches, but a hybrid's stem reads across their borders; give a ViT without.")
         if config.rotary is not None or config.relative != "none":
             raise ValueError("MAE leaves patches out, which rotary and relative positions do not allow; take views.")
         count = math.prod(config.grid(run.preprocessing.image_size))
@@ -101,9 +104,8 @@ class Mae(Pretrain):
     config: MaeConfig
 
     def __init__(self, model: Model, preprocessing: Preprocessing, config: MaeConfig) -> None:
-        super().__init__(model, preprocessing, config)
-        assert isinstance(model, vit.ViT)
-        own = model.config
+        super().__init__(tokens_alone(model), preprocessing, config)
+        own = self.model.config
         outputs = own.stride[0] * own.stride[1] * own.channels
         self.extra = Decoder(config, own, outputs)
 

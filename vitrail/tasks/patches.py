@@ -22,7 +22,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.source import Source
 from vitrail.models import Model, vit
 from vitrail.models.layers import uniform
-from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, vit_of
+from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, tokens_alone, vit_of
 from vitrail.tasks.task import Metrics
 
 if TYPE_CHECKING:
@@ -74,12 +74,11 @@ class Patches(Pretrain):
     config: PatchesConfig
 
     def __init__(self, model: Model, preprocessing: Preprocessing, config: PatchesConfig) -> None:
-        super().__init__(model, preprocessing, config)
-        assert isinstance(model, vit.ViT)
-        channels = model.config.channels
+        super().__init__(tokens_alone(model), preprocessing, config)
+        channels = self.model.config.channels
         together = channels <= TOGETHER
         self.groups, self.colours = (1, LEVELS**channels) if together else (channels, LEVELS)
-        self.extra = _Extra(model.config.width, self.groups * self.colours)
+        self.extra = _Extra(self.model.config.width, self.groups * self.colours)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, mean over the corrupted patches; "bits", the same in bits (9 for three channels where

@@ -16,7 +16,7 @@ from vitrail.batch import Batch
 from vitrail.data.images.geometry import View
 from vitrail.data.loader import Sample, stacked
 from vitrail.data.sources.source import Source
-from vitrail.models import vit
+from vitrail.models import Model, vit
 from vitrail.models.init import initialise
 from vitrail.models.layers import uniform
 from vitrail.tasks.classify import Classify, ClassifyConfig
@@ -37,8 +37,8 @@ class PretrainConfig(TaskConfig):
     from_start: ClassVar[bool] = True
 
     def adapt(self, run: "Run", source: Source) -> "Run":
-        """The head goes."""
-        return replace(run, model=replace(run.model, classes=0))
+        """The head goes, and what was said of it."""
+        return replace(run, model=replace(run.model, classes=0), head="zero")
 
     def collate(self, samples: Sequence[Sample], source: Source) -> Batch:
         """With "targets", int64 (B,), where all of them have one class."""
@@ -80,12 +80,22 @@ def vit_of(run: "Run", what: str) -> vit.Config:
     """The run's model. ValueError where it is no ViT, or patches do not divide its images. what: the task, in words."""
     config = run.model
     if not isinstance(config, vit.Config):
-        raise ValueError(f"{what} hides patches, which a ResNet has not; give a ViT, or a hybrid.")
+        raise ValueError(f"{what} hides patches, which a ResNet has not; give a ViT.")
     (height, width), (down, right) = run.preprocessing.image_size, config.stride
     if height % down or width % right:
         sizes = f"images of {height} x {width} are not whole patches of {down} x {right}"
         raise ValueError(f"{what} hides whole patches, and {sizes}; choose another --image-size.")
     return config
+
+
+def tokens_alone(model: Model) -> vit.ViT:
+    """The model, with what follows its tokens frozen, because no loss of patches reads it: processes wait for the
+    gradient of all that is trained, and decay would change it."""
+    assert isinstance(model, vit.ViT)
+    for part in (model.attn_pool, model.fc_norm, model.pre_logits):
+        if part is not None:
+            part.requires_grad_(False)
+    return model
 
 
 def hidden(keys: Int64[Tensor, "B"], name: str, patches: int, count: int) -> Int64[Tensor, "B {patches}"]:

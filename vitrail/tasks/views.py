@@ -121,9 +121,11 @@ class Views(WholeBatch, Pretrain):
 
     def __init__(self, model: Model, preprocessing: Preprocessing, config: ViewsConfig) -> None:
         super().__init__(model, preprocessing, config)
-        self.extra = _Projector(model.config.features, config)
+        own = model.config
+        read = own.representation if isinstance(own, vit.Config) else None
+        self.extra = _Projector(read or own.features, config)
         height, width = preprocessing.image_size
-        down, right = model.config.stride if isinstance(model.config, vit.Config) else (1, 1)
+        down, right = own.stride if isinstance(own, vit.Config) else (1, 1)
         small = max(1, round(height / 2 / down)) * down, max(1, round(width / 2 / right)) * right
         large = ViewConfig((height, width), config.global_scale, preset=config.preset)
         local = ViewConfig(small, config.local_scale, preset=config.preset)

@@ -15,12 +15,16 @@ from vitrail.weights.load import instantiate, read
 
 def start(path: Path, config: Config, class_names: tuple[str, ...], seed: int) -> tuple[Model, bool, str]:
     """(the model, whether its head is that of the weights, what became of head and tensors). Classes are compared by
-    name, and may be in another order. ValueError as `read` and `instantiate` raise it."""
+    name, and may be in another order. ValueError as `read` raises it, and where the weights do not fit."""
     weights = read(path, new_head=True)
     new = _new(weights, config, class_names)
-    model, report = instantiate(weights, config, new_head=bool(new), seed=seed)
+    try:
+        model, report = instantiate(weights, config, new_head=bool(new), seed=seed)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit the model: {error}") from None
     if new:
-        return model, False, f"with a new head, because {new}; {report}"
+        head = f"with a new head, because {new}" if config.classes else "without a head"
+        return model, False, f"{head}; {report}"
     order = [(weights.class_names or ()).index(name) for name in class_names]
     with torch.no_grad():
         for parameter in model.head.parameters():

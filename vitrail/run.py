@@ -38,7 +38,10 @@ from vitrail.runtime.distributed import Ranks
 from vitrail.runtime.folders import claim
 from vitrail.runtime.threads import share_out
 from vitrail.tasks import ClassifyConfig, Task, TaskConfig
+from vitrail.tasks.distill import Distill
 from vitrail.weights.hub import resolve
+from vitrail.weights.load import instantiate
+from vitrail.weights.load import read as read_weights
 from vitrail.weights.start import start as begun
 
 PACKAGES = ("torch", "numpy", "pillow", "vitrail")
@@ -193,6 +196,9 @@ def build(run: Run, source: Source, start: bool = True) -> tuple[Task, bool, str
     if run.compile:
         compile_blocks(task)
     task.model.to_empty(device="cpu")
+    if isinstance(task, Distill):
+        taught = read_weights(resolve(task.config.teacher), new_head=task.config.target == "features")
+        task.learn_from(instantiate(taught, taught.config)[0], taught.preprocessing)
     task.init_weights(run.seed)
     if not run.start or not start:
         return task, not start, ""

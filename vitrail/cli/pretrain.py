@@ -20,11 +20,13 @@ class Pretrain(Command):
 
     extends = True
     data: DataPlace
-    task: Literal["auto", "views", "mae", "patches"] = "auto"
+    task: Literal["auto", "views", "mae", "patches", "distill"] = "auto"
     """views: crops of an image are to have one embedding (LeJEPA). mae: hidden patches are painted (He et al.).
     patches: their colours are predicted (the paper's appendix B.1.2). auto: by the images, which is said."""
     start: Annotated[str, arg(metavar="W", help_behavior_hint="")] = ""
     """Weights to go on from: a file or folder, a run folder, or hf-hub:OWNER/NAME. Without it: from scratch."""
+    teacher: Annotated[str, arg(metavar="W", help_behavior_hint="")] = ""
+    """Weights whose features a new, smaller model is to have: the task distill."""
     augment: Literal["photo", "grey", "micro", "none"] = "photo"
     """What may be changed of an image without changing what it shows. photo: colours, blur, mirrored. grey: brightness
     and contrast. micro: for cells, which have no up: turned, too. none: crops alone."""
@@ -41,8 +43,9 @@ class Pretrain(Command):
         reading = {name: said for name, said in given.items() if name.startswith("data.")}
         data = override(Data(self.data), reading, self, "data.")
         splits = open_splits(data, "none")
-        if words := why(look_at(data, "none"), self.task, self.start or None):
+        made = unlabelled(self.data, self.task, self.augment, self.start or None, data, self.teacher)
+        if words := why(look_at(data, "none"), self.task, self.start or None, self.teacher):
             say(words)
-        run = override(unlabelled(self.data, self.task, self.augment, self.start or None, data), given, self)
+        run = override(made, given, self)
         outcome = begin(run, Path(self.out) if self.out else None, splits, adapt=True)
         self.answer(outcome.document(), outcome.text())

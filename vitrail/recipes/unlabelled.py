@@ -24,11 +24,14 @@ from vitrail.optim.schedule import Schedule
 from vitrail.recipes.fast import PHOTO, Look, look_at
 from vitrail.recipes.finetune import started
 from vitrail.run import Run
-from vitrail.tasks import MaeConfig, PatchesConfig, TaskConfig, ViewsConfig
+from vitrail.tasks import DistillConfig, MaeConfig, PatchesConfig, TaskConfig, ViewsConfig
 from vitrail.tasks.crops import Preset
+from vitrail.tasks.distill import answers
+from vitrail.weights.hub import resolve
+from vitrail.weights.load import read
 
-Name = Literal["auto", "views", "mae", "patches"]
-EXAMPLES: dict[str, int] = {"views": 1_200_000, "mae": 3_600_000, "patches": 1_200_000}
+Name = Literal["auto", "views", "mae", "patches", "distill"]
+EXAMPLES: dict[str, int] = {"views": 1_200_000, "mae": 3_600_000, "patches": 1_200_000, "distill": 1_200_000}
 LARGER = 8  # times as much costs a photograph as a small image
 MOST = 400  # epochs
 MEASURED = 200  # images whose mean and standard deviation stand for all
@@ -36,14 +39,22 @@ FEW = 10_000  # photographs below which weights that have seen more serve better
 
 
 def unlabelled(
-    data: str, task: Name = "auto", preset: Preset = "photo", start: str | None = None, reading: Data | None = None
+    data: str,
+    task: Name = "auto",
+    preset: Preset = "photo",
+    start: str | None = None,
+    reading: Data | None = None,
+    teacher: str = "",
 ) -> Run:
     """A run that pre-trains on a folder. preset: how views, or MAE's images, are changed (tasks/crops.py). start:
     weights to go on from, at a lower rate, lower layers slower. reading: how the data is read, where more than its
-    place is said. ValueError as open_splits and the weights raise it."""
+    place is said. teacher: weights that a student learns from, by the task distill. ValueError as open_splits and the
+    weights raise it."""
     place = reading or Data(data)
     look = look_at(place, "none")
-    name = chosen(look) if task == "auto" else task
+    name = task if task != "auto" else "distill" if teacher else chosen(look)
+    if bool(teacher) != (name == "distill"):
+        raise ValueError("the task distill and --teacher WEIGHTS belong together; give both, or neither.")
     if start:
         model, how = started(start)
         if not isinstance(model, vit.Config):
@@ -60,7 +71,7 @@ def unlabelled(
         preprocessing=how,
         data=place,
         augment=_augment(name, preset),
-        task=_task(name, preset, model),
+        task=_taught(teacher) if teacher else _task(name, preset, model),
         optim=optim.Config(
             lr=1e-4 if start else 1e-3,
             weight_decay=0.05,
@@ -80,17 +91,17 @@ def chosen(look: Look) -> Name:
     return "mae" if look.channels == 1 else "views"
 
 
-def why(look: Look, task: Name, start: str | None) -> str:
+def why(look: Look, task: Name, start: str | None, teacher: str = "") -> str:
     """In words, which task was chosen, and whether weights that are there would serve better."""
     words = []
-    if task == "auto":
+    if task == "auto" and not teacher:
         reason = (
             "the images are grey, and what views would change may be what matters"
             if look.channels == 1
             else "the images have colours; where colours matter, give --preset grey, or --task mae"
         )
         words.append(f"task {chosen(look)}: {reason}")
-    if look.size is None and look.count < FEW and start is None and look.channels == 3:
+    if look.size is None and look.count < FEW and not (start or teacher) and look.channels == 3:
         words.append(
             f"these are {look.count:,} photographs: weights that have seen millions know more, such as DINOv2's; "
             "judge both with vitrail evaluate WEIGHTS DATA --with fewshot knn, or go on from them with --start WEIGHTS"
@@ -116,6 +127,11 @@ def _task(name: Name, preset: Preset, model: vit.Config) -> TaskConfig:
     if name == "mae":
         return MaeConfig(depth=2, width=96) if small else MaeConfig()
     return PatchesConfig()
+
+
+def _taught(teacher: str) -> DistillConfig:
+    found = read(resolve(teacher), new_head=True)
+    return DistillConfig(teacher, outputs=answers(found.config, "features"))
 
 
 def _augment(name: Name, preset: Preset) -> Augment:

@@ -135,7 +135,7 @@ def test_an_images_embedding_does_not_depend_on_those_beside_it(noise):
     one, given = task(model=replace(MODEL, **noise)).train(), batch()
 
     def embedded(some):
-        with torch.no_grad(), drawing(one, some["keys"]):
+        with torch.no_grad(), drawing(one, some["keys"], one.shown):
             return one.embed(some)
 
     found = embedded(given)
@@ -152,7 +152,7 @@ def test_dropout_draws_anew_for_each_view():
     noisy = task(replace(CONFIG, preset="none"), replace(MODEL, drop_path=0.9, depth=4, positions="none")).train()
     given = batch()
     given["images"][:] = 77
-    with torch.no_grad(), drawing(noisy, given["keys"]):
+    with torch.no_grad(), drawing(noisy, given["keys"], noisy.shown):
         each = noisy.embed(given)[:, : 6 * 8].unflatten(1, (6, 8))
     assert ((each[:, 0] - each[:, 1]).abs().amax(1) > 1e-6).double().mean() > 0.5
 

@@ -75,7 +75,7 @@ class Trainer:
         found = checkpoint.newest(folder / "checkpoints")
         newest = folder / "checkpoints" / name if (name := ranks.texts(found.name if found else "")[0]) else None
         self.task = self._task(start=newest is None)
-        self.guard = Guard(self.task.alarm, folder, self._names, self._newest)
+        self.guard = Guard(self.task.alarm, folder, self.train_source, self.batches.indices, self._newest)
         self.divided = (size := min(run.shard or ranks.world, ranks.world)) > 1
         if self.divided:
             from vitrail.runtime.together import grouped, shard
@@ -251,9 +251,6 @@ class Trainer:
         self.task.after_step(step)
         return DeferredMetrics(step, {**metrics, "gradient_norm": norm}, {"lr": self.run.optim.lr * factor})
 
-    def _names(self, step: int) -> list[str]:
-        return [self.train_source.name(int(index)) for index in self.batches.indices(step)]
-
     def _save(self, log: Log) -> None:
         self.writer.save(
             self.done, checkpoint.tensors(self.task, self.optimizer, self.ema), self._best(log.evaluations)
@@ -336,7 +333,7 @@ class Backward(NamedTuple):
 
     def __call__(self, model: nn.Module, task: nn.Module, batch: Batch) -> Metrics:
         weight = len(batch) / self.total
-        with drawing(task, batch["keys"]):
+        with self._drawing(task, batch):
             with self.autocast:
                 loss, metrics = model(batch)
             (loss if weight == 1 else loss * weight).backward()
@@ -345,5 +342,8 @@ class Backward(NamedTuple):
     @torch.no_grad()
     def embed(self, task: Any, batch: Batch) -> Tensor:
         """What a WholeBatch makes of a micro-batch."""
-        with drawing(task, batch["keys"]), self.autocast:
+        with self._drawing(task, batch), self.autocast:
             return task.embed(batch)
+
+    def _drawing(self, task: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+        return drawing(task, batch["keys"], task.shown if isinstance(task, Task) else 1)

@@ -24,6 +24,7 @@ from vitrail.cli.fewshot import Fewshot
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.plan import Plan
+from vitrail.cli.pretrain import Pretrain
 from vitrail.cli.report import Report
 from vitrail.cli.study import Study
 from vitrail.cli.train import Demo, Resume, Train
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "train": Train,
     "finetune": Finetune,
+    "pretrain": Pretrain,
     "resume": Resume,
     "evaluate": Evaluate,
     "predict": Predict,

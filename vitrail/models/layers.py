@@ -91,12 +91,12 @@ class DropPath(nn.Module):
 
 
 @contextmanager
-def drawing(module: nn.Module, keys: Int64[Tensor, "B"]) -> Iterator[None]:
+def drawing(module: nn.Module, keys: Int64[Tensor, "B"], views: int = 1) -> Iterator[None]:
     """Inside it, `Dropout` and `DropPath` in the module draw for these images, in the forward pass and in the same
-    pass again, as checkpointing has it. module.shown: how many views of each image go through it at once at most, one
-    view after the other, for each of which they draw anew; 1 where it does not say."""
-    views = torch.arange(getattr(module, "shown", 1), device=keys.device)
-    keys = (keys + views[:, None] * VIEW).flatten()  # the first view's are the keys themselves
+    pass again, as checkpointing has it. views: that go through it at once at most, all images of one view after those
+    of another; each has draws of its own."""
+    numbers = torch.arange(views, device=keys.device)
+    keys = (keys + numbers[:, None] * VIEW).flatten()  # the first view's are the keys themselves
     every = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Dropout | DropPath)]
     deep = any(layer.rate for _, layer in every if isinstance(layer, DropPath))
     # Blocks that never drop have a scale, too, where others drop: they are one graph for torch.compile.

@@ -51,7 +51,7 @@ def finetune(data: str, weights: str, images: int | None = None, image_size: int
     """
     images = len(open_splits(Data(data)).train) if images is None else images
     steps = STEPS[bisect(LIMITS, images)]
-    model, how = _start(weights)
+    model, how = started(weights)
     strides = model.stride if isinstance(model, vit.Config) else (1, 1)
     height, width = (max(image_size // stride, 1) * stride for stride in strides)
     how = replace(how, image_size=(height, width), resize="squash", crop_fraction=1.0)
@@ -91,7 +91,7 @@ def finetune_small(data: str, weights: str, images: int | None = None) -> Run:
     images: how many there are to train on, as `vitrail finetune` knows. The head then begins as a linear probe rather
     than with zeros, at a lower rate, which does not spoil it, and there are LEAST steps or more. Without: 10 epochs.
     """
-    model, how = _start(weights)
+    model, how = started(weights)
     rate, head, duration = 5e-4, "zero", "10 epochs"
     if images is not None:
         rate, head = 1e-4, "probe"
@@ -131,8 +131,8 @@ def at(run: Run, rate: float) -> Run:
     return replace(run, optim=replace(run.optim, lr=rate))
 
 
-def _start(weights: str) -> tuple[Config, Preprocessing]:
-    """The model of the weights, without a pre-logits layer, and its preprocessing."""
+def started(weights: str) -> tuple[Config, Preprocessing]:
+    """What a run that starts from weights has of them: the model, without a pre-logits layer, and the preprocessing."""
     found = read(resolve(weights), new_head=True)
     config = found.config
     return replace(config, representation=None) if isinstance(config, vit.Config) else config, found.preprocessing

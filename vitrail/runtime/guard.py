@@ -1,6 +1,6 @@
 """Whether the numbers of the steps are good: finite, and such that something is learned.
 
-guard = Guard(task.alarm, folder, names, newest)
+guard = Guard(task.alarm, folder, source, batches.indices, newest)
 values = guard(steps)           # the last one's numbers; ValueError where any are bad
 """
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vitrail.data.sources.source import Source
 from vitrail.runtime.deferred import DeferredMetrics
 
 PATIENT = 20  # steps on end for which a task may be alarmed: the first ones of a run may look so
@@ -18,16 +19,18 @@ class Collapsed(ValueError):
 
 
 class Guard:
-    """alarm: the task's. names: of a step's images. newest: the last good checkpoint."""
+    """alarm: the task's. indices: of a step's images in the source. newest: the last good checkpoint."""
 
     def __init__(
         self,
         alarm: Callable[[dict[str, float]], str],
         folder: Path,
-        names: Callable[[int], list[str]],
+        source: Source,
+        indices: Callable[[int], Iterable[int]],
         newest: Callable[[], str],
     ) -> None:
-        self.alarm, self.folder, self.names, self.newest = alarm, folder, names, newest
+        self.alarm, self.folder, self.newest = alarm, folder, newest
+        self.source, self.indices = source, indices
         self.since: int | None = None
         self.good = ""  # the newest checkpoint then
 
@@ -54,7 +57,7 @@ class Guard:
         loss, norm = values["loss"], values["gradient_norm"]
         if math.isfinite(loss + norm):
             return
-        names, bad = self.names(step), self.folder / "bad-batch.txt"
+        names, bad = [self.source.name(int(i)) for i in self.indices(step)], self.folder / "bad-batch.txt"
         bad.write_text("\n".join(names) + "\n")
         raise ValueError(
             f"the loss is {loss} and the gradient's norm {norm} at step {step + 1}, on {', '.join(names[:3])} and "

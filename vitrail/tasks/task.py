@@ -68,7 +68,10 @@ class TaskConfig(ABC):
 
 
 class Task(nn.Module, ABC):
-    """What a TaskConfig builds. class_names: of the data, () where it has none."""
+    """What a TaskConfig builds. class_names: of the data, () where it has none. shown: how many views of each image go
+    through the model at once, at most."""
+
+    shown = 1
 
     def __init__(
         self, model: Model, preprocessing: Preprocessing, config: TaskConfig, class_names: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from command_line import photos, printed, refused, status
+from judging import source
 from PIL import Image
 from safetensors.torch import load_file
 from small_runs import saved
@@ -238,7 +239,7 @@ def guarded(folder):
         return "all is grey" if values["spread"] < 0.1 else ""
 
     checkpoints = map("step-{}".format, count(40))
-    return Guard(alarm, folder, lambda number: ["a.png"], lambda: next(checkpoints))
+    return Guard(alarm, folder, source(4), lambda number: [number % 4], lambda: next(checkpoints))
 
 
 def test_a_task_may_be_alarmed_for_twenty_steps(tmp_path):
@@ -255,6 +256,13 @@ def test_a_healthy_step_ends_the_alarm(tmp_path):
         guard([step(number, number % 20 == 19) for number in range(start, start + 20)])
     with pytest.raises(ValueError, match=r"since step 81 .* step-44\."):
         guard([step(number, False) for number in range(80, 101)])
+
+
+def test_a_loss_that_is_no_number_is_refused_at_once_with_its_images(tmp_path):
+    bad = DeferredMetrics(6, {name: torch.tensor(math.nan) for name in ("loss", "gradient_norm")}, {"lr": 0.1})
+    with pytest.raises(ValueError, match=r"nan .* at step 7, on noise\[2\]"):
+        guarded(tmp_path)([bad])
+    assert (tmp_path / "bad-batch.txt").read_text() == "noise[2]\n"
 
 
 def test_images_that_are_all_the_same_are_named_as_a_collapse(capsys, here):

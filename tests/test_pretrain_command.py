@@ -86,4 +86,6 @@ def test_too_few_images_in_a_step_are_refused(tmp_path, capsys):
     data = folder(tmp_path / "photos")
     assert status("pretrain", data, "--task", "views", "--out", tmp_path / "run", "--batch", "8") == 2
     assert "--batch 16" in capsys.readouterr().err
+    assert status("pretrain", data, "--task", "mae", "--out", tmp_path / "run", "--augment.mixup", "0.2") == 2
+    assert "--augment.mixup" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

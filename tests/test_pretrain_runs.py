@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from command_line import photos, printed, refused, status
+from judging import source
 from PIL import Image
 from safetensors.torch import load_file
 from small_runs import saved
@@ -236,7 +238,8 @@ def guarded(folder):
     def alarm(values):
         return "all is grey" if values["spread"] < 0.1 else ""
 
-    return Guard(alarm, folder, lambda number: ["a.png"], lambda: "step-40")
+    checkpoints = map("step-{}".format, count(40))
+    return Guard(alarm, folder, source(4), lambda number: [number % 4], lambda: next(checkpoints))
 
 
 def test_a_task_may_be_alarmed_for_twenty_steps(tmp_path):
@@ -251,8 +254,15 @@ def test_a_healthy_step_ends_the_alarm(tmp_path):
     guard = guarded(tmp_path)
     for start in (0, 20, 40, 60):
         guard([step(number, number % 20 == 19) for number in range(start, start + 20)])
-    with pytest.raises(ValueError, match="since step 81"):
+    with pytest.raises(ValueError, match=r"since step 81 .* step-44\."):
         guard([step(number, False) for number in range(80, 101)])
+
+
+def test_a_loss_that_is_no_number_is_refused_at_once_with_its_images(tmp_path):
+    bad = DeferredMetrics(6, {name: torch.tensor(math.nan) for name in ("loss", "gradient_norm")}, {"lr": 0.1})
+    with pytest.raises(ValueError, match=r"nan .* at step 7, on noise\[2\]"):
+        guarded(tmp_path)([bad])
+    assert (tmp_path / "bad-batch.txt").read_text() == "noise[2]\n"
 
 
 def test_images_that_are_all_the_same_are_named_as_a_collapse(capsys, here):
@@ -264,6 +274,6 @@ def test_images_that_are_all_the_same_are_named_as_a_collapse(capsys, here):
     assert status(*train("views", *words, data="same")) == 2
     err = capsys.readouterr().err
     assert "since step 1 the features collapse: spread 0" in err
-    assert "step-20" in err
-    assert "Traceback" not in err
+    assert "The last checkpoint before it is none." in err
+    assert ("Traceback" in err, "vitrail resume" in err) == (False, False)
     assert max(line["step"] for line in lines()) < 25

@@ -37,6 +37,7 @@ from vitrail.run import Run
 from vitrail.runtime import folders
 from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.distributed import Gone, Ranks, join
+from vitrail.runtime.guard import Collapsed
 from vitrail.runtime.interrupt import Interrupted
 from vitrail.train import Trainer
 
@@ -258,7 +259,7 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
             f"{trainer.device} has no memory for steps of {run.micro_batch or run.batch} images; train with a smaller "
             "--micro-batch, which gives the same gradient, or with --checkpointing."
         ) from None
-    except Gone:
+    except (Gone, Collapsed):
         raise
     except ValueError as error:
         left = checkpoint.newest(folder / "checkpoints") and not (folder / DIVERGED).exists()  # it would diverge again

@@ -14,6 +14,10 @@ from vitrail.runtime.deferred import DeferredMetrics
 PATIENT = 20  # steps on end for which a task may be alarmed: the first ones of a run may look so
 
 
+class Collapsed(ValueError):
+    """Nothing is learned any more, and to go on would not change that."""
+
+
 class Guard:
     """alarm: the task's. indices: of a step's images in the source. newest: the last good checkpoint."""
 
@@ -28,10 +32,11 @@ class Guard:
         self.alarm, self.folder, self.newest = alarm, folder, newest
         self.source, self.indices = source, indices
         self.since: int | None = None
+        self.good = ""  # the newest checkpoint then
 
     def __call__(self, steps: Iterable[DeferredMetrics]) -> dict[str, float]:
         """The last one's numbers. ValueError where a loss or a norm is not finite, because such weights are never
-        saved, and where the task has been alarmed for PATIENT steps."""
+        saved; Collapsed where the task has been alarmed for PATIENT steps."""
         values: dict[str, float] = {}
         for deferred in steps:
             values = deferred.values()
@@ -40,17 +45,13 @@ class Guard:
             if not words:
                 self.since = None
             elif self.since is None:
-                self.since = deferred.step
+                self.since, self.good = deferred.step, self.newest()
             elif deferred.step - self.since >= PATIENT:
-                self.refuse(words, deferred.step)
+                raise Collapsed(
+                    f"since step {self.since + 1} {words}; nothing is learned any more. The last checkpoint before it "
+                    f"is {self.good}. A lower --optim.lr, or more images in a step, usually help."
+                )
         return values
-
-    def refuse(self, words: str, step: int) -> None:
-        """ValueError."""
-        raise ValueError(
-            f"since step {step if self.since is None else self.since + 1} {words}; nothing is learned any more. The "
-            f"last good checkpoint is {self.newest()}. A lower --optim.lr, or more images in a step, usually help."
-        )
 
     def _finite(self, step: int, values: dict[str, float]) -> None:
         loss, norm = values["loss"], values["gradient_norm"]

@@ -37,7 +37,9 @@ class PretrainConfig(TaskConfig):
     from_start: ClassVar[bool] = True
 
     def adapt(self, run: "Run", source: Source) -> "Run":
-        """The head goes, and what was said of it."""
+        """The head goes, and what was said of it. ValueError where images would be mixed."""
+        if run.augment.mixup or run.augment.cutmix:
+            raise ValueError("without labels there is nothing to mix; leave out --augment.mixup and --augment.cutmix.")
         return replace(run, model=replace(run.model, classes=0), head="zero")
 
     def collate(self, samples: Sequence[Sample], source: Source) -> Batch:

@@ -106,8 +106,7 @@ class Task(nn.Module, ABC):
         return self
 
     def alarm(self, values: dict[str, float]) -> str:
-        """What is wrong, in words, where these numbers of a step or an evaluation say that nothing is learned; else
-        ""."""
+        """What is wrong, in words, where these numbers of a step say that nothing is learned; else ""."""
         return ""
 
     def init_weights(self, seed: int) -> None:

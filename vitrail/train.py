@@ -289,7 +289,7 @@ class Trainer:
         metrics, self.results = judge(self.run.evaluators(), prepared(task), data)
         log.evaluation(self.done, metrics)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "samples")
-        log.say(f"step {self.done}/{self.total}: {numbers} on {len(self.val_source):,} validation images")
+        log.say(f"step {self.done}/{self.total}: {numbers} on {metrics.get('samples', 0):,.0f} validation images")
         return metrics
 
     def _images(self, source: Source, skipped: Callable[[str], None] | None) -> Validation:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vitrail.batch import Batch
-from vitrail.data.stream import Loaded, Lost, Unread, prefetch, stream
+from vitrail.data.stream import Expecting, Loaded, Lost, Unread, prefetch, stream
 
 
 class Numbers(Dataset):
@@ -161,3 +161,32 @@ def test_workers_end_within_20_seconds_of_a_parent_that_is_killed(program):
     os.kill(program.pid, signal.SIGKILL)
     program.communicate(timeout=20)
     assert program.returncode == -signal.SIGKILL
+
+
+class Late(Expecting):
+    """Its second batch is made by one thread while the other begins to expect it."""
+
+    ahead = 1
+
+    def __init__(self):
+        self.made, self.known = threading.Event(), set()
+
+    def __getitem__(self, key):
+        self.known.discard(key)
+        if key == 1:
+            self.made.set()
+        return Loaded(Batch(keys=torch.tensor([key])))
+
+    def expect(self, number):
+        if number == 1:
+            assert self.made.wait(20)
+        self.known.add(number)
+
+    def forget(self, number):
+        self.known.discard(number)
+
+
+def test_what_was_made_before_it_was_expected_is_forgotten_at_the_end():
+    made = Late()
+    assert sorted(int(batch["keys"]) for batch in stream(made, range(3), 0)) == [0, 1, 2]
+    assert made.known == set()

@@ -176,8 +176,8 @@ class _Carried(Dataset["Loaded | ValueError"]):
             key, coming = key if isinstance(key, tuple) else (key, ())
             if isinstance(self.made, Expecting):
                 for number in coming:
-                    self.expected.add(number)
                     self.made.expect(number)
+                    self.expected.add(number)  # then: another thread may have made it meanwhile
             self.expected.discard(key)
             return self.made[key]
         except Unread as error:

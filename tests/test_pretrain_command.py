@@ -9,9 +9,9 @@ from PIL import Image
 
 from vitrail import Pipeline
 from vitrail import run as runs
-from vitrail.data.sources.open import Data
+from vitrail.data.sources.open import Data, open_splits
 from vitrail.models import vit
-from vitrail.recipes.fast import look_at
+from vitrail.recipes.fast import look_through
 from vitrail.recipes.unlabelled import unlabelled, why
 from vitrail.tasks import MaeConfig, PatchesConfig, ViewsConfig
 
@@ -43,6 +43,10 @@ def test_a_folder_without_labels_becomes_a_backbone(tmp_path, capsys, task, kind
     found = Pipeline.load(tmp_path / "run")
     assert isinstance(found.task.model, vit.ViT)
     assert found.class_names == ()
+    assert status("evaluate", tmp_path / "run") == 0
+    assert "rank" in capsys.readouterr().out
+    assert status("evaluate", tmp_path / "run", "--with", "knn") == 2
+    assert "no labels" in capsys.readouterr().err
 
 
 def test_labels_judge_from_the_first_step_on(tmp_path, capsys):
@@ -51,6 +55,7 @@ def test_labels_judge_from_the_first_step_on(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "step 0/2: knn" in err
     assert out.startswith("knn ")
+    assert f"next: vitrail finetune DATA --weights {tmp_path / 'run'}\n" in out
     assert runs.read(tmp_path / "run").model.image_size == (32, 32)
     assert status("evaluate", tmp_path / "run", data, "--with", "knn") == 0
     assert status("predict", tmp_path / "run", data / "class0" / "0.png") == 2
@@ -59,7 +64,7 @@ def test_labels_judge_from_the_first_step_on(tmp_path, capsys):
 
 def test_the_task_and_the_numbers_are_the_images(tmp_path):
     data = Data(str(folder(tmp_path / "grey", grey=True)))
-    look = look_at(data, "none")
+    look = look_through(open_splits(data, "none").train)
     assert look.channels == 1
     run = unlabelled(data.path)
     assert isinstance(run.task, MaeConfig)

@@ -76,10 +76,14 @@ def turned(data):
     run = mae(data)
     return replace(run, model=replace(run.model, rotary=Rotary()))
 
-def hybrid(data):
-    run = mae(data)
+def hybrid(data, task=mae):
+    run = task(data)
     stem = ResNetFields(blocks=(1,), width_factor=0.5, classes=0)
     return replace(run, model=replace(run.model, patch_size=(1, 1), stem=stem))
+
+
+def hybrid_patches(data):
+    return hybrid(data, patches)
 """
 CLASSES = ("ash", "beech", "elm")
 every_task = pytest.mark.parametrize("kind", ["patches", "mae", "views"])
@@ -120,6 +124,7 @@ def lines(out="run"):
     ("mae --image-size 18", ["18 x 18", "4 x 4", "--image-size"]),
     ("patches --image-size 16 18", ["16 x 18", "4 x 4"]),
     ("hybrid", ["MAE", "stem"]),
+    ("hybrid_patches", ["masked patch prediction", "stem"]),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_sentence(capsys, here, words, named):
     kind, *more = words.split()

@@ -231,3 +231,11 @@ def test_where_some_have_labels_these_are_judged_by_those_that_have_them():
     images, train = Subset(source(60), range(1, 60, 2)), Subset(source(90), range(40, 90))
     assert found["knn"] == watching(images, train)["knn"]
     assert (found["samples"], found["rank"]) == (60, watching(source(60), train)["rank"])
+
+
+def test_classes_are_matched_by_name_however_both_number_them():
+    images, train = source(60), source(90, seed=3)
+    turned = replace(train, labels=2 - np.asarray(train.labels), class_names=train.class_names[::-1])
+    assert watching(images, turned) == watching(images, train)
+    more = replace(train, labels=np.asarray(train.labels) + 1, class_names=("zebra", *train.class_names))
+    assert watching(images, more) == watching(images, train)

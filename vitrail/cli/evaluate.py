@@ -120,7 +120,8 @@ class Evaluate(Using, Command):
 
         if not self.data and not run:
             raise ValueError(f"{self.model} is not a run, which would have its own images; name DATA after it.")
-        needs, folder, known, said = task.config.needs, Path(self.model), 0.0, ""
+        needs, folder = (run.task if run else task.config).needs, Path(self.model)  # pre-training needs no labels
+        known, said = 0.0, ""
         features = any(not one.head for one in evaluators)
         train = None
         data = described(self.data or (run.data.path if run else ""), given, self, "vitrail evaluate", run and run.data)
@@ -132,7 +133,7 @@ class Evaluate(Using, Command):
             there = find_splits(data)
             found: Mapping[str, Source] = there
             if features and [*found] == ["all"] and self.split == "val":  # most of it becomes what is trained on
-                splits = open_splits(data)
+                splits = open_splits(data, needs)
                 found = {"train": splits.train, "val": splits.val}
             wanted = ("val", "test", "all") if self.split == "val" else (self.split,)
             if not (fitting := [found[name] for name in wanted if name in found]):

@@ -56,11 +56,13 @@ PHOTO = 64  # pixels a side, from which weights that others trained on photograp
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run that has ended. metrics: of its final evaluation. seconds: None where it had ended before."""
+    """A run that has ended. metrics: of its final evaluation. seconds: None where it had ended before. predicts:
+    whether its model has a head."""
 
     folder: Path
     metrics: Mapping[str, float]
     seconds: float | None = None
+    predicts: bool = True
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -75,11 +77,12 @@ class Outcome:
 
     def text(self) -> str:
         """The score, where everything is, and what to type next."""
-        after = "" if self.seconds is None else f", after {self.seconds:.0f} s"
+        after, run = "" if self.seconds is None else f", after {self.seconds:.0f} s", shlex.quote(str(self.folder))
+        what = f"predict {run} IMAGE" if self.predicts else f"finetune DATA --weights {run}"
         return (
             f"{headline(self.metrics)} on {self.metrics['samples']:,.0f} validation images{after}\n"
             f"report: {self.folder / 'report.html'}\nmodel: {self.folder / 'model'}\n"
-            f"next: vitrail predict {shlex.quote(str(self.folder))} IMAGE"
+            f"next: vitrail {what}"
         )
 
 
@@ -141,7 +144,7 @@ def go_on(
         run = change(before)
     if run.duration == before.duration and (metrics := ended(folder)) is not None:
         say(f"{folder} has ended; there is nothing left to train, unless it is given a longer --duration.")
-        return Outcome(folder, metrics)
+        return Outcome(folder, metrics, predicts=run.model.classes > 0)
     with ExitStack() as held:
         with ranks.together():
             if ranks.first:
@@ -272,7 +275,7 @@ def _fit(trainer: Trainer, splits: Splits, again: str) -> Outcome:
     probe = {name: float(values[0]) for name, (steps, values) in history.items() if steps[0] == 0}
     if probe and run.score(probe) > run.score(metrics):
         say(f"it was better before its first step: {headline(probe)}; a lower --optim.lr changes it less.")
-    return Outcome(folder, metrics, time.perf_counter() - started)
+    return Outcome(folder, metrics, time.perf_counter() - started, run.model.classes > 0)
 
 
 def _expected(trainer: Trainer) -> str:

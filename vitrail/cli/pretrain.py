@@ -28,8 +28,9 @@ class Pretrain(Command):
     teacher: Annotated[str, arg(metavar="W", help_behavior_hint="")] = ""
     """Weights whose features a new, smaller model is to have: the task distill."""
     augment: Literal["photo", "grey", "micro", "none"] = "photo"
-    """What may be changed of an image without changing what it shows. photo: colours, blur, mirrored. grey: brightness
-    and contrast. micro: for cells, which have no up: turned, too. none: crops alone."""
+    """What views may change of an image without changing what it shows. photo: colours, blur, mirrored. grey:
+    brightness and contrast. micro: for cells, which have no up: turned, too. none: crops alone. Other tasks crop and
+    mirror, or, with none, do neither."""
     out: Out = ""
     """The run folder. Without it runs/pretrain_TASK, or the first free one of -2, -3, ..."""
 
@@ -37,14 +38,14 @@ class Pretrain(Command):
         from vitrail.cli.launch import begin
         from vitrail.data.sources.open import Data, open_splits
         from vitrail.progress import say
-        from vitrail.recipes.fast import look_at
+        from vitrail.recipes.fast import look_through
         from vitrail.recipes.unlabelled import unlabelled, why
 
         reading = {name: said for name, said in given.items() if name.startswith("data.")}
         data = override(Data(self.data), reading, self, "data.")
         splits = open_splits(data, "none")
-        made = unlabelled(self.data, self.task, self.augment, self.start or None, data, self.teacher)
-        if words := why(look_at(data, "none"), self.task, self.start or None, self.teacher):
+        made = unlabelled(self.data, self.task, self.augment, self.start or None, data, self.teacher, splits.train)
+        if words := why(look_through(splits.train), self.task, self.start or None, self.teacher):
             say(words)
         run = override(made, given, self)
         outcome = begin(run, Path(self.out) if self.out else None, splits, adapt=True)

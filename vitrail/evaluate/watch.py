@@ -47,7 +47,11 @@ class Watch(Evaluator):
         places = _some(np.arange(len(data.source)), self.images)
         values, labels = _features(task, data, data.source, places)
         asked = np.flatnonzero(labels >= 0)
-        known = np.flatnonzero(_labels(data.train) >= 0) if len(asked) and data.train is not None else asked[:0]
+        known = (
+            np.flatnonzero(_labels(data.train, data.source) >= 0)
+            if len(asked) and data.train is not None
+            else asked[:0]
+        )
         if len(known) and data.train is not None:
             bank, theirs = _features(task, data, data.train, _some(known, self.bank))
             found = neighbours(values[asked], bank, K)
@@ -92,10 +96,13 @@ def _some(places: Int64[np.ndarray, "N"], most: int) -> Int64[np.ndarray, "n"]:
     return places[evenly(len(places), most)] if len(places) > most else places
 
 
-def _labels(source: Source) -> Int64[np.ndarray, "N"]:
-    """-1 where an image has not one class."""
+def _labels(source: Source, judged: Source) -> Int64[np.ndarray, "N"]:
+    """By the class names of the images that are judged, which may number them otherwise; -1 where an image has not one
+    of these classes."""
+    numbers = {name: number for number, name in enumerate(judged.class_names)}
+    own = [numbers.get(name, -1) for name in source.class_names]
     targets = (source.target(index) if source.targets == "class" else None for index in range(len(source)))
-    return np.array([target if isinstance(target, int) else -1 for target in targets], np.int64)
+    return np.array([own[target] if isinstance(target, int) else -1 for target in targets], np.int64)
 
 
 @torch.inference_mode()
@@ -108,4 +115,4 @@ def _features(
         (task.predict(batch)["features"].float().cpu().numpy(), batch["indices"].cpu().numpy()) for batch in batches
     ]
     values, read = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return values, _labels(Subset(source, places[read]))
+    return values, _labels(Subset(source, places[read]), data.source)

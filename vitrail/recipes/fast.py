@@ -15,8 +15,8 @@ import numpy as np
 
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from vitrail.data.sources.open import PACKAGED, Data, Needs, open_splits
-from vitrail.data.sources.source import pixels
+from vitrail.data.sources.open import PACKAGED, Data, open_splits
+from vitrail.data.sources.source import Source, pixels
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
@@ -84,13 +84,18 @@ def fast(data: str, reading: Data | None = None) -> Run:
     )
 
 
-def look_at(data: Data, needs: Needs = "classes") -> Look:
+def look_at(data: Data) -> Look:
     """The kind of images at a place, from a few of them that can be read; colour images of 32 x 32 where it does not
     exist, because opening it later reports that. ValueError as open_splits raises it."""
     elsewhere = data.path == PACKAGED or any(mark in data.path for mark in (".py:", "://"))
     if not elsewhere and not Path(data.path).exists():
         return Look((32, 32), 3, 50_000)
-    source, seen = open_splits(data, needs).train, list[np.ndarray]()
+    return look_through(open_splits(data).train)
+
+
+def look_through(source: Source) -> Look:
+    """The kind of the images of a source."""
+    seen = list[np.ndarray]()
     for index in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist():
         with suppress(ValueError):
             seen.append(pixels(source[index].image, 3, source.name(index)))

@@ -2,10 +2,10 @@
 
     run = unlabelled("photos")                              # the task that suits the images
     run = unlabelled("cells", "views", preset="micro", start="vit_small.safetensors")
-    print(why(look_at(Data("photos"), "none"), "auto", None))       # which, and why
+    print(why(look_through(source), "auto", None))          # which, and why
 
 What is chosen: views where colours can be changed without changing what is seen, MAE for grey images, whose shades are
-the signal. Both see about as many images as 45 and 30 minutes of two cores allow at 32 pixels.
+the signal. By estimate, not by measurement, both last 45 and 30 minutes on two cores at 32 pixels.
 """
 
 from contextlib import suppress
@@ -17,11 +17,11 @@ import numpy as np
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.open import Data, open_splits
-from vitrail.data.sources.source import pixels
+from vitrail.data.sources.source import Source, pixels
 from vitrail.models import vit
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
-from vitrail.recipes.fast import PHOTO, Look, look_at
+from vitrail.recipes.fast import PHOTO, Look, look_through
 from vitrail.recipes.finetune import started
 from vitrail.run import Run
 from vitrail.tasks import DistillConfig, MaeConfig, PatchesConfig, TaskConfig, ViewsConfig
@@ -45,13 +45,15 @@ def unlabelled(
     start: str | None = None,
     reading: Data | None = None,
     teacher: str = "",
+    source: Source | None = None,
 ) -> Run:
-    """A run that pre-trains on a folder. preset: how views, or MAE's images, are changed (tasks/crops.py). start:
-    weights to go on from, at a lower rate, lower layers slower. reading: how the data is read, where more than its
-    place is said. teacher: weights that a student learns from, by the task distill. ValueError as open_splits and the
-    weights raise it."""
+    """A run that pre-trains on a folder. preset: how views are changed (tasks/crops.py); other tasks mirror and crop,
+    or, with none, do neither. start: weights to go on from, at a lower rate, lower layers slower. reading: how the data
+    is read, where more than its place is said. teacher: weights that a student learns from, by the task distill.
+    source: the training images, where they have been opened. ValueError as open_splits and the weights raise it."""
     place = reading or Data(data)
-    look = look_at(place, "none")
+    source = source or open_splits(place, "none").train
+    look = look_through(source)
     name = task if task != "auto" else "distill" if teacher else chosen(look)
     if bool(teacher) != (name == "distill"):
         raise ValueError("the task distill and --teacher WEIGHTS belong together; give both, or neither.")
@@ -62,7 +64,7 @@ def unlabelled(
         model = replace(model, classes=0)
     else:
         model = _model(look, name)
-        how = Preprocessing(model.image_size, *_statistics(place, look.channels), resize="crop")
+        how = Preprocessing(model.image_size, *_statistics(source, look.channels), resize="crop")
     examples = EXAMPLES[name] // (1 if look.size else LARGER)
     epochs = min(MOST, max(1, round(examples / max(1, look.count))))
     return Run(
@@ -141,9 +143,9 @@ def _augment(name: Name, preset: Preset) -> Augment:
     return Augment("inception", scale=(0.2, 1.0))
 
 
-def _statistics(data: Data, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and the standard deviation of each channel, of some of the images."""
-    source, sums = open_splits(data, "none").train, list[np.ndarray]()
+    sums = list[np.ndarray]()
     for index in np.linspace(0, len(source) - 1, min(MEASURED, len(source))).astype(int).tolist():
         with suppress(ValueError):
             image = pixels(source[index].image, channels, source.name(index)) / 255.0

@@ -56,11 +56,8 @@ class MaeConfig(PretrainConfig):
         return Mae(model, preprocessing, self)
 
     def build(self, run: "Run", source: Source) -> "Mae":
-        """ValueError where no patch would be visible, or none hidden, where attention knows of all places, and where a
-        stem shows each patch what is hidden beside it."""
+        """ValueError where no patch would be visible, or none hidden, and where attention knows of all places."""
         config = vit_of(run, "MAE")
-        if config.stem:
-            raise ValueError("MAE hides patches, but a hybrid's stem reads across their borders; give a ViT without.")
         if config.rotary is not None or config.relative != "none":
             raise ValueError("MAE leaves patches out, which rotary and relative positions do not allow; take views.")
         count = math.prod(config.grid(run.preprocessing.image_size))

@@ -79,10 +79,13 @@ class Pretrain(Task):
 
 
 def vit_of(run: "Run", what: str) -> vit.Config:
-    """The run's model. ValueError where it is no ViT, or patches do not divide its images. what: the task, in words."""
+    """The run's model. ValueError where it is no ViT, its stem shows each patch what is beside it, or patches do not
+    divide its images. what: the task, in words."""
     config = run.model
     if not isinstance(config, vit.Config):
         raise ValueError(f"{what} hides patches, which a ResNet has not; give a ViT.")
+    if config.stem:
+        raise ValueError(f"{what} hides patches, but a hybrid's stem reads across their borders; give a ViT without.")
     (height, width), (down, right) = run.preprocessing.image_size, config.stride
     if height % down or width % right:
         sizes = f"images of {height} x {width} are not whole patches of {down} x {right}"

@@ -26,7 +26,7 @@ from vitrail.models.layers import drawing
 from vitrail.models.zoo import configure, override
 from vitrail.optim import build as optim
 from vitrail.optim.schedule import Schedule
-from vitrail.runtime.blocks import checkpoint_blocks, compile_blocks
+from vitrail.runtime.blocks import checkpoint_blocks, compile_blocks, pick_device
 from vitrail.runtime.inference import prepared
 from vitrail.tasks import Classify
 from vitrail.train import Backward
@@ -36,6 +36,13 @@ GPU = "cpu" if TRIED else "cuda"
 pytestmark = pytest.mark.skipif(not TRIED and not torch.cuda.is_available(), reason="needs a GPU")
 
 SIZE = (64, 64)
+
+
+@pytest.fixture(autouse=True)
+def _chosen(monkeypatch):
+    """As every command does; cuDNN would round fp32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    pick_device(GPU)
 
 
 def built(name, size=SIZE, **more):

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # they are no part of the package
 
-from benchmarks import gpu, peers, rounds
+from benchmarks import gpu, gpu_profile, peers, rounds
 from benchmarks.peers import Case
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.models.cost import flops, parameters
@@ -29,6 +29,13 @@ def test_ours_runs_and_what_there_was_no_time_for_is_named(tmp_path, capsys):
     assert len(found["matrix_gflops"]) == len(found["foreign"]) >= 1
     assert gpu.main(["--tiny", "--minutes", "0.01"]) == 0
     assert "Ti/16@32: all; real Ti/16@32: all." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_step_is_taken_apart(unchecked, capsys):
+    assert gpu_profile.main(["Ti/16@16", "--batch", "1", "--libraries", "vitrail", "--device", "cpu"]) == 0
+    assert {"gradient", "optimizer", "_fused_adamw_"} <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def test_it_can_be_imported_where_a_gpu_machine_lacks_packages():

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 
 from vitrail import run as runs
@@ -14,6 +15,11 @@ from vitrail.recipes.demo import demo
 
 DATA = {"train": {"images": 10_000, "classes": ["cat", "dog"], "pixels": "ab"}}
 THREE = Preprocessing((28, 28), (0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_package_that_lies_there_without_being_installed_has_a_version(monkeypatch):
+    monkeypatch.setattr(runs, "PACKAGES", ("numpy", "no-such-package"))
+    assert runs.versions() == {"numpy": np.__version__, "no-such-package": "source"}
 
 
 def test_a_hybrid_run_is_read_back_equal_and_never_overwritten(tmp_path):

@@ -10,8 +10,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,8 +231,12 @@ def watched(run: Run, device: torch.device, ranks: Ranks) -> Watch:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a run's numbers depend on."""
-    return {name: version(name) for name in PACKAGES}
+    """Of the packages that a run's numbers depend on; "source" of one that is not installed, but lies there."""
+    found = dict.fromkeys(PACKAGES, "source")
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def rewrite(run: Run, folder: Path, step: int, data: Mapping[str, Any] | None = None) -> None:

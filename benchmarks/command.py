@@ -84,6 +84,11 @@ def run(
     except (OSError, ValueError) as error:
         print(f"benchmarks.{topic}: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if type(error).__name__ != "Interrupted":  # a run's own, which asked to be stopped; the import takes a second
+            raise
+        say(f"{error}; the tables hold what was finished, and the same command goes on")
+        status = 130
     write_json(options.json, document)
     failures = [f"{r['case']}: {name} failed: {why}" for r in records for name, why in r["errors"].items()]
     print("\n\n".join([headline(document["machine"]), text(records), *failures]))

@@ -253,6 +253,23 @@ def test_the_forks_kinds_are_seeded_by_the_key(monkeypatch, kind, channels):
     assert np.array_equal(np.random.get_state()[1], before)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORK)
+def test_the_fork_itself_gives_these_bytes(monkeypatch, kind):
+    fork, words, seed = pytest.importorskip("imagecorruptions"), [], np.random.seed
+    monkeypatch.setattr(np.random, "seed", lambda word: (words.append(word), seed(word)))
+    images, keys = several((96, 112), 3), torch.tensor([5, 2**40, 7, 1, 0])
+    whole = corrupt(images, kind, 3, keys, 1)
+    assert torch.equal(corrupt(images[1:2], kind, 3, keys[1:2], 1), whole[1:2])
+    assert len({*words}) == 5
+    for image, found, word in zip(images, whole, words, strict=False):
+        seed(word)
+        more = {"seed": word} if kind == "glass_blur" else {}
+        expected = fork.corrupt(image.permute(1, 2, 0).numpy(), severity=3, corruption_name=kind, **more)
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), expected.astype(np.uint8))
+        assert not torch.equal(found, image)
+
+
 def write():
     """Makes tests/corruptions.npz with the fork."""
     from unittest import mock

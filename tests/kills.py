@@ -44,9 +44,8 @@ def life(
         now = time.monotonic() - began
         if first is None and lines(here / "cut") > before:
             first = now
-        if not spared and now >= (
-            wait * start if not late else float("inf") if first is None else first + AFTER * wait
-        ):
+        since = (now + 1 if first is None else first + AFTER * wait) if late else start * wait
+        if now >= since and not spared:
             for pid in (process.pid, *workers(here, "cut")):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -117,8 +117,8 @@ class Views(WholeBatch, Pretrain):
     """A model whose representations of an image's views agree."""
 
     config: ViewsConfig
-    floor = 0.1  # spread is 0.5 or more where features tell images apart
-    measured: ClassVar[tuple[str, ...]] = ("loss", "invariance", "gaussian", "spread", "variety")
+    spread_floor = said_floor = 0.1  # both are 0.4 or more where images are told apart
+    measured: ClassVar[tuple[str, ...]] = ("loss", "invariance", "gaussian", "spread", "said", "variety")
 
     def __init__(self, model: Model, preprocessing: Preprocessing, config: ViewsConfig) -> None:
         super().__init__(model, preprocessing, config)
@@ -136,8 +136,8 @@ class Views(WholeBatch, Pretrain):
             self.remedy = "--task.regulariser is 0, so nothing keeps the features apart"
 
     def embed(self, batch: Batch) -> Float[Tensor, "B numbers"]:
-        """The embeddings of all views, beside each other, the direction of the representation of the first one, and the image's
-        mean colour."""
+        """The embeddings of all views, the direction of the representation of the first one, and the image's mean
+        colour, beside each other."""
         found, first = list[Tensor](), None
         count = self.config.global_views
         for views in (range(count), range(count, len(self.looks))):
@@ -155,8 +155,8 @@ class Views(WholeBatch, Pretrain):
 
     def objective(self, z: Float[Tensor, "N numbers"], keys: Int64[Tensor, "N"]) -> tuple[Tensor, Metrics]:
         """ "invariance" is the first term without its factor; "gaussian" that of the second, over what it is by chance;
-        "spread" is 0 where all representations point one way, 1 where they point everywhere; "variety" how much the
-        images themselves differ, by their mean colours."""
+        "spread" is 0 where all representations point one way, 1 where they point everywhere; "said" the standard
+        deviation of the images' mean embeddings; "variety" how much the images themselves differ in their colours."""
         config, views = self.config, len(self.looks)
         each = z[:, : views * config.width].unflatten(1, (views, config.width))
         mean = each[:, : config.global_views].mean(1, keepdim=True)
@@ -166,7 +166,8 @@ class Views(WholeBatch, Pretrain):
         loss = (1 - factor) * invariance + factor * statistic
         first, colours = z[:, views * config.width :].tensor_split([-self.model.config.channels], 1)
         spread = first.var(0, correction=0).sum().sqrt()
-        found = (loss, invariance, statistic / EXPECTED, spread, differing(colours[:, None]))
+        said = mean[:, 0].var(0, correction=0).mean().sqrt()
+        found = (loss, invariance, statistic / EXPECTED, spread, said, differing(colours[:, None]))
         return loss, dict(zip(self.measured, (one.detach() for one in found), strict=True))
 
 

@@ -80,16 +80,14 @@ def pretrain(tmp_path):
 
 
 ALIKE = r"since step 1 the images are all alike \(variety 0\); look at the data"
-FEATURES, OUTPUTS = (
-    rf"since step \d+ the {what} collapse: .* 0 says that all images" for what in ("features", "outputs")
-)
-UNREGULATED = OUTPUTS + r" .*--task\.regulariser is 0"
-RATE = FEATURES + r" .*a lower --optim\.lr"
+COLLAPSE = r"since step \d+ the (features|outputs) collapse: (spread|said) .* all images have the same; "
+FREED = COLLAPSE.replace("features|", "") + r"--task\.regulariser is 0"
+RATE = COLLAPSE + r"a lower --optim\.lr"
 
 
 @pytest.mark.parametrize(("task", "how", "sentence"), [
-    ("free", {}, UNREGULATED),
-    ("free", {"frozen": True}, UNREGULATED),
+    ("free", {"rate": 3e-3}, FREED),
+    ("free", {"rate": 3e-3, "frozen": True}, FREED),
     ("views", {"images": same}, ALIKE),
     ("mae", {"images": same}, ALIKE),
     ("patches", {"images": same}, ALIKE),
@@ -125,12 +123,13 @@ def test_a_batch_that_has_no_distribution_is_refused_before_the_run(pretrain):
 
 
 @pytest.mark.parametrize(("task", "rate", "seed"), [
-    ("views", 3e-4, 1), ("views", 3e-3, 2), ("mae", 3e-4, 3), ("mae", 3e-3, 4), ("patches", 3e-4, 5),
-    ("patches", 3e-3, 6), ("distill", 3e-4, 7), ("distill", 3e-3, 8),
+    ("views", 1e-3, 1), ("mae", 3e-3, 2), ("patches", 3e-4, 3), ("distill", 1e-3, 4),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("views", 3e-4, 5), ("views", 3e-3, 6), ("mae", 3e-4, 7), ("patches", 3e-3, 8), ("distill", 3e-3, 9)])
 ])  # fmt: skip
 def test_healthy_runs_are_far_from_any_alarm(pretrain, task, rate, seed):
-    _, folder, done = pretrain(TASKS[task], rate=rate, seed=seed, steps=60)
-    assert done == 60
+    _, folder, done = pretrain(TASKS[task], rate=rate, seed=seed, steps=40)
+    assert done == 40
     lines = [record for record in history(folder) if "loss" in record]
     assert min(line["spread"] for line in lines) > 0.25
     assert min(line["said"] for line in lines) > (0.3 if task == "views" else 0.06)

@@ -40,8 +40,8 @@ def ended(splits: Splits, task: Any, steps: int, folder: Path, rate: float = 1.0
     """The sentence with which a run ended before its steps were done; "" where it did not."""
     run = unlabelled("data", task, source=splits.train)
     if how.pop("constant", False):
-        same = np.full((1000, *run.model.image_size, run.model.channels), 90, np.uint8)
-        splits = Splits(*[Arrays(same, None, (), "constant")] * 2, "")
+        one = Arrays(np.full((1000, *run.model.image_size, run.model.channels), 90, np.uint8), None, (), "constant")
+        splits = Splits(one, one, "")
     frozen, config = how.pop("frozen", False), {name: how.pop(name) for name in [*how] if name == "regulariser"}
     how |= {"optim": replace(run.optim, lr=run.optim.lr * rate), "task": replace(run.task, **config), "log_every": 1}
     how |= dict.fromkeys(("duration", "evaluate_every"), f"{steps} steps") | {"checkpoint_every": "10 steps"}

@@ -1,6 +1,7 @@
 """benchmarks.collapse: what is planted is trained, and the table says how it ended."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from command_line import photos
@@ -14,7 +15,9 @@ def test_planted_and_healthy_runs_are_in_the_table(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     data = photos(tmp_path / "photos", ("ash", "elm"), count=10)
     monkeypatch.setattr(collapse, "TASKS", ("mae",) * 3)
-    monkeypatch.setattr(collapse, "PLANTED", [("views", {"batch": 4}), ("mae", {"constant": True, "batch": 4})])
+    full = collapse.unlabelled
+    monkeypatch.setattr(collapse, "unlabelled", lambda *words, **more: replace(full(*words, **more), batch=4))
+    monkeypatch.setattr(collapse, "PLANTED", [("views", {"batch": 4}), ("mae", {"constant": True})])
     assert collapse.main(["--data", str(data), "--runs", "1", "--steps", "22"]) == 0
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]

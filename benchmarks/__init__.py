@@ -13,6 +13,7 @@
     python -m benchmarks.gpu             how well training uses a GPU, beside timm and transformers, in ten minutes
     python -m benchmarks.packing         packing photographs into tars, beside img2dataset and litData
     python -m benchmarks.planning        what vitrail plan foretells beside what is measured
+    python -m benchmarks.collapse        whether pre-training that learns nothing is named, and no other
     python -m benchmarks.transfer        fine-tuning beside training from scratch
     python -m benchmarks.versions OTHER  this checkout beside another one, before and after a change
 

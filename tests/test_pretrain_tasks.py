@@ -218,7 +218,7 @@ def test_what_is_painted_belongs_to_the_hidden_places():
     """A decoder without weights between its entrance and its end gives each place its own position."""
     one, given = task(MaeConfig(depth=1, width=32)), batch()
     one.extra.blocks = torch.nn.Sequential()
-    painted, order, count = one.painted(one.input(given["images"]), given["keys"])
+    painted, order, count, _ = one.painted(one.input(given["images"]), given["keys"])
     assert torch.equal(order, hidden(given["keys"], "masked", 16, 12))
     with torch.no_grad():
         z = one.extra.mask_token + sincos((4, 4), 32, True, torch.device("cpu"))[order[:, :count]]

@@ -62,8 +62,10 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole_batch(config, model, dtyp
     for count, cores in ((2, 1), (4, 1), (8, 1), (1, 2), (2, 2)):
         metrics, found = step(task(config, model, dtype), given.split(24 // count), cores)
         assert distance(found, expected[1]) < tolerance * largest
-        if config.kind != "mae":  # whose "explained" is of each part's variance
-            assert metrics == pytest.approx(expected[0], abs=10 * tolerance, rel=10 * tolerance)
+        # What is measured of the images of a part is no mean over them.
+        apart = set() if config.kind == "views" else {"explained", "spread", "said", "variety"}
+        wanted = {name: value for name, value in expected[0].items() if name not in apart}
+        assert {name: metrics[name] for name in wanted} == pytest.approx(wanted, abs=10 * tolerance, rel=10 * tolerance)
 
 
 @pytest.mark.parametrize("how", [{"pool": "avg", "norm_first": False}, {"pool": "map"}, {"representation": 8}], ids=str)

@@ -48,8 +48,8 @@ class Guard:
                 self.since, self.good = deferred.step, self.newest()
             elif deferred.step - self.since >= PATIENT:
                 raise Collapsed(
-                    f"since step {self.since + 1} {words}; nothing is learned any more. The last checkpoint before it "
-                    f"is {self.good}. A lower --optim.lr, or more images in a step, usually help."
+                    f"since step {self.since + 1} {words}. Nothing is learned any more; the last good checkpoint is "
+                    f"{self.good}."
                 )
         return values
 

@@ -85,17 +85,18 @@ class Distill(Pretrain):
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """features: 1 - cosine; "cosine" is that. logits: the cross-entropy with the teacher's answers, times the
         temperature squared; "same", how often the first answer is the teacher's."""
-        images = batch["images"]
-        wanted = self.taught(images)
-        said = self.extra.leave(self.model.represent(self.input(images)))
+        images = self.input(batch["images"])
+        wanted, features = self.taught(batch["images"]), self.model.represent(images)
+        said = self.extra.leave(features)
         said = said.to(torch.promote_types(said.dtype, torch.float32))
+        apart = self.apart(images, features, said[:, None])
         if self.config.target == "features":
             cosine = F.cosine_similarity(said, wanted.to(said.dtype)).mean()
-            return 1 - cosine, {"loss": 1 - cosine.detach(), "cosine": cosine.detach()}
+            return 1 - cosine, {"loss": 1 - cosine.detach(), "cosine": cosine.detach(), **apart}
         heat = self.config.temperature
         loss = F.cross_entropy(said / heat, (wanted.to(said.dtype) / heat).softmax(-1)) * heat**2
         same = (said.detach().argmax(-1) == wanted.argmax(-1)).to(said.dtype).mean()
-        return loss, {"loss": loss.detach(), "same": same}
+        return loss, {"loss": loss.detach(), "same": same, **apart}
 
     @torch.no_grad()
     def taught(self, images: Num[Tensor, "B C H W"]) -> Float[Tensor, "B outputs"]:

@@ -110,17 +110,18 @@ class Mae(Pretrain):
         """The mean squared error of the hidden patches' pixels; "explained", the fraction of a patch's variance that
         the decoder knows: 0 where it paints each patch's mean, 1 where it is right."""
         images = self.input(batch["images"])
-        painted, order, count = self.painted(images, batch["keys"])
+        painted, order, count, seen = self.painted(images, batch["keys"])
         targets = self.targets(taken(cells(images, self.model.config.stride), order[:, :count]))
         loss = (painted.to(targets.dtype) - targets).square().mean()
         variance = targets.var(-1, correction=0).mean()
-        return loss, {"loss": loss.detach(), "explained": 1 - loss.detach() / variance.clamp_min(EPS)}
+        apart = self.apart(images, seen, painted, order[:, :count], order.shape[1])
+        return loss, {"loss": loss.detach(), "explained": 1 - loss.detach() / variance.clamp_min(EPS), **apart}
 
     def painted(
         self, images: Float[Tensor, "B C H W"], keys: Int64[Tensor, "B"]
-    ) -> tuple[Float[Tensor, "B count pixels"], Int64[Tensor, "B N"], int]:
+    ) -> tuple[Float[Tensor, "B count pixels"], Int64[Tensor, "B N"], int, Float[Tensor, "B D"]]:
         """(what the decoder paints, in the targets' unit; the places of the hidden patches, then of the others; how
-        many are hidden)."""
+        many are hidden; the mean of the visible patches' tokens)."""
         config = self.model.config
         grid = config.grid((images.shape[-2], images.shape[-1]))
         count = round(grid[0] * grid[1] * self.config.masked)
@@ -128,7 +129,7 @@ class Mae(Pretrain):
         z = self.model.embed(images)
         seen = taken(z[:, config.prefix :], order[:, count:])
         tokens = self.model.encode(torch.cat([z[:, : config.prefix], seen], 1))
-        return self.extra(tokens, order, count, grid), order, count
+        return self.extra(tokens, order, count, grid), order, count, tokens[:, config.prefix :].mean(1)
 
     def targets(self, patches: Float[Tensor, "B n h w C"]) -> Float[Tensor, "B n pixels"]:
         """What the decoder is to paint of patches."""

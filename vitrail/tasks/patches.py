@@ -96,7 +96,8 @@ class Patches(Pretrain):
         targets = taken(self.targets(batch["images"]), places)
         loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten())
         right = (logits.detach().argmax(-1) == targets).to(logits.dtype).mean()
-        return loss, {"loss": loss.detach(), "bits": loss.detach() / math.log(2), "right": right}
+        apart = self.apart(images, tokens.mean(1), logits.flatten(2), places, count)
+        return loss, {"loss": loss.detach(), "bits": loss.detach() / math.log(2), "right": right, **apart}
 
     def targets(self, images: UInt8[Tensor, "B C H W"]) -> Int64[Tensor, "B N groups"]:
         """The number of each patch's mean colour; of more than three channels, the level of each."""

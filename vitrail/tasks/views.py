@@ -27,7 +27,7 @@ from vitrail.data.sources.source import Source
 from vitrail.models import Model, vit
 from vitrail.models.layers import uniform
 from vitrail.tasks.crops import Preset, ViewConfig, draw
-from vitrail.tasks.pretrain import Pretrain, PretrainConfig
+from vitrail.tasks.pretrain import Pretrain, PretrainConfig, differing
 from vitrail.tasks.task import Metrics
 from vitrail.tasks.whole import WholeBatch
 
@@ -117,7 +117,8 @@ class Views(WholeBatch, Pretrain):
     """A model whose representations of an image's views agree."""
 
     config: ViewsConfig
-    measured: ClassVar[tuple[str, ...]] = ("loss", "invariance", "gaussian", "spread")
+    spread_floor = said_floor = 0.1  # both are 0.4 or more where images are told apart
+    measured: ClassVar[tuple[str, ...]] = ("loss", "invariance", "gaussian", "spread", "said", "variety")
 
     def __init__(self, model: Model, preprocessing: Preprocessing, config: ViewsConfig) -> None:
         super().__init__(model, preprocessing, config)
@@ -131,9 +132,12 @@ class Views(WholeBatch, Pretrain):
         local = ViewConfig(small, config.local_scale, preset=config.preset)
         self.looks = [large] * config.global_views + [local] * config.local_views
         self.shown = max(config.global_views, config.local_views)
+        if not config.regulariser:
+            self.remedy = "--task.regulariser is 0, so nothing keeps the features apart"
 
     def embed(self, batch: Batch) -> Float[Tensor, "B numbers"]:
-        """The embeddings of all views, beside each other, and the direction of the representation of the first one."""
+        """The embeddings of all views, the direction of the representation of the first one, and the image's mean
+        colour, beside each other."""
         found, first = list[Tensor](), None
         count = self.config.global_views
         for views in (range(count), range(count, len(self.looks))):
@@ -146,11 +150,13 @@ class Views(WholeBatch, Pretrain):
             z = self.extra(features)
             found += z.to(torch.promote_types(z.dtype, torch.float32)).split(len(batch))
         assert first is not None
-        return torch.cat([*found, nn.functional.normalize(first.detach(), dim=1)], 1)
+        colours = self.input(batch["images"]).mean((2, 3))
+        return torch.cat([*found, nn.functional.normalize(first.detach(), dim=1), colours], 1)
 
     def objective(self, z: Float[Tensor, "N numbers"], keys: Int64[Tensor, "N"]) -> tuple[Tensor, Metrics]:
         """ "invariance" is the first term without its factor; "gaussian" that of the second, over what it is by chance;
-        "spread" is 0 where all representations point one way, 1 where they point everywhere."""
+        "spread" is 0 where all representations point one way, 1 where they point everywhere; "said" the standard
+        deviation of the images' mean embeddings; "variety" how much the images themselves differ in their colours."""
         config, views = self.config, len(self.looks)
         each = z[:, : views * config.width].unflatten(1, (views, config.width))
         mean = each[:, : config.global_views].mean(1, keepdim=True)
@@ -158,8 +164,10 @@ class Views(WholeBatch, Pretrain):
         statistic = sigreg(each, directions(keys, config.width, config.directions).to(each))
         factor = min(config.regulariser * USUAL / len(z), 0.9)
         loss = (1 - factor) * invariance + factor * statistic
-        spread = z[:, views * config.width :].var(0, correction=0).sum().sqrt()
-        found = (loss, invariance, statistic / EXPECTED, spread)
+        first, colours = z[:, views * config.width :].tensor_split([-self.model.config.channels], 1)
+        spread = first.var(0, correction=0).sum().sqrt()
+        said = mean[:, 0].var(0, correction=0).mean().sqrt()
+        found = (loss, invariance, statistic / EXPECTED, spread, said, differing(colours[:, None]))
         return loss, dict(zip(self.measured, (one.detach() for one in found), strict=True))
 
 

@@ -232,7 +232,7 @@ def watched(run: Run, device: torch.device, ranks: Ranks) -> Watch:
 
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on; "source" of one that is not installed, but lies there."""
-    found = dict.fromkeys(PACKAGES, "source")
+    found: dict[str, str] = dict.fromkeys(PACKAGES, "source")
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

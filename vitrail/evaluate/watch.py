@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from vitrail.batch import Batch
 from vitrail.data.loader import stacked
 from vitrail.data.sources.fingerprint import spread as evenly
 from vitrail.data.sources.source import Source, Subset, Targets
-from vitrail.evaluate.evaluator import Evaluator, Judged, Validation
+from vitrail.evaluate.evaluator import Evaluator, Judged, Result, Validation
 from vitrail.evaluate.knn import neighbours, votes
+from vitrail.evaluate.pictures import SHOWN, pictures
 from vitrail.evaluate.results import accuracy_interval
 
 K, TEMPERATURE = 20, 0.07  # DINO's
@@ -41,11 +43,11 @@ class Watch(Evaluator):
         if min(self.images, self.bank) < 2:
             raise ValueError(f"watch looks at {self.images} images and {self.bank} neighbours; give 2 or more of each.")
 
-    def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float]]:
+    def run(self, task: Judged, data: Validation) -> Iterator[tuple[str, float | Result]]:
         """Yields, of the images that have one class each, if any, ("knn", accuracy) with its 95 % interval, "knn_low"
-        and "knn_high"; of all, "rank", "spread", and "samples"."""
+        and "knn_high"; of all, "rank", "spread", and "samples"; and of a few, where the task shows any, "pictures"."""
         places = _some(np.arange(len(data.source)), self.images)
-        values, labels = _features(task, data, data.source, places)
+        values, labels, read = _features(task, data, data.source, places)
         asked = np.flatnonzero(labels >= 0)
         known = (
             np.flatnonzero(_labels(data.train, data.source) >= 0)
@@ -53,7 +55,7 @@ class Watch(Evaluator):
             else asked[:0]
         )
         if len(known) and data.train is not None:
-            bank, theirs = _features(task, data, data.train, _some(known, self.bank))
+            bank, theirs, _ = _features(task, data, data.train, _some(known, self.bank))
             found = neighbours(values[asked], bank, K)
             said = votes(*found, theirs, len(data.source.class_names), TEMPERATURE).argmax(1)
             right = int((said == labels[asked]).sum())
@@ -64,6 +66,9 @@ class Watch(Evaluator):
         yield "rank", effective_rank(values)
         yield "spread", spread(values)
         yield "samples", float(len(values))
+        some = _some(read, SHOWN)
+        if shown := pictures(task, _batches(data, data.source, some), data.source, some):
+            yield "pictures", shown
 
 
 def effective_rank(values: Float[np.ndarray, "N D"]) -> float:
@@ -105,14 +110,18 @@ def _labels(source: Source, judged: Source) -> Int64[np.ndarray, "N"]:
     return np.array([own[target] if isinstance(target, int) else -1 for target in targets], np.int64)
 
 
+def _batches(data: Validation, source: Source, places: Int64[np.ndarray, "N"]) -> Iterator[Batch]:
+    return replace(data, source=_All(source, places), collate=stacked).batches()
+
+
 @torch.inference_mode()
 def _features(
     task: Judged, data: Validation, source: Source, places: Int64[np.ndarray, "N"]
-) -> tuple[Float[np.ndarray, "n D"], Int64[np.ndarray, "n"]]:
-    """And labels, of those that can be read."""
-    batches = replace(data, source=_All(source, places), collate=stacked).batches()
+) -> tuple[Float[np.ndarray, "n D"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+    """And labels and places, of those that can be read."""
     found = [
-        (task.predict(batch)["features"].float().cpu().numpy(), batch["indices"].cpu().numpy()) for batch in batches
+        (task.predict(batch)["features"].float().cpu().numpy(), batch["indices"].cpu().numpy())
+        for batch in _batches(data, source, places)
     ]
     values, read = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return values, _labels(Subset(source, places[read]), data.source)
+    return values, _labels(Subset(source, places[read]), data.source), places[read]

@@ -6,11 +6,9 @@ render("run.html", pictures=[gallery(found)], ...)     # found: the Pictures of 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
-from vitrail.evaluate.pictures import Pictures
+from vitrail.evaluate.watch import Pictures
 from vitrail.models.tokens import colours
 from vitrail.report.html import Figure, short, thumbnail
 
@@ -28,7 +26,9 @@ ABOUT: Mapping[str, str] = {
 def gallery(found: Pictures) -> dict[str, Any]:
     """The values that the template lays out: figures, the side of the square that each picture is in, how many are
     beside each other, and (name, words) of the pictures besides the image."""
-    drawn = {"image": found.images, **_coloured(found), **found.painted}
+    drawn = {"image": found.images, **found.found}
+    if tokens := [torch.from_numpy(each) for each in drawn.get("tokens", ())]:
+        drawn["tokens"] = [(255 * each[..., :3]).round().byte().numpy() for each in colours(tokens, foreground=False)]
     figures, sides = list[Figure](), list[int]()
     for name, image, *others in zip(found.names, *drawn.values(), strict=True):
         height, width, _ = image.shape
@@ -40,9 +40,3 @@ def gallery(found: Pictures) -> dict[str, Any]:
         sides.append(max(size.values()))
     words = [(kind, ABOUT.get(kind, "")) for kind in drawn if kind != "image"]
     return {"figures": figures, "side": max(sides), "across": len(drawn), "kinds": words}
-
-
-def _coloured(found: Pictures) -> dict[str, list[UInt8[np.ndarray, "rows columns 3"]]]:
-    """The tokens as colours, if there are any."""
-    three = colours([torch.from_numpy(each) for each in found.tokens], foreground=False) if found.tokens else []
-    return {"tokens": [(255 * each[..., :3]).round().byte().numpy() for each in three]} if three else {}

@@ -20,9 +20,9 @@ import torch
 from vitrail.config import dump
 from vitrail.data.sources.source import Source
 from vitrail.evaluate import Result
-from vitrail.evaluate.pictures import Pictures
 from vitrail.evaluate.results import ClassificationResult
 from vitrail.evaluate.summary import document
+from vitrail.evaluate.watch import Pictures
 from vitrail.log import History, Series, read_history
 from vitrail.models.cost import parameters
 from vitrail.report.charts import Chart, Line, lines, smooth

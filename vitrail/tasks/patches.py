@@ -108,7 +108,8 @@ class Patches(Pretrain):
         levels = (means / 255 * LEVELS).floor().clamp(max=LEVELS - 1).long()
         if self.groups > 1:
             return levels
-        return (levels * _powers(levels.shape[-1], levels.device)).sum(-1, keepdim=True)
+        powers = LEVELS ** torch.arange(levels.shape[-1] - 1, -1, -1, device=levels.device)
+        return (levels * powers).sum(-1, keepdim=True)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -123,13 +124,9 @@ class Patches(Pretrain):
     def colour(self, numbers: Int64[Tensor, "B n groups"]) -> UInt8[Tensor, "B n 1 1 C"]:
         """The middle of each colour that `targets` numbers."""
         if self.groups == 1:
-            numbers = numbers // _powers(self.model.config.channels, numbers.device) % LEVELS
+            powers = (LEVELS**n for n in reversed(range(self.model.config.channels)))
+            numbers = torch.cat([numbers // power % LEVELS for power in powers], -1)
         return ((numbers + 0.5) * 255 / LEVELS).round().to(torch.uint8)[:, :, None, None]
-
-
-def _powers(channels: int, device: torch.device) -> Int64[Tensor, "C"]:
-    """Of LEVELS, by which a colour's levels are one number, the first channel's first."""
-    return LEVELS ** torch.arange(channels - 1, -1, -1, device=device)
 
 
 def corrupt(x: Tensor, places: Int64[Tensor, "B n"], keys: Int64[Tensor, "B"], mask: Tensor) -> Tensor:

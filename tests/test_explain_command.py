@@ -21,8 +21,8 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.explain.explanation import explain
 from vitrail.explain.faithful import Removal
 from vitrail.explain.figures import components, inside, overlay, sheet
-from vitrail.explain.tokens import colours, filters, similarity
 from vitrail.models import resnet, vit
+from vitrail.models.tokens import colours, filters, similarity
 from vitrail.tasks import Classify
 
 SIZE = {"image_size": (32, 32), "patch_size": (8, 8)}

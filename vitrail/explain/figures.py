@@ -11,8 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vitrail.explain.explanation import Explanation
-from vitrail.explain.tokens import colours, filters, similarity
 from vitrail.models import vit
+from vitrail.models.tokens import colours, filters, similarity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from vitrail.data.sources.source import Source
 from vitrail.evaluate.results import BINS, ClassificationResult, MultiLabel, SingleLabel, accuracy_interval
 from vitrail.report.charts import bars, heat
-from vitrail.report.html import Figure, Thumbnail, of_source, percent
+from vitrail.report.html import Figure, Thumbnail, of_source, percent, short
 
 MATRIX, PAIRS = 50, 20  # classes up to which a confusion matrix can be read; rows of a table where there are more
 WORST, NARROW = 20, 5  # images of mistakes, and of what was right, but only just
 Labelled = SingleLabel | MultiLabel
 DRILLED, EACH = 20, 8  # classes whose mistakes are shown, and how many of each
-NAME = 36  # letters of a file's name below its image
 
 
 def section(
@@ -110,12 +109,10 @@ def _figures(
     """Those of the images that can still be read, each with what the template says of it."""
     for place in places.tolist():
         index = int(result.indices[place])
-        name = source.name(index)
         if shown := of_source(source, index, channels):
             if looks and (seen := looks(index)):
                 shown.append(seen)
-            file = name if len(name) <= NAME else "…" + name[1 - NAME :]
-            yield shown, {"file": file} | _said(result, place)
+            yield shown, {"file": short(source.name(index))} | _said(result, place)
 
 
 def _said(result: Labelled, place: int) -> dict[str, Any]:

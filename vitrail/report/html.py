@@ -31,6 +31,7 @@ from vitrail.data.sources.source import Source, pixels
 UNFIT = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 SIDE = 144  # of the square that an image fills, in CSS pixels
 HEAT = 255, 140, 0  # the colour of where a model looks
+NAME = 36  # letters of a file's name below its image
 EXACT = 96 * 96  # pixels up to which an image is kept without loss, as PNG
 
 
@@ -65,12 +66,14 @@ def percent(fraction: float) -> str:
 
 
 class Thumbnail(NamedTuple):
-    """An image inside the page. width, height: as it is shown, in CSS pixels. squares: whether its pixels are seen."""
+    """An image inside the page. width, height: as it is shown, in CSS pixels. squares: whether its pixels are seen.
+    alt: what it shows, where the words below it do not say so."""
 
     src: str
     width: int
     height: int
     squares: bool
+    alt: str = ""
 
 
 Box = tuple[float, float, float, float]
@@ -78,7 +81,8 @@ Figure = tuple[list[Thumbnail], Any]  # images beside each other, and what their
 
 
 def thumbnail(image: UInt8[np.ndarray, "H W C"], side: int = SIDE) -> Thumbnail:
-    """An image, RGB or grey, that fills a square; a small one by whole squares for its pixels.
+    """An image that fills a square; a small one by whole squares for its pixels. Of four or more channels the first
+    three are RGB, of two the mean is grey.
 
     What is larger is made smaller first, so that the page carries no more than it shows.
     """
@@ -86,7 +90,8 @@ def thumbnail(image: UInt8[np.ndarray, "H W C"], side: int = SIDE) -> Thumbnail:
     longer = max(height, width)
     wide = width * (side // longer) if 2 * longer <= side else max(1, round(width * side / longer))
     high = max(1, round(height * wide / width))
-    shown = Image.fromarray(image[..., 0] if channels == 1 else image)
+    plane = image.mean(2).round().astype(np.uint8) if channels < 3 else image[..., :3]
+    shown = Image.fromarray(np.ascontiguousarray(plane))
     if width > wide:
         shown = shown.resize((wide, high), Image.Resampling.BICUBIC)
     kind = "png" if shown.width * shown.height <= EXACT else "jpeg"
@@ -116,6 +121,11 @@ def of_source(source: Source, index: int, channels: int, side: int = SIDE) -> li
         return [thumbnail(pixels(source[index].image, channels, source.name(index)), side)]
     except ValueError:
         return []
+
+
+def short(name: str) -> str:
+    """The end of a file's name."""
+    return name if len(name) <= NAME else "…" + name[1 - NAME :]
 
 
 @cache

@@ -3,7 +3,8 @@
     write_report(folder, run, splits.val, trainer.results, metrics, trainer.notes)
     page(folder, run, splits.val, results, metrics, (), looks)      # the same as text, with where the model looks
 
-templates/run.html has the order: the result, what was run, remarks, curves, classes, mistakes, settings, what is next.
+templates/run.html has the order: the result, what was run, remarks, pictures, curves, classes, mistakes, settings, what
+is next.
 """
 
 import json
@@ -21,11 +22,13 @@ from vitrail.data.sources.source import Source
 from vitrail.evaluate import Result
 from vitrail.evaluate.results import ClassificationResult
 from vitrail.evaluate.summary import document
+from vitrail.evaluate.watch import Pictures
 from vitrail.log import History, Series, read_history
 from vitrail.models.cost import parameters
 from vitrail.report.charts import Chart, Line, lines, smooth
 from vitrail.report.classification import section
 from vitrail.report.html import Thumbnail, render
+from vitrail.report.pictures import gallery
 from vitrail.run import Run, versions
 
 LEFT_OUT = ("skipped: ", "left out: ")  # what notes of images that cannot be read begin with
@@ -60,6 +63,7 @@ def page(
         title=str(folder),
         subtitle=f"{run.recipe} on {run.data.path}, seed {run.seed}",
         classified=[section(found, source, len(run.preprocessing.mean), looks) for found in classified],
+        pictures=[gallery(found) for found in results.values() if isinstance(found, Pictures)],
         found=_others(results, result),
         lines=judged.get("found", []),
         run=run,
@@ -88,9 +92,8 @@ def _others(results: Mapping[str, Result], numbers: Mapping[str, float]) -> list
     """What no section of its own shows: the other numbers, and the kinds of the other results."""
     shown = {name for found in results.values() if isinstance(found, ClassificationResult) for name in found.metrics}
     rows = [[name, f"{value:.4g}"] for name, value in numbers.items() if name not in {*shown, *COUNTS}]
-    return rows + [
-        [n, type(r).__name__] for n, r in results.items() if not (isinstance(r, ClassificationResult) or r.lines())
-    ]
+    own = ClassificationResult | Pictures
+    return rows + [[n, type(r).__name__] for n, r in results.items() if not (isinstance(r, own) or r.lines())]
 
 
 def _curves(history: History, best: Sequence[str]) -> list[Chart]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
@@ -19,13 +19,14 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.source import Source
 from vitrail.models import Model, vit
 from vitrail.models.positions import sincos
-from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, tokens_alone, vit_of
+from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, repainted, taken, tokens_alone, vit_of
 from vitrail.tasks.task import Metrics
 
 if TYPE_CHECKING:
     from vitrail.run import Run
 
 EPS = 1e-6  # of the variance of a patch, as in the authors' code
+GREY = 128  # of a hidden patch in a picture
 
 
 @dataclass(frozen=True)
@@ -136,5 +137,34 @@ class Mae(Pretrain):
         pixels = patches.flatten(2)
         if not self.config.normalised:
             return pixels
-        mean, variance = pixels.mean(-1, keepdim=True), pixels.var(-1, keepdim=True)
-        return (pixels - mean) / (variance + EPS).sqrt()
+        mean, std = _moments(pixels)
+        return (pixels - mean) / std
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """With "masked" and "reconstruction", uint8 (B, C, H, W): the image, its hidden patches grey, or as the decoder
+        paints them."""
+        images, size = batch["images"], self.model.config.stride
+        given = self.input(images)
+        painted, order, count, _ = self.painted(given, batch["keys"])
+        places = order[:, :count]
+        pixels = self.pixels(painted, taken(cells(given, size), places))
+        filled = {"masked": torch.full_like(pixels[:, :, :1, :1], GREY), "reconstruction": pixels}
+        return super().pictures(batch) | {name: repainted(images, size, places, new) for name, new in filled.items()}
+
+    def pixels(
+        self, painted: Float[Tensor, "B n pixels"], patches: Float[Tensor, "B n h w C"]
+    ) -> UInt8[Tensor, "B n h w C"]:
+        """What was painted, in the targets' unit, as bytes again. patches: what was to be painted, whose means and
+        standard deviations it gets back where it is `normalised`."""
+        if self.config.normalised:
+            mean, std = _moments(patches.flatten(2))
+            painted = painted * std + mean
+        mean, std = (painted.new_tensor(each) for each in (self.preprocessing.mean, self.preprocessing.std))
+        values = painted.unflatten(-1, patches.shape[2:]) * std + mean
+        return (255 * values).round().clamp(0, 255).to(torch.uint8)
+
+
+def _moments(pixels: Float[Tensor, "B n pixels"]) -> tuple[Float[Tensor, "B n 1"], Float[Tensor, "B n 1"]]:
+    """The mean and the standard deviation of each patch."""
+    return pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + EPS).sqrt()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
@@ -22,7 +22,7 @@ from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.sources.source import Source
 from vitrail.models import Model, vit
 from vitrail.models.layers import uniform
-from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, taken, tokens_alone, vit_of
+from vitrail.tasks.pretrain import Pretrain, PretrainConfig, cells, hidden, repainted, taken, tokens_alone, vit_of
 from vitrail.tasks.task import Metrics
 
 if TYPE_CHECKING:
@@ -83,7 +83,20 @@ class Patches(Pretrain):
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy in nats, mean over the corrupted patches; "bits", the same in bits (9 for three channels where
         nothing is known); "right", the fraction of the colours that are named."""
-        images, keys, model = self.input(batch["images"]), batch["keys"], self.model
+        images = self.input(batch["images"])
+        logits, places, features = self.named(images, batch["keys"])
+        targets = taken(self.targets(batch["images"]), places)
+        loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten())
+        right = (logits.detach().argmax(-1) == targets).to(logits.dtype).mean()
+        count = math.prod(self.model.config.grid((images.shape[-2], images.shape[-1])))
+        apart = self.apart(images, features, logits.flatten(2), places, count)
+        return loss, {"loss": loss.detach(), "bits": loss.detach() / math.log(2), "right": right, **apart}
+
+    def named(
+        self, images: Float[Tensor, "B C H W"], keys: Int64[Tensor, "B"]
+    ) -> tuple[Float[Tensor, "B n groups colours"], Int64[Tensor, "B n"], Float[Tensor, "B D"]]:
+        """(the logits of the colours of the corrupted patches, their places, the mean of all patches' tokens)."""
+        model = self.model
         x = model.patch_embed(images)
         count = x.shape[-2] * x.shape[-1]
         places = hidden(keys, "corrupted", count, round(count * self.config.corrupted))
@@ -92,12 +105,7 @@ class Patches(Pretrain):
         z = model.sequence(z.transpose(1, 2).unflatten(2, x.shape[-2:]))
         tokens = model.encode(z, model.places(images))[:, model.config.prefix :]
         logits = self.extra.leave(taken(tokens, places)).unflatten(-1, (self.groups, self.colours))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = taken(self.targets(batch["images"]), places)
-        loss = F.cross_entropy(logits.flatten(0, 2), targets.flatten())
-        right = (logits.detach().argmax(-1) == targets).to(logits.dtype).mean()
-        apart = self.apart(images, tokens.mean(1), logits.flatten(2), places, count)
-        return loss, {"loss": loss.detach(), "bits": loss.detach() / math.log(2), "right": right, **apart}
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), places, tokens.mean(1)
 
     def targets(self, images: UInt8[Tensor, "B C H W"]) -> Int64[Tensor, "B N groups"]:
         """The number of each patch's mean colour; of more than three channels, the level of each."""
@@ -107,6 +115,23 @@ class Patches(Pretrain):
             return levels
         powers = LEVELS ** torch.arange(levels.shape[-1] - 1, -1, -1, device=levels.device)
         return (levels * powers).sum(-1, keepdim=True)
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """With "mean colours" and "predicted colours", uint8 (B, C, H, W): the image, its corrupted patches in the
+        colour that is to be named, or is named."""
+        images, size = batch["images"], self.model.config.stride
+        logits, places, _ = self.named(self.input(images), batch["keys"])
+        found = {"mean colours": taken(self.targets(images), places), "predicted colours": logits.argmax(-1)}
+        painted = {name: repainted(images, size, places, self.colour(number)) for name, number in found.items()}
+        return super().pictures(batch) | painted
+
+    def colour(self, numbers: Int64[Tensor, "B n groups"]) -> UInt8[Tensor, "B n 1 1 C"]:
+        """The middle of each colour that `targets` numbers."""
+        if self.groups == 1:
+            powers = (LEVELS**n for n in reversed(range(self.model.config.channels)))
+            numbers = torch.cat([numbers // power % LEVELS for power in powers], -1)
+        return ((numbers + 0.5) * 255 / LEVELS).round().to(torch.uint8)[:, :, None, None]
 
 
 def corrupt(x: Tensor, places: Int64[Tensor, "B n"], keys: Int64[Tensor, "B"], mask: Tensor) -> Tensor:

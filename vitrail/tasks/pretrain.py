@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from vitrail.batch import Batch
@@ -160,6 +160,16 @@ def cells(images: Tensor, size: tuple[int, int]) -> Tensor:
     batch, channels, height, width = images.shape
     grid = images.reshape(batch, channels, height // size[0], size[0], width // size[1], size[1])
     return grid.permute(0, 2, 4, 3, 5, 1).flatten(1, 2)
+
+
+def repainted(
+    images: UInt8[Tensor, "B C H W"], size: tuple[int, int], places: Int64[Tensor, "B n"], pixels: UInt8[Tensor, "..."]
+) -> UInt8[Tensor, "B C H W"]:
+    """The images with other pixels in the patches at the places. pixels: (B, n, h, w, C), or what broadcasts to it."""
+    patches = cells(images, size).clone()
+    patches[torch.arange(len(images), device=images.device)[:, None], places] = pixels
+    grid = patches.unflatten(1, (images.shape[2] // size[0], images.shape[3] // size[1]))
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
 
 
 def taken(tokens: Tensor, places: Int64[Tensor, "B n"]) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from vitrail.data.images.preprocessing import Preprocessing, normalise
 from vitrail.data.loader import Sample, stacked
 from vitrail.data.sources.open import Needs
 from vitrail.data.sources.source import Source, Targets
-from vitrail.models import Model
+from vitrail.models import Model, vit
 
 if TYPE_CHECKING:
     from vitrail.run import Run
@@ -89,6 +90,17 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """What the model makes of each image, without gradients: "features" (B, D), and what the task adds."""
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What a page shows of each image: "tokens", float32 (B, rows, columns, D), those of the patches after the
+        final norm, which a ResNet has not; and what the task adds, each uint8 (B, C, H, W), by its name. The batch has
+        "keys", which decide what is hidden."""
+        if not isinstance(self.model, vit.ViT):
+            return {}
+        images, config = self.input(batch["images"]), self.model.config
+        tokens = self.model.tokens(images)[:, config.prefix :].float()
+        return {"tokens": tokens.unflatten(1, config.grid((images.shape[-2], images.shape[-1])))}
 
     @abstractmethod
     def answers(self, outputs: dict[str, Tensor], views: Sequence[View], **options: Any) -> list[Any]:

@@ -32,12 +32,13 @@ def similarity(model: vit.ViT, grid: tuple[int, int] | None = None) -> Float[Ten
     return (unit @ unit.T).unflatten(0, grid).unflatten(2, grid)
 
 
-def colours(tokens: Sequence[Float[Tensor, "_ _ D"]]) -> list[Float[Tensor, "_ _ 4"]]:
+def colours(tokens: Sequence[Float[Tensor, "_ _ D"]], foreground: bool = True) -> list[Float[Tensor, "_ _ 4"]]:
     """The tokens (rows, columns, D) of each image as red, green and blue in [0, 1], their first three principal
     components, and 1 or 0 for foreground or background, as in DINOv2's figures (Oquab et al., 2023, Fig. 1).
 
     All is fitted over all images, so that equal colours mean equal things. The foreground is the side of the first
-    component on which fewer of the images' edges lie; colours are fitted to it alone.
+    component on which fewer of the images' edges lie; colours are fitted to it alone. foreground: whether it is looked
+    for; without it all patches belong to it.
     """
     every = torch.cat([each.flatten(0, 1) for each in tokens]).double()
     every = every - every.mean(0)
@@ -45,7 +46,7 @@ def colours(tokens: Sequence[Float[Tensor, "_ _ D"]]) -> list[Float[Tensor, "_ _
     sizes = [each.shape[0] * each.shape[1] for each in tokens]
     edges = torch.cat([_edge(each.shape[0], each.shape[1]) for each in tokens]).to(first.device)
     front = (first > 0) if (first[edges] > 0).float().mean() < 0.5 else (first <= 0)
-    front = front if front.sum() > 3 else torch.ones_like(front)
+    front = front if foreground and front.sum() > 3 else torch.ones_like(front)
     three = every @ _components(every[front], 3).T
     low, high = torch.quantile(three[front], torch.tensor([0.02, 0.98]).to(three), dim=0)  # a few tokens are far away
     three = ((three - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)

@@ -95,7 +95,7 @@ RATE = COLLAPSE + r"a lower --optim\.lr"
     ("views", {"rate": 1.0}, RATE),
     ("mae", {"rate": 1.0}, RATE),
     ("patches", {"rate": 1.0}, RATE),
-    ("mae", {"images": same, "micro_batch": 5}, ALIKE),
+    ("mae", {"images": same, "micro_batch": 4}, ALIKE),
 ])  # fmt: skip
 def test_a_planted_collapse_is_named_with_the_last_good_checkpoint(pretrain, task, how, sentence):
     error, folder, done = pretrain({**TASKS, "free": FREE}[task], ends=sentence, **how)

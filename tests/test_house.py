@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 12
 FLOORS, INNER_FLOORS = 6, 4
-TOTAL = {"vitrail": 25_900, "benchmarks": 5_500}
+TOTAL = {"vitrail": 25_900, "benchmarks": 5_700}
 # Lines per room: what it should have when all is built, and a tenth more (LOG.md says why where one was changed).
 ROOMS = {
     "batch": 80, "checkpoint": 300, "cli": 2_700, "config": 175, "data": 6_060, "evaluate": 2_000, "explain": 590,

@@ -95,7 +95,7 @@ def test_int8_is_within_a_few_percent(kind):
     made, x = model(**KINDS[kind]), images()
     fast = prepared(made, "int8")
     assert sum(isinstance(part, Int8Linear) for part in fast.modules()) == 12 - 4 * fast.reads_first
-    assert 0 < distance(said(fast, x), said(made.eval(), x)) < 0.06
+    assert 0 < distance(said(fast, x), said(made.eval(), x)) < 0.08
 
 
 @pytest.mark.parametrize("linear", ["plain", "int8"])

@@ -71,7 +71,7 @@ def test_visible_patches_are_the_images_and_hidden_ones_what_the_decoder_paints(
     for name in ("masked", "reconstruction"):
         assert torch.equal(taken(whole[name], order[:, count:]), taken(whole["image"], order[:, count:]))
     assert (taken(whole["masked"], order[:, :count]) == 128).all()
-    painted, places, _ = owner.painted(owner.input(given["images"]), given["keys"])
+    painted, places, _, _ = owner.painted(owner.input(given["images"]), given["keys"])
     assert torch.equal(places, order)
     truth = taken(cells(given["images"] / 255.0, (4, 6)), order[:, :count])
     mean, std = (torch.tensor(each) for each in (owner.preprocessing.mean, owner.preprocessing.std))
@@ -91,7 +91,7 @@ def test_a_colour_that_is_named_is_within_half_a_level_of_the_mean(channels):
     assert torch.equal(taken(mean, order[:, 8:]), taken(image, order[:, 8:]))
     truth = taken(image, order[:, :8]).double().mean((2, 3), keepdim=True)
     assert (taken(mean, order[:, :8]) - truth).abs().max() <= 255 / 16 + 0.5
-    logits, places = owner.named(given)
+    logits, places, _ = owner.named(owner.input(given["images"]), given["keys"])
     assert torch.equal(places, order[:, :8])
     named = taken(cells(found["predicted colours"], (4, 6)), places)
     assert torch.equal(named, owner.colour(logits.argmax(-1)).expand_as(named))

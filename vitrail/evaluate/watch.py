@@ -43,7 +43,7 @@ class Pictures(Result):
     "tokens", float32 (rows, columns, D), and others, uint8 (H, W, C)."""
 
     names: list[str]
-    images: list[UInt8[np.ndarray, "H W C"]]
+    images: list[UInt8[np.ndarray, "_ _ C"]]
     found: dict[str, list[np.ndarray]]
 
 

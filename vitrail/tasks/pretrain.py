@@ -88,7 +88,8 @@ class Pretrain(Task):
     ) -> Metrics:
         """What `alarm` reads: how much the images of a micro-batch, as the model reads them, differ in their mean
         colours ("variety"), in the directions of their features ("spread") and in what is predicted ("said"). places:
-        of `count`, of the predictions. All are 1 for a micro-batch of one image, which alarms nobody."""
+        of `count`, of the predictions. All are 1 for a micro-batch of one image: it alarms nobody, and hides an alarm
+        of the step's others."""
         colours, directions = images.mean((2, 3))[:, None], F.normalize(features, dim=1)[:, None]
         found = differing(colours), differing(directions), differing(said, places, count)
         return dict(zip(("variety", "spread", "said"), found, strict=True))

@@ -11,8 +11,11 @@
     python -m benchmarks.accuracy        CIFAR-10 from scratch beside timm's training script
     python -m benchmarks.fast            time to accuracy: the recipe `fast`, a bare loop and timm's training script
     python -m benchmarks.gpu             how well training uses a GPU, beside timm and transformers, in ten minutes
+    python -m benchmarks.gpu_profile     where the time of one of its steps goes
     python -m benchmarks.packing         packing photographs into tars, beside img2dataset and litData
     python -m benchmarks.planning        what vitrail plan foretells beside what is measured
+    python -m benchmarks.unlabelled      what pre-training is worth: neighbours, probes, few labels, small batches
+    python -m benchmarks.faithful        whether maps of where a model looks are faithful
     python -m benchmarks.collapse        whether pre-training that learns nothing is named, and no other
     python -m benchmarks.transfer        fine-tuning beside training from scratch
     python -m benchmarks.versions OTHER  this checkout beside another one, before and after a change

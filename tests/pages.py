@@ -1,5 +1,6 @@
 """What the tests of pages share: hostile names, an outline of HTML that is checked, results, a source of images."""
 
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -97,3 +98,8 @@ def several(names=("cat", "dog", "bird"), count=50):
     targets[:, -1] = False
     logits = generator.normal(size=targets.shape) + targets
     return MultiLabel(names, np.arange(count), np.abs(logits).sum(1), (), targets, logits)
+
+
+def browser():
+    """The path of a Chromium, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,10 +8,17 @@ import torch
 
 from vitrail.models.cost import TRAINING, flops
 from vitrail.models.zoo import configure
+from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.devices import KINDS, watch
 from vitrail.runtime.distributed import ALONE
 
 MODEL = configure("ViT-Ti/16")
+
+
+def test_a_device_that_is_picked_computes_convolutions_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+    pick_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 import base64
 import io
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from command_line import photos, printed
+from pages import browser
 from PIL import Image
 from reference import perturb
 from test_pretrain_runs import RECIPES
@@ -29,7 +29,6 @@ from vitrail.tasks.pretrain import cells, hidden, taken
 from vitrail.tasks.views import ViewsConfig
 
 MODEL = vit.Config((16, 24), (4, 6), 3, 16, 2, 2, 32, 0, registers=1)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def task(config, model=MODEL, size=(16, 24)):
@@ -227,10 +226,10 @@ def test_the_page_of_a_run_has_the_pictures(capsys, here, kind, names):
 def opened(file, count):
     """Looks at a page in a browser, if there is one, in the dark and on a telephone."""
     playwright = pytest.importorskip("playwright.sync_api")
-    if not (browser := next(filter(None, map(shutil.which, BROWSERS)), None)):
+    if not browser():
         return
     with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        chromium = play.chromium.launch(executable_path=browser(), args=["--no-sandbox"])
         for scheme, width in (("light", 1100), ("dark", 390)):
             window, problems = chromium.new_page(color_scheme=scheme, viewport={"width": width, "height": 800}), []
             window.on("console", lambda said, problems=problems: problems.append(said.text))

@@ -10,13 +10,13 @@ import shutil
 import numpy as np
 import pytest
 from command_line import TINY, photos, printed, refused
+from pages import browser
 from PIL import Image
 
 from vitrail.report.compare_page import difference
 from vitrail.report.html import heated
 
 WORDS = ["--data", "photos", *TINY, "--duration", "2 steps", "--image-size", "24"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(autouse=True)
@@ -133,13 +133,13 @@ def test_heat_lies_where_the_map_does():
 
 def test_tables_are_sorted_and_images_filtered_in_a_browser(capsys, here):
     playwright = pytest.importorskip("playwright.sync_api")
-    if not (browser := next(filter(None, map(shutil.which, BROWSERS)), None)):
+    if not browser():
         pytest.skip("no Chromium here")
     photos(here / "photos", ("oak", "yew"), count=30)
     trained(capsys, "run")
     printed(capsys, "report", "run", "--out", "page.html")
     with playwright.sync_playwright() as play:
-        window = play.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+        window = play.chromium.launch(executable_path=browser(), args=["--no-sandbox"]).new_page()
         problems = []
         window.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         window.on("pageerror", lambda error: problems.append(str(error)))

@@ -27,7 +27,7 @@ Point = Mapping[str, Any]
 def write(document: Mapping[str, Any], path: Path) -> None:
     """Writes the page."""
     plan, found = document["plan"], document["findings"]
-    points, shots = found["points"], sorted({name for point in found["points"] for name in point["fewshot"]})
+    points, shots = found["points"], dict.fromkeys(name for point in found["points"] for name in point["fewshot"])
     repeated = max(point["examples"] / point["images"] for point in points)
     page = render(
         "study.html",

@@ -4,7 +4,7 @@ found = findings(rows, "data-size")         # a document for JSON and for the pa
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -75,7 +75,7 @@ def _points(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         first, accuracies = some[0], np.array([row.accuracy for row in some])
         resamples = list(draws(np.array([row.cell.seed for row in some])))
         means = [float(accuracies @ weights / weights.sum()) for weights, _ in resamples]
-        shots = sorted(name for name in first.metrics if name.removeprefix(FEWSHOT).isdigit())
+        shots = _shots(first.metrics)
         kept = {name: getattr(first.cell, name) for name in ("family", "size", "images", "steps")}
         yield kept | {
             "parameters": first.parameters,
@@ -168,9 +168,15 @@ def _gap(rows: Sequence[Row], weights: Numbers, family: str, key: tuple[int, int
     return means[0] - means[1]
 
 
+def _shots(names: Iterable[str]) -> list[str]:
+    """Those of few-shot accuracies, by the number of shots."""
+    found = (name for name in names if name.removeprefix(FEWSHOT).isdigit())
+    return sorted(found, key=lambda name: int(name.removeprefix(FEWSHOT)))
+
+
 def _correlations(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Of few-shot metrics with the final accuracy, over the runs that have both."""
-    for name in sorted({name for row in rows for name in row.metrics if name.removeprefix(FEWSHOT).isdigit()}):
+    for name in _shots({name for row in rows for name in row.metrics}):
         some = [row for row in rows if name in row.metrics]
         x, y = np.array([row.metrics[name] for row in some]), np.array([row.accuracy for row in some])
         if len(some) < 3 or not x.std() or not y.std():

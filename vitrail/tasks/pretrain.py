@@ -146,11 +146,10 @@ def differing(
     images have the same, 1 where they have nothing in common, or no two of them a place. count: of the places."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     where = values.new_zeros(values.shape[:2], dtype=torch.int64) if places is None else places
-    rows = torch.arange(len(values), device=values.device)[:, None]
-    table, seen = values.new_zeros(len(values), count, values.shape[2]), values.new_zeros(len(values), count)
-    table[rows, where], seen[rows, where] = values, 1.0
-    times = seen.sum(0)
-    squares = (values - (table.sum(0) / times.clamp_min(1)[:, None])[where]).square().sum()
+    flat, rows = where.flatten(), values.flatten(0, 1)
+    times = rows.new_zeros(count).index_add_(0, flat, torch.ones_like(rows[:, 0]))
+    means = rows.new_zeros(count, rows.shape[1]).index_add_(0, flat, rows) / times.clamp_min(1)[:, None]
+    squares = (rows - means[flat]).square().sum()
     free = where.numel() - (times > 0).sum()  # degrees of freedom: each place's mean takes one
     found = squares / free.clamp_min(1) * where.numel() / values.square().sum().clamp_min(1e-30)
     return torch.where(free > 0, found, 1.0).sqrt()

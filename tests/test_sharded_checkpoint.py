@@ -148,7 +148,7 @@ def test_any_number_of_processes_loads_what_any_number_wrote(tmp_path, world, si
     expected, *_ = among(world, saves, tmp_path, size, name)
     (path,) = tmp_path.iterdir()
     state = json.loads((path / "state.json").read_text())
-    assert state == {"step": 2, "files": {file: (path / file).stat().st_size for file in state["files"]}}
+    assert state == {"step": 2, "files": {file: checkpoint.identity(path / file) for file in state["files"]}}
     assert names(path) == sorted([*state["files"], "state.json"])
     written = [tensor for file in state["files"] for tensor in load_file(path / file).values()]
     assert sum(tensor.numel() for tensor in written) == sum(array.size for array in expected.values())  # copies once
@@ -246,7 +246,7 @@ def path(tmp_path):
 
 
 def state(folder):
-    files = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+    files = {path.name: checkpoint.identity(path) for path in folder.glob("*.safetensors")}
     (folder / "state.json").write_text(json.dumps({"step": 2, "files": files}))
 
 
@@ -266,9 +266,18 @@ def without(path):
     state(path)
 
 
+def of_another_step(path):
+    """A part of the run's next checkpoint, as large as the one that it replaces."""
+    later = as_two(checkpoint.tensors(*updated(*made(), steps=3)), path.with_name("step-3"))
+    part = path / "shard-2.safetensors"
+    assert part.stat().st_size == (later / part.name).stat().st_size
+    shutil.copy(later / part.name, part)
+
+
 def pickled(path):
     torch.save({"a": torch.ones(1)}, path / "shard-1.safetensors")
-    state(path)
+    sizes = {part.name: part.stat().st_size for part in path.glob("*.safetensors")}  # as before there were digests
+    (path / "state.json").write_text(json.dumps({"step": 2, "files": sizes}))
 
 
 @pytest.mark.parametrize(("damage", "words"), [
@@ -276,6 +285,7 @@ def pickled(path):
     (lambda path: (path / "shard-1.safetensors").unlink(), r"shard-1\.safetensors is missing"),
     (lambda path: shutil.copy(path / "shard-1.safetensors", path / "shard-3.safetensors"),
      r"step-2/shard-3\.safetensors is not of the checkpoint"),
+    (of_another_step, r"step-2 is damaged \(shard-2\.safetensors is of another checkpoint"),
     (without, r"step-2 is damaged \(a part of \S+ is missing\)"),
     (pickled, r"step-2 is damaged"),
     (lambda path: (path / "state.json").write_text('{"step": 2, "files": [3]}'), r"step-2 is damaged"),
@@ -290,6 +300,16 @@ def test_damage_is_named(path, damage, words):
     assert_same(bits(parts), before)
 
 
+def test_a_part_of_another_step_is_told_by_what_is_trained_where_the_rest_is_frozen(path):
+    found, head = load_file(path / "shard-1.safetensors"), json.dumps({})
+    save_file(found, path / "a.safetensors", {"DCP_SHARDING_INFO": head})
+    moved = {name: value + 1 for name, value in found.items() if name.startswith("optimizer/") and value.ndim}
+    save_file(found | moved, path / "b.safetensors", {"DCP_SHARDING_INFO": head})
+    ours, theirs = (checkpoint.identity(path / one) for one in ("a.safetensors", "b.safetensors"))
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]
+
+
 def test_another_model_is_named(path):
     with pytest.raises(ValueError, match=r"of another model: \S+ is \(.*24.*\) in it and \(.*32.*\) here"):
         checkpoint.restore(path, *made(width=32))
@@ -301,6 +321,10 @@ def test_a_whole_checkpoint_names_its_faults_too_and_one_without_a_list_is_read(
     (path / "state.json").write_text('{"step": 2}')
     checkpoint.restore(path, *(again := made(seed=1)))
     assert_same(bits(again), bits(parts))
+    later = checkpoint.write(tmp_path / "later", 3, checkpoint.tensors(*updated(*parts)), keep=1)
+    (later / "tensors.safetensors").write_bytes((path / "tensors.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"step-3 is damaged \(tensors\.safetensors is of another checkpoint"):
+        checkpoint.restore(later, *again)
     shutil.copy(path / "tensors.safetensors", path / "shard-1.safetensors")
     with pytest.raises(ValueError, match=r"shard-1\.safetensors is not of the checkpoint"):
         checkpoint.restore(path, *again)

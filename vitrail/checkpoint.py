@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped, written all or nothing.
 
 A checkpoint is a folder `step-N` with the tensors (parameters, the optimiser's state and the average of the weights, by
-parameter name) and `state.json`: the step, and each file's size. Order, augmentation, dropout and schedule are
+parameter name) and `state.json`: the step, and each file's size and digest. Order, augmentation, dropout and schedule are
 functions of (seed, step), so there is no random state to keep. A folder appears under its name only when it is complete
 on the disk. Nothing is unpickled.
 
@@ -15,6 +15,7 @@ whole a part belongs. Any number of processes reads either. A plan follows from 
 none is sent around: dcp.save would do that by pickle, and where one process's disk is full, leave the others waiting.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitrail.data.sources.fingerprint import spread
 from vitrail.optim.ema import Ema
 from vitrail.optim.shards import divided, empty, mine, placed
 from vitrail.runtime.distributed import ALONE, LONG, PATIENCE, Ranks
@@ -95,7 +97,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Tensor], keep: int, bes
         partial.mkdir(parents=True)
         save_file(dict(tensors), partial / TENSORS)
         _flush(partial / TENSORS)
-        return _commit(folder, step, {TENSORS: (partial / TENSORS).stat().st_size}, keep, best)
+        return _commit(folder, step, {TENSORS: identity(partial / TENSORS)}, keep, best)
 
 
 def _write_parts(
@@ -106,14 +108,14 @@ def _write_parts(
     """
     with ranks.together(PATIENCE), _written(folder, step) as partial:
         files = _write_part(partial, tensors, ranks)
-    found = {name: size for text in ranks.texts(json.dumps(files)) for name, size in json.loads(text).items()}
+    found = {name: about for text in ranks.texts(json.dumps(files)) for name, about in json.loads(text).items()}
     with ranks.together(PATIENCE), _written(folder, step, clears=True):
         if ranks.first:
             _commit(folder, step, found, keep, best)
 
 
-def _write_part(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, int]:
-    """Writes the file of one process; returns its name and its size, or nothing where it has nothing to write."""
+def _write_part(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, list[Any]]:
+    """Writes the file of one process; returns its name and what tells it, or nothing where it has nothing to write."""
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
@@ -125,7 +127,7 @@ def _write_part(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> di
     plan = writer.prepare_global_plan([plan] * ranks.world)[ranks.rank]  # which numbers the files
     written = writer.write_data(planner.finish_plan(plan), planner).value()
     _flush(folder)
-    return {(name := one.storage_data.relative_path): (folder / name).stat().st_size for one in written}
+    return {(name := one.storage_data.relative_path): identity(folder / name) for one in written}
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +153,22 @@ def _written(folder: Path, step: int, clears: bool = False) -> Iterator[Path]:
         ) from error
 
 
-def _commit(folder: Path, step: int, files: Mapping[str, int], keep: int, best: int | None) -> Path:
+def identity(path: Path) -> list[Any]:
+    """What tells a file of tensors from that of another step or run, whose size is the same: its size, and a digest of
+    its header and the beginnings of 16 tensors, of the optimiser's states where it has some: frozen weights stay. All
+    processes read it of all files, so that it must not read much: it finds no flipped bit."""
+    with path.open("rb") as file:
+        head = file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
+        starts = {name: of["data_offsets"] for name, of in json.loads(head).items() if name != "__metadata__"}
+        chosen = [name for name in sorted(starts) if name.startswith("optimizer/")] or sorted(starts)
+        digest = hashlib.sha256(head)
+        for start, stop in (starts[chosen[place]] for place in spread(len(chosen), 16)):
+            file.seek(8 + len(head) + start)
+            digest.update(file.read(min(stop - start, 4096)))
+    return [path.stat().st_size, digest.hexdigest()[:16]]
+
+
+def _commit(folder: Path, step: int, files: Mapping[str, list[Any]], keep: int, best: int | None) -> Path:
     """Gives a checkpoint, all of whose files are written, its name, and deletes the oldest; returns its folder."""
     final, partial = folder / f"step-{step}", _partial(folder, step)
     if missing := [name for name in files if not (partial / name).is_file()]:
@@ -202,11 +219,14 @@ class Saved:
         with self.sound():
             state = json.loads((path / "state.json").read_text())
             self.step, files = int(state["step"]), dict(state.get("files", {}))
-            for name, size in files.items():
+            for name, about in files.items():
+                size, digest = about if isinstance(about, list) else (about, None)  # older ones have no digest
                 if not (path / name).is_file():
                     raise ValueError(f"{name} is missing")
                 if (there := (path / name).stat().st_size) != size:
                     raise ValueError(f"{name} has {there:,} bytes, not {size:,}")
+                if digest and identity(path / name)[1] != digest:
+                    raise ValueError(f"{name} is of another checkpoint")
         self.whole = not files or set(files) == {TENSORS}
         foreign = {other.name for other in path.glob("*.safetensors")} - (files.keys() or {TENSORS})
         if foreign:
@@ -310,7 +330,7 @@ def check(path: Path, saved: Mapping[str, Tensor], task: nn.Module) -> None:
     """ValueError where the checkpoint's parameters are not the task's, naming the first difference."""
     here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
     there = {name[5:]: tuple(tensor.shape) for name, tensor in saved.items() if name.startswith("task/")}
-    for name in here.keys() | there.keys():
+    for name in here | there:
         mine, yours = here.get(name, "missing"), there.get(name, "missing")
         if mine != yours:
             raise ValueError(f"the checkpoint {path} is of another model: {name} is {yours} in it and {mine} here.")

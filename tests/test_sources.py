@@ -8,7 +8,17 @@ import pytest
 from made_sources import GREY, IMAGES, LABELS, MADE, NAMES, PLACES
 
 from vitrail.data.sources.open import Data, find_splits, open_splits
-from vitrail.data.sources.source import Example, Source, classes_of, counts, pixels
+from vitrail.data.sources.source import (
+    Example,
+    Renumbered,
+    Source,
+    Subset,
+    classes_of,
+    coded,
+    counts,
+    pixels,
+    unknown,
+)
 
 KINDS = [*PLACES, *MADE]
 UNLABELLED = ["loose images", "idx without labels", "CSV without labels", "saved without labels", "tar without labels"]
@@ -69,6 +79,22 @@ def test_every_image_is_there_once_and_targets_are_none_only_where_that_is_said(
     for source in splits.values():
         assert (source.targets == "none") == (missing == len(found))
         assert counts(source).sum() >= len(source) - missing
+
+
+def test_the_classes_of_all_are_those_of_each(splits):
+    for whole in splits.values():
+        for source in (whole, Subset(whole, range(1, len(whole))), Subset(whole, []), Renumbered(whole, more(whole))):
+            targets = [source.target(index) for index in range(len(source))]
+            codes, known = coded(source)
+            assert [known[code] for code in codes] == [None if one is None else classes_of(one) for one in targets]
+            assert unknown(source).tolist() == [target is None for target in targets]
+            by_hand = [sum(number in classes_of(one) for one in targets) for number in range(len(source.class_names))]
+            assert counts(source).tolist() == by_hand
+
+
+def more(source):
+    """Its classes, backwards, behind another."""
+    return ("a class of others", *reversed(source.class_names))
 
 
 def test_there_is_nothing_outside(splits):

@@ -77,6 +77,14 @@ def test_balance_goes_through_the_classes_in_turn():
         even[6]
 
 
+def test_balance_ends():
+    found = balanced(arrays([0, 0, 0, 1])).indices
+    assert list(found) == [0, 3, 1, 3, 2, 3]
+    for outside in (6, -1):
+        with pytest.raises(IndexError):
+            found[outside]
+
+
 def test_balance_leaves_out_what_has_no_class_and_needs_one_label_each():
     assert set(targets(balanced(arrays([0, -1, 2, 2])))) == {0, 2}
     with pytest.raises(ValueError, match="balance needs one label each"):

@@ -1,9 +1,9 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped, written all or nothing.
 
 A checkpoint is a folder `step-N` with the tensors (parameters, the optimiser's state and the average of the weights, by
-parameter name) and `state.json`: the step, and each file's size and digest. Order, augmentation, dropout and schedule are
-functions of (seed, step), so there is no random state to keep. A folder appears under its name only when it is complete
-on the disk. Nothing is unpickled.
+parameter name) and `state.json`: the step, and each file's size and digest. Order, augmentation, dropout and schedule
+are functions of (seed, step), so there is no random state to keep. A folder appears under its name only when it is
+complete on the disk. Nothing is unpickled.
 
     with Writer(folder / "checkpoints", keep=2) as writer:
         writer.save(step, tensors(task, optimizer, ema))      # copied at once, written while training goes on

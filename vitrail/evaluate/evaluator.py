@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vitrail.batch import Batch
 from vitrail.data.images.preprocessing import Preprocessing
 from vitrail.data.loader import Collate, evaluation
-from vitrail.data.sources.source import Source, Subset
+from vitrail.data.sources.source import Source, Subset, unknown
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class Validation:
         """
         source, known = self.source, None
         if source.targets != "none":
-            known = np.array([i for i in range(len(source)) if source.target(i) is not None], np.int64)
+            known = np.flatnonzero(~unknown(source))
             source = Subset(source, known)
         some = False
         read = {"batch": self.batch, "workers": self.workers, "skipped": self.skipped, "share": self.share}

@@ -21,7 +21,7 @@ from torch import Tensor
 from vitrail.batch import Batch
 from vitrail.data.loader import stacked
 from vitrail.data.sources.fingerprint import spread as evenly
-from vitrail.data.sources.source import Source, Subset, Targets
+from vitrail.data.sources.source import Source, Subset, Targets, coded
 from vitrail.evaluate.evaluator import Evaluator, Judged, Result, Validation
 from vitrail.evaluate.knn import neighbours, votes
 from vitrail.evaluate.results import accuracy_interval
@@ -126,8 +126,10 @@ def _labels(source: Source, judged: Source) -> Int64[np.ndarray, "N"]:
     of these classes."""
     numbers = {name: number for number, name in enumerate(judged.class_names)}
     own = [numbers.get(name, -1) for name in source.class_names]
-    targets = (source.target(index) if source.targets == "class" else None for index in range(len(source)))
-    return np.array([own[target] if isinstance(target, int) else -1 for target in targets], np.int64)
+    if source.targets != "class":
+        return np.full(len(source), -1)
+    codes, known = coded(source)
+    return np.array([own[some[0]] if some else -1 for some in known], np.int64)[codes]
 
 
 def _batches(data: Validation, source: Source, places: Int64[np.ndarray, "N"]) -> Iterator[Batch]:

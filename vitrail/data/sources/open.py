@@ -22,7 +22,7 @@ import numpy as np
 
 from vitrail.config import attribute
 from vitrail.data.sources import cifar, folder, huggingface, mnist, packed, remote, table, tar
-from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, many, speaks
+from vitrail.data.sources.source import SPLITS, Found, Renumbered, Source, Split, counts, many, speaks, unknown
 from vitrail.data.sources.split import balanced, drawn, stratified
 from vitrail.data.sources.walk import listing, scan
 from vitrail.data.stream import Unreadable
@@ -251,7 +251,7 @@ def _validation(
 
 def _has(source: Source, needs: Needs) -> bool:
     """Whether any image has what is needed."""
-    return needs == "none" or any(source.target(index) is not None for index in range(len(source)))
+    return needs == "none" or not unknown(source).all()
 
 
 def _check(source: Source, where: str, needs: Needs) -> None:
@@ -262,8 +262,8 @@ def _check(source: Source, where: str, needs: Needs) -> None:
         return
     if source.targets != needs and (needs != "classes" or source.targets == "number"):
         raise ValueError(f"{where}: the task needs {needs}, but the targets are {source.targets!r}.")
-    if unknown := [index for index in range(len(source)) if source.target(index) is None]:
-        some = f"{len(unknown):,} of the {len(source):,} images have no label, such as {source.name(unknown[0])}"
+    if len(places := np.flatnonzero(unknown(source))):
+        some = f"{len(places):,} of the {len(source):,} images have no label, such as {source.name(int(places[0]))}"
         raise ValueError(f"{where}: {some}; put each class into a folder of its own, or name a table's label_column.")
 
 

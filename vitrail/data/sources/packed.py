@@ -10,6 +10,7 @@ is read before it is needed, so that it opens at once at any size.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.data.sources.source import Example, Source, Target, Targets, check_index
+from vitrail.data.sources.source import Example, Source, Target, Targets, check_index, each
 
 FILE = "pack.json"
 INT64 = np.dtype("<i8")
@@ -60,6 +61,11 @@ class Packed:
 
     def name(self, index: int) -> str:
         return self._name(*self._rows(index))
+
+    def coded(self) -> tuple[NDArray[np.integer], Sequence[Target]]:
+        return (
+            (self._files["targets"], [*range(len(self.class_names)), None]) if self.targets == "class" else each(self)
+        )
 
     def _target(self, row: list[int], end: list[int]) -> Target:
         found = self._files["targets"][row[TARGET] : end[TARGET]].tolist()

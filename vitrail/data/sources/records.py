@@ -162,6 +162,9 @@ class Records:
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
 
+    def coded(self) -> tuple[NDArray[np.integer], Sequence[Target]]:
+        return self.codes, self.known
+
 
 def divide(place: Path, groups: Mapping[str, tuple[Images, Labels]]) -> dict[str, Source]:
     """The sources of a place: its groups if they are splits; the only group "all" by the split of each record.

@@ -158,6 +158,10 @@ class Arrays:
     def name(self, index: int) -> str:
         return f"{self.file}[{index}]"
 
+    def coded(self) -> tuple[NDArray[np.integer], Sequence[Target]]:
+        labels = np.full(len(self), -1) if self.labels is None else self.labels
+        return labels, [*range(int(labels.max(initial=-1)) + 1), None]
+
 
 @dataclass(frozen=True, eq=False)
 class Subset:
@@ -185,6 +189,10 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(self._place(index))
+
+    def coded(self) -> tuple[NDArray[np.integer], Sequence[Target]]:
+        codes, targets = coded(self.source)
+        return codes[np.asarray(self.indices, np.int64)], targets
 
     def _place(self, index: int) -> int:
         check_index(index, len(self), "the subset")
@@ -214,6 +222,10 @@ class Renumbered:
 
     def name(self, index: int) -> str:
         return self.source.name(index)
+
+    def coded(self) -> tuple[NDArray[np.integer], Sequence[Target]]:
+        codes, targets = coded(self.source)
+        return codes, [self._new(target) for target in targets]
 
     @cached_property
     def _numbers(self) -> list[int]:
@@ -249,11 +261,41 @@ def classes_of(target: Target) -> tuple[int, ...]:
     return target
 
 
+def coded(source: Source) -> tuple[NDArray[np.integer], list[tuple[int, ...] | None]]:
+    """(the place of each image's classes in a list, (N,); that list, with None where they are unknown).
+
+    A source with a method of this name, which gives places and targets, is not asked image by image: a hundred million
+    take seconds.
+    """
+    if (numbered := getattr(source, "coded", None)) is not None:
+        codes, targets = numbered()
+        codes = codes % len(targets) if len(codes) and codes.min() < 0 else codes
+        return codes, [None if target is None else classes_of(target) for target in targets]
+    return each(source)
+
+
+def each(source: Source) -> tuple[NDArray[np.integer], list[tuple[int, ...] | None]]:
+    """The same of any source, image by image."""
+    places: dict[tuple[int, ...] | None, int] = {}
+    known = (None if (target := source.target(i)) is None else classes_of(target) for i in range(len(source)))
+    return np.fromiter((places.setdefault(one, len(places)) for one in known), np.int32), [*places]
+
+
+def unknown(source: Source) -> NDArray[np.bool_]:
+    """Whether an image has no target, (N,)."""
+    if source.targets not in ("class", "classes"):  # no need to see what is in masks
+        return np.fromiter((source.target(index) is None for index in range(len(source))), bool)
+    codes, known = coded(source)
+    return np.array([one is None for one in known], bool)[codes]
+
+
 def counts(source: Source) -> NDArray[np.int64]:
     """How many images each class has, (K,); an image with several classes counts for each."""
+    codes, known = coded(source)
     found = np.zeros(len(source.class_names), np.int64)
-    numbers = np.fromiter((n for i in range(len(source)) for n in classes_of(source.target(i))), np.int64)
-    return found + np.bincount(numbers, minlength=len(found)) if len(numbers) else found
+    for some, images in zip(known, np.bincount(codes, minlength=len(known)).tolist(), strict=True):
+        found[list(some or ())] += images
+    return found
 
 
 def many(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.data.order import SPLIT_SALT, SUBSET_SALT, permute
-from vitrail.data.sources.source import Source, Subset, classes_of, counts
+from vitrail.data.sources.source import Source, Subset, coded, counts
 
 
 def stratified(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -39,9 +39,8 @@ def stratified(source: Source, fraction: float, seed: int) -> tuple[Subset, Subs
 
 def _strata(source: Source) -> NDArray[np.int64]:
     """The class that each image counts for, (N,), -1 if there is none."""
-    frequency = counts(source)
-    labels = (classes_of(source.target(index)) for index in range(len(source)))
-    return np.fromiter((min(some, key=lambda n: (frequency[n], n), default=-1) for some in labels), np.int64)
+    frequency, (codes, known) = counts(source), coded(source)
+    return np.array([min(some or (), key=lambda n: (frequency[n], n), default=-1) for some in known], np.int64)[codes]
 
 
 def _quotas(sizes: list[int], fraction: Fraction) -> list[int]:
@@ -98,4 +97,6 @@ class _Rounds(Sequence[int]):
 
     def __getitem__(self, index: int) -> int:  # type: ignore[override]
         turn, number = divmod(index, len(self.sizes))
+        if not 0 <= turn < self.sizes.max():
+            raise IndexError(index)
         return int(self.order[self.starts[number] + turn % self.sizes[number]])

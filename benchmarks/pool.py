@@ -35,6 +35,8 @@ KEEP_FREED = {
 # For peak memory: glibc's own starting threshold, held there. By default it rises with what was freed before,
 # and then the peak depends on the history of the process.
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10), "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
+PATIENCE = 10  # seconds for a process to end those that it started
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT  # has a process? It keeps its number
 
 
 class WorkerError(RuntimeError):
@@ -82,9 +84,14 @@ def program(
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """Ends a process that leads a session, and every process that it started."""
+    """Ends a process that leads a session, and every process that it started: torchrun, whose processes lead sessions
+    of their own, ends these if it is asked to end and given some seconds."""
     if process.returncode is None:  # once waited for, its number may belong to somebody else
         with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            until = time.monotonic() + PATIENCE
+            while not os.waitid(os.P_PID, process.pid, ENDED) and time.monotonic() < until:
+                time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

@@ -256,6 +256,23 @@ def test_a_topic_that_breaks_leaves_the_others_running_in_what_is_left_of_the_mi
     assert "no space left" in capsys.readouterr().err
 
 
+LEADER = """
+import os, signal, subprocess, sys, time
+other = subprocess.Popen(["sleep", "600"], start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: (other.kill(), other.wait(), sys.exit(1)))
+open("number", "w").write(str(other.pid))
+os.rename("number", "other")
+time.sleep(600)
+"""
+
+
+def test_sessions_that_a_process_made_end_with_it(tmp_path):
+    """As torchrun's do."""
+    with pytest.raises(pool.WorkerError, match="no end within 5 s"):
+        pool.program(["-c", LEADER], 5, folder=tmp_path)
+    assert not Path("/proc", (tmp_path / "other").read_text()).exists()
+
+
 def test_a_process_that_fails_or_takes_too_long_is_an_error_with_its_last_words():
     assert pool.program(["-c", "print('{\"answer\": 7}')"], 60)["answer"] == 7
     with pytest.raises(pool.WorkerError, match=r"(?s)status 1\n.*ZeroDivisionError"):

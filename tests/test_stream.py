@@ -153,6 +153,29 @@ def test_a_stop_that_the_whole_group_gets_is_for_the_parent_alone(program, numbe
     assert (program.returncode, out, errors) == (0, "runs\n", "")
 
 
+ORPHAN = """
+import multiprocessing, os, signal, time
+from vitrail.data.stream import begin
+
+def late(parent):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    print("alone", flush=True)
+    begin(0)
+    time.sleep(600)
+
+multiprocessing.get_context("fork").Process(target=late, args=(os.getpid(),)).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="of what is forked")
+def test_a_worker_ends_whose_parent_was_killed_before_it_began():
+    """Its output ends when the last process that may write to it ends."""
+    found = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout) == (-signal.SIGKILL, "alone\n")
+
+
 @pytest.mark.slow
 def test_workers_end_within_20_seconds_of_a_parent_that_is_killed(program):
     """Also one that waits until its batch is read, which torch's own watch leaves for ever."""

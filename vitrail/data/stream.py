@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import active_children
+from multiprocessing import active_children, get_start_method, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
@@ -212,7 +212,9 @@ def begin(worker: int) -> None:
         signal.signal(stop, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    above = parent_process()  # it may be gone by now, and another the parent
+    parent = above.pid if above and above.pid and get_start_method() == "fork" else os.getppid()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

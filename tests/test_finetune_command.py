@@ -14,7 +14,7 @@ from vitrail import Pipeline, train
 from vitrail import run as runs
 from vitrail.cli import launch
 from vitrail.data.images.preprocessing import Preprocessing
-from vitrail.models import vit
+from vitrail.models import resnet, vit
 from vitrail.recipes.finetune import LEAST
 from vitrail.tasks import Classify
 
@@ -70,6 +70,17 @@ def test_a_probe_that_was_better_is_said_to_have_been(capsys, monkeypatch):
     monkeypatch.setattr(train, "judge", lambda *given: ({**real(*given)[0], "accuracy": next(scores)}, real(*given)[1]))
     _, err = printed(capsys, *finetune("--evaluate-every", "2 steps"))
     assert "it was better before its first step: accuracy 100.0%" in err
+
+
+@pytest.mark.parametrize("recipe", ["small", "paper"])
+def test_a_resnet_is_fine_tuned_too(capsys, here, recipe):
+    """It has no blocks, by which rates could fall from layer to layer."""
+    model = resnet.ResNet(resnet.Config((1,), 0.5, classes=4, image_size=(32, 32)))
+    how = Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)
+    Pipeline(Classify(model, how, class_names=("a", "b", "c", "d"))).save(here / "resnet")
+    printed(capsys, *finetune("--weights", "resnet", "--recipe", recipe, "--device", "cpu", "--image-size", "32", "32"))
+    (run,) = (here / "runs").iterdir()
+    assert runs.read(run).model.kind == "resnet"
 
 
 def test_the_papers_recipe_and_one_rate(capsys, here):

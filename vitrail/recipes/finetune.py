@@ -103,7 +103,11 @@ def finetune_small(data: str, weights: str, images: int | None = None) -> Run:
         data=Data(data),
         augment=Augment(crop="inception", scale=(0.35, 1.0), flip=0.5),
         optim=optim.Config(
-            lr=rate, weight_decay=0.05, layer_decay=0.75, clip=1.0, schedule=Schedule("cosine", warmup="10%")
+            lr=rate,
+            weight_decay=0.05,
+            layer_decay=0.75 if isinstance(model, vit.Config) else 1.0,  # a ResNet has no blocks to count
+            clip=1.0,
+            schedule=Schedule("cosine", warmup="10%"),
         ),
         start=weights,
         head=head,

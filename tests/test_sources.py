@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from made_sources import GREY, IMAGES, LABELS, MADE, NAMES, PLACES
 
+from vitrail.data.pack import pack
 from vitrail.data.sources.open import Data, find_splits, open_splits
 from vitrail.data.sources.source import (
+    Arrays,
     Example,
     Renumbered,
     Source,
@@ -155,3 +157,12 @@ def test_a_file_cut_in_half_is_named(tmp_path, kind):
         assert "\n" not in str(caught.value)
         file.write_bytes(whole)
     assert find_splits(Data(str(place)))
+
+
+@pytest.mark.parametrize("label", [-2, 10**6])
+def test_a_packed_label_of_no_class_is_named(tmp_path, label):
+    source = Arrays(np.zeros((3, 8, 8, 3), np.uint8), np.array([0, 1, -1]), ("ash", "elm"), "made")
+    pack({"train": source}, tmp_path / "packed")
+    np.array([0, 1, label], "<i8").tofile(tmp_path / "packed" / "train.targets")
+    with pytest.raises(ValueError, match=rf"train\.targets is damaged: .*{label}.* for 2 classes"):
+        counts(find_splits(Data(str(tmp_path / "packed")))["train"])

@@ -63,9 +63,14 @@ class Packed:
         return self._name(*self._rows(index))
 
     def coded(self) -> tuple[NDArray[np.integer], Sequence[Target]]:
-        return (
-            (self._files["targets"], [*range(len(self.class_names)), None]) if self.targets == "class" else each(self)
-        )
+        labels, classes = self._files["targets"], len(self.class_names)
+        if self.targets != "class" or len(labels) != self.count:
+            return each(self)
+        low, high = labels.min(initial=-1), labels.max(initial=-1)
+        if low < -1 or high >= classes:  # -1 is None
+            what = f"{self._path('targets')} is damaged: it has labels from {low} to {high} for {classes} classes"
+            raise ValueError(f"{what}; pack the images again.")
+        return labels, [*range(classes), None]
 
     def _target(self, row: list[int], end: list[int]) -> Target:
         found = self._files["targets"][row[TARGET] : end[TARGET]].tolist()

@@ -264,8 +264,8 @@ def classes_of(target: Target) -> tuple[int, ...]:
 def coded(source: Source) -> tuple[NDArray[np.integer], list[tuple[int, ...] | None]]:
     """(the place of each image's classes in a list, (N,); that list, with None where they are unknown).
 
-    A source with a method of this name, which gives places and targets, is not asked image by image: a hundred million
-    take seconds.
+    A source with a method of this name, which gives places, -1 for the last, and targets, is not asked image by image:
+    a hundred million take seconds.
     """
     if (numbered := getattr(source, "coded", None)) is not None:
         codes, targets = numbered()

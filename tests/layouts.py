@@ -68,7 +68,7 @@ def run(model: str, name: str, steps: int, world: int, shard: int) -> str:
         text = (here / "r.py").read_text().replace("import vit\n", "import resnet, vit\n")
         (here / "r.py").write_text(text.replace(VIT, MODELS[model]))
         if world:
-            trained(here, world, "out", "--shard", str(shard), *more)
+            trained(here, world, "out", "--shard", str(shard), *more, patience=1200)
         else:
             alone(here, "out", *more)
         return bits(here, "out", steps)

@@ -51,10 +51,10 @@ def started(here, world, out, *more, restarts=0, recipe="r.py:tiny", **environme
     )
 
 
-def trained(here, world, out, *more, **how):
-    """What it said, once it has ended well."""
+def trained(here, world, out, *more, patience=240, **how):
+    """What it said, once it has ended well. patience: in seconds."""
     with started(here, world, out, *more, **how) as process:
-        said = process.communicate(timeout=240)[1]
+        said = process.communicate(timeout=patience)[1]
     assert process.returncode == 0, said
     return said
 

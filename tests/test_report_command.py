@@ -13,7 +13,7 @@ from command_line import TINY, photos, printed, refused
 from pages import browser
 from PIL import Image
 
-from vitrail.report.compare_page import difference
+from vitrail.evaluate.results import difference
 from vitrail.report.html import heated
 
 WORDS = ["--data", "photos", *TINY, "--duration", "2 steps", "--image-size", "24"]

@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
-from vitrail.config import dump, kinds, parse
+from vitrail.config import dump
 from vitrail.data.images.decode import Opened, opened
 from vitrail.data.images.decode import read as read_bytes
 from vitrail.data.images.geometry import View, centred
@@ -36,7 +36,9 @@ from vitrail.evaluate.evaluator import evaluating
 from vitrail.models import Model
 from vitrail.runtime.blocks import pick_device
 from vitrail.runtime.inference import batch_size, prepared
-from vitrail.tasks import Task, TaskConfig
+from vitrail.tasks import Task
+from vitrail.tasks.exported import exported, needs_weights, open_session, recognised
+from vitrail.tasks.task import config_of
 from vitrail.weights import folder
 from vitrail.weights.adjust import adjust, class_file
 from vitrail.weights.format import Asked, Weights
@@ -107,7 +109,8 @@ class Pipeline:
         say: Callable[[str], object] = lambda _: None,
         **options: Any,
     ) -> "Pipeline":
-        """From a run folder, a model folder, a file with weights or hf-hub:NAME; unnamed classes go by their numbers.
+        """From a run folder, a model folder, a file with weights or hf-hub:NAME, or a file that `vitrail export` wrote;
+        unnamed classes go by their numbers.
 
         int8: faster on a CPU, a little less exact; `vitrail evaluate --int8` measures how much on your images.
         classes: their names in the head's order, a file with them (weights/adjust.py), or "numbers".
@@ -116,10 +119,12 @@ class Pipeline:
         ignore and strict as in `Asked` (weights/format.py). say: is told what was chosen or guessed.
         ValueError, naming the file, where there is none, or it cannot be read.
         """
-        where = pick_device(device)
+        place = resolve(path)
+        where = pick_device("cpu" if recognised(place) and device == "auto" else device)
         if int8 and where != "cpu":
             raise ValueError(f"int8 layers are computed on the CPU, not on {where}; use the device cpu.")
-        place = resolve(path)
+        if recognised(place):
+            return cls._exported(place, where, int8, classes, options)
         weights = opened_weights(place, **options)
         for note in weights.notes:
             say(f"{path}: {note}")
@@ -130,16 +135,33 @@ class Pipeline:
                 names = tuple(map(str, range(count))) if classes == "numbers" else class_file(Path(classes), count)[1]
             elif classes is not None:
                 names = adjust(weights, names=tuple(classes)).class_names or names
-            task = _config(weights.task).task(instantiate(weights, weights.config)[0], weights.preprocessing, names)
+            task = config_of(weights.task).task(instantiate(weights, weights.config)[0], weights.preprocessing, names)
             if weights.format == "vitrail":
                 _restore(task, weights.extra)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{place}: {error}") from None
         return cls(task.to(where).eval(), int8)
 
+    @classmethod
+    def _exported(cls, place: Path, device: str, int8: bool, classes: Any, options: dict[str, Any]) -> "Pipeline":
+        """Of a file that `vitrail export` wrote."""
+        if int8 or device != "cpu":
+            how = "has its precision; export it with --int8" if int8 else f"runs on the CPU, not on {device}"
+            raise ValueError(f"{place} is an exported file and {how}.")
+        session = open_session(place)
+        count = session.about.model.classes
+        names = tuple(map(str, range(count))) if classes == "numbers" else ()
+        try:
+            if classes is not None and not names:
+                names = class_file(Path(classes), count)[1] if isinstance(classes, str | Path) else tuple(classes)
+            return cls(exported(session, str(place), names, **options).eval())
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{place}: {error}") from None
+
     def save(self, path: Path | str) -> None:
         """Writes the model folder. ValueError where the disk refuses, or the head is not one linear layer with an
         output for each class name."""
+        needs_weights(self.task, "save")
         task, head = self.task, self.task.model.head
         if not isinstance(head, nn.Linear | nn.Identity):
             raise ValueError(f"the head is a {type(head).__name__}; only one nn.Linear can be saved.")
@@ -240,7 +262,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def _predicted(self, module: Module, images: UInt8[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        device, height, width = next(self.task.parameters()).device, *images.shape[-2:]
+        device, height, width = self.task.device, *images.shape[-2:]
         size = batch_size(self.task.model.config, (height, width), device)
         with evaluating(module):  # a compiled task is used as it is
             parts = [module(part.to(device)) for part in images.split(size)]
@@ -297,15 +319,6 @@ def _restore(task: Task, found: Mapping[str, Tensor]) -> None:
         name = min(own.keys() ^ found.keys())
         raise ValueError(f"{folder.TASK} has {'no' if name in own else 'an unknown'} {name}; the folder is damaged.")
     task.load_state_dict({**task.state_dict(), **found})
-
-
-def _config(card: dict[str, Any]) -> TaskConfig:
-    """The config of a model folder's task. ValueError for a kind that is not known."""
-    known = kinds(TaskConfig)
-    if card["kind"] not in known:
-        there = f"its task is {card['kind']!r}, and here there is {', '.join(sorted(known))}"
-        raise ValueError(f"{there}; if it is code of your own, name the file with --code.")
-    return parse(TaskConfig, card)
 
 
 def opened_weights(

@@ -20,6 +20,7 @@ from vitrail import __version__
 from vitrail.cli.data import Check, Pack
 from vitrail.cli.evaluate import Evaluate
 from vitrail.cli.explain import Explain
+from vitrail.cli.export import BenchmarkExport, Export
 from vitrail.cli.fewshot import Fewshot
 from vitrail.cli.finetune import Finetune
 from vitrail.cli.options import Command, columns, parse
@@ -41,6 +42,8 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "fewshot": Fewshot,
     "explain": Explain,
+    "export": Export,
+    "benchmark-export": BenchmarkExport,
     "report": Report,
     "info": Info,
     "convert": Convert,

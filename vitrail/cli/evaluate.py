@@ -1,7 +1,7 @@
 """`vitrail evaluate`: how good weights are on labelled images."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from vitrail.progress import few, say
 if TYPE_CHECKING:
     from vitrail.data.sources.open import Data, Needs
     from vitrail.data.sources.source import Source
-    from vitrail.evaluate import Evaluator
+    from vitrail.evaluate import Evaluator, Validation
     from vitrail.run import Run
     from vitrail.tasks import Task
 
@@ -51,30 +51,61 @@ class Evaluate(Using, Command):
     of answers that int8 does not change."""
 
     def run(self, given: Given) -> None:
-        from vitrail import run as runs
-        from vitrail.data.stream import workers_for
-        from vitrail.evaluate import Validation
         from vitrail.evaluate.evaluator import judge
         from vitrail.evaluate.summary import document, text
-        from vitrail.runtime.inference import batch_size, prepared
+        from vitrail.runtime.inference import prepared
+        from vitrail.tasks.exported import needs_weights
 
         if self.int8 and self.device not in ("auto", "cpu"):
             raise ValueError(f"int8 layers are computed on the CPU; leave out --device {self.device}.")
-        folder = Path(self.model)
-        run = runs.read(folder) if (folder / "run.json").is_file() else None
+        run = self.made()
         task = self.pipeline(self.model, cpu=self.int8 or (run is not None and run.device == "cpu")).task
-        device = next(task.parameters()).device
-        evaluators = self._evaluators(run, task)
-        source, train, known = self._sources(run, task, given, evaluators)
-        task = task.for_targets(source.targets)
-        skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
-        say(f"evaluating {self.model} on {len(source):,} images, on {device}")
+        if self.int8:
+            needs_weights(task, "compute in 8 bits")
+        evaluators = self.evaluators(run, task)
         left = list[str]()
 
         def skipped(problem: str) -> None:
             left.append(problem)
             say(problem)
 
+        task, data, known = self.opened(run, task, given, evaluators, skipped)
+        found, small = judge(evaluators, prepared(task), data), None
+        if self.int8:
+            # Each image is named once; int8's weights are not in what names kept features.
+            quiet = replace(data, skipped=(lambda _: None) if data.skipped else None, keep=False)
+            small = judge(evaluators, prepared(task, "int8"), quiet)
+        result = document(found, small) | ({"trained_on": known} if known else {})
+        warning = f"\n{known:.1%} of these images were trained on: on new images the model is worse" if known else ""
+        self.answer(result, text(result) + warning)
+        if left:
+            sys.exit(1)
+
+    def made(self) -> "Run | None":
+        """The run that the model is of; None where it is none."""
+        from vitrail import run as runs
+
+        folder = Path(self.model)
+        return runs.read(folder) if (folder / "run.json").is_file() else None
+
+    def opened(
+        self,
+        run: "Run | None",
+        task: "Task",
+        given: Given,
+        evaluators: "Sequence[Evaluator]",
+        skipped: Callable[[str], None],
+    ) -> "tuple[Task, Validation, float]":
+        """(the task as these images are judged by it, the images, the fraction of them that it was trained on)."""
+        from vitrail.data.stream import workers_for
+        from vitrail.evaluate import Validation
+        from vitrail.runtime.inference import batch_size
+        from vitrail.tasks.exported import Exported
+
+        source, train, known = self._sources(run, task, given, evaluators)
+        task, device = task.for_targets(source.targets), task.device
+        skip = self.skip_unreadable or (run is not None and not self.data and run.data.unreadable == "skip")
+        say(f"evaluating {self.model} on {len(source):,} images, on {device}")
         data = Validation(
             source,
             task.preprocessing,
@@ -84,20 +115,11 @@ class Evaluate(Using, Command):
             workers_for(device, run and run.workers),
             skipped if skip else None,
             train=train,
-            keep=True,
+            keep=not isinstance(task, Exported),
         )
-        found, small = judge(evaluators, prepared(task), data), None
-        if self.int8:
-            # Each image is named once; int8's weights are not in what names kept features.
-            quiet = replace(data, skipped=(lambda _: None) if skip else None, keep=False)
-            small = judge(evaluators, prepared(task, "int8"), quiet)
-        result = document(found, small) | ({"trained_on": known} if known else {})
-        warning = f"\n{known:.1%} of these images were trained on: on new images the model is worse" if known else ""
-        self.answer(result, text(result) + warning)
-        if left:
-            sys.exit(1)
+        return task, data, known
 
-    def _evaluators(self, run: "Run | None", task: "Task") -> "Sequence[Evaluator]":
+    def evaluators(self, run: "Run | None", task: "Task") -> "Sequence[Evaluator]":
         """Those that are named, or the run's, or the task's. ValueError for a name that is not known."""
         from vitrail.evaluate import Evaluator
 

@@ -51,11 +51,13 @@ class Fewshot(Using, Command):
         from vitrail.evaluate.shots import ACCEPTED, fitted
         from vitrail.pipeline import Pipeline
         from vitrail.tasks import Classify, ClassifyConfig
+        from vitrail.tasks.exported import needs_weights
 
         target = Path(self.out)
         if target.exists():
             raise ValueError(f"{target} exists; name another folder with --out.")
         task = self.pipeline(self.model).task
+        needs_weights(task, "put a head on")
         found = find_splits(described(self.folder, given, self, "vitrail fewshot"))
         source = found.get("train") or next(iter(found.values()))
         old = self._before(task) if self.add else None
@@ -102,7 +104,7 @@ class Fewshot(Using, Command):
         from vitrail.evaluate.features import features
         from vitrail.runtime.inference import batch_size, prepared
 
-        device = next(task.parameters()).device
+        device = task.device
         some = Subset(source, spread(len(source), MOST)) if len(source) > MOST else source
         batch = batch_size(task.model.config, task.preprocessing.image_size, device)
         collate = partial(task.config.collate, source=some)

@@ -10,14 +10,15 @@ from typing import Any
 
 from vitrail.models import Config, resnet, vit
 from vitrail.models.cost import flops, parameters, tokens
+from vitrail.tasks.exported import About
 from vitrail.weights.format import Weights
 
 
 def describe(
-    name: str, config: Config, image_size: tuple[int, int] | None, weights: Weights | None = None
+    name: str, config: Config, image_size: tuple[int, int] | None, weights: Weights | About | None = None
 ) -> dict[str, Any]:
     """The card of a model for images of (height, width), without it of the model's own size. weights: what it was read
-    from, if from anything.
+    from, if from anything; an exported file, too.
 
     "other_remainders" says what a size that the patch does not divide costs under the other choices. ValueError for a
     size that the model does not read, and for a model that is too large.
@@ -56,6 +57,7 @@ def text(card: dict[str, Any]) -> str:
         rows.append(("forward", f"{at['flops'] / 1e9:.2f} GFLOP" + f"   (--remainder {choice})" * (at is not card)))
     if card["preprocessing"]:
         rows.append(("preprocessing", _plain(card["preprocessing"])))
+    rows += [(name, _plain(value)) for name, value in card.get("file", {}).items()]
     if names := card["class_names"]:
         rows.append(("classes", ", ".join(names if len(names) <= 20 else [*names[:10], f"... ({len(names)} in all)"])))
     lines = [card["name"], *(f"  {name:14}{words}" for name, words in rows), "  configuration"]

@@ -171,7 +171,7 @@ def _value(
             raise ValueError(f"{option(name)}: {error}") from None
     if spec.nargs == 1:
         words = [said]
-    elif len(words) == 1 and said != "None" and tuple[int, int] in (hint, *typing.get_args(hint)):
+    elif len(words) == 1 and said not in ("None", "any") and tuple[int, int] in (hint, *typing.get_args(hint)):
         words = [said, said]
     counts = (spec.nargs,) if isinstance(spec.nargs, int) else spec.nargs
     if (counts == "*" or len(words) in counts) and set(words) <= set(spec.choices or words):

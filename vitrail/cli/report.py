@@ -80,7 +80,7 @@ class Report(Command):
         device = "cpu" if run.device == "cpu" else "auto"
         task = Pipeline.load(folder, device=device).task
         splits = open_splits(replace(run.data, balance=False), run.task.needs)
-        where = next(task.parameters()).device
+        where = task.device
         say(f"judging {folder} on {len(splits.val):,} images, on {where}")
         size = batch_size(task.model.config, task.preprocessing.image_size, where)
         collate = partial(task.config.collate, source=splits.val)

@@ -26,15 +26,23 @@ class Info(Opening, Command):
 
     extends = True
     model: Model
-    """A name from docs/zoo.md, such as ViT-B/16, R50+ViT-B/16 or vit_base_patch16_224; or a run, model or weights."""
+    """A name from docs/zoo.md, such as ViT-B/16, R50+ViT-B/16 or vit_base_patch16_224; or a run, a model, weights, or a
+    file that vitrail export wrote."""
 
     def run(self, given: Given) -> None:
         from vitrail.cli.model_card import describe, text
         from vitrail.models.zoo import canonical, configure
+        from vitrail.tasks.exported import open_session, recognised
         from vitrail.weights.hub import PREFIXES
 
         path = Path(self.model)
-        if path.exists() or path.suffix in SUFFIXES or self.model.startswith(PREFIXES):
+        if recognised(path):
+            session = open_session(path)
+            about = session.about
+            card = describe(self.model, about.model, self.image_size or about.size, about)
+            file = {"runtime": session.runtime, "precision": about.precision, "takes": about.size or "any size"}
+            card["file"] = file | {"weights": about.weights, "vitrail": about.version}
+        elif path.exists() or path.suffix in SUFFIXES or self.model.startswith(PREFIXES):
             if given:
                 raise ValueError(f"{path} is a trained model; its fields ({', '.join(given)}) cannot be overridden.")
             weights = self.weights(self.model, brought=False)

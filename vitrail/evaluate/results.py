@@ -193,6 +193,16 @@ class MultiLabel(ClassificationResult):
         return np.argsort(-self.losses, kind="stable")[:count]
 
 
+def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """(other - one, low, high): the difference of two accuracies on the same images, with Wald's interval of paired
+    proportions, half an image added to each kind of disagreement (Agresti and Min, 2005)."""
+    count, gained, lost = len(one), int((other & ~one).sum()), int((one & ~other).sum())
+    plus, minus, total = gained + 0.5, lost + 0.5, count + 2
+    centre = (plus - minus) / total
+    half = NORMAL_95 * math.sqrt(plus + minus - (plus - minus) ** 2 / total) / total
+    return (gained - lost) / count, centre - half, centre + half
+
+
 def agreement(one: ClassificationResult, other: ClassificationResult) -> float:
     """The fraction of decisions that are the same in two results, over the images that are in both."""
     _, first, second = np.intersect1d(one.indices, other.indices, assume_unique=True, return_indices=True)

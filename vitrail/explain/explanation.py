@@ -24,6 +24,7 @@ from vitrail.pipeline import Pipeline
 from vitrail.progress import few
 from vitrail.tasks import Task
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.exported import needs_weights
 
 TITLES: dict[Method, str] = {
     "gradient": "gradient-weighted attention (Chefer et al., 2021)",
@@ -109,7 +110,7 @@ def explain(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     pixels = torch.from_numpy(np.array(view.apply(photo).transpose(2, 0, 1), order="C"))[None]
-    images = task.input(pixels.to(next(task.parameters()).device))
+    images = task.input(pixels.to(task.device))
     with torch.no_grad(), attention(model) as maps:
         tokens = model.tokens(images)
         logits = model.head(model.pre_logits(model.pool(tokens)))
@@ -144,6 +145,7 @@ def explain(
 
 def check(task: Task, method: Method, labels: Sequence[str] = (), faithfulness: bool = False) -> vit.ViT:
     """The task's model. ValueError where it cannot be explained so, or does not have these classes."""
+    needs_weights(task, "explain")
     if not isinstance(task.model, vit.ViT):
         raise ValueError("a ResNet has no attention to explain; give a ViT or a hybrid.")
     names = _names(task)

@@ -1,6 +1,5 @@
 """Everything that shapes a Vision Transformer or a ResNet, and what follows from it; vit.py, resnet.py: the models."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +11,12 @@ Relative = Literal["none", "geometric", "bilinear"]
 Pool = Literal["token", "avg", "map", "token_avg", "distilled"]
 Positions = Literal["learned", "sincos", "sincos_mae", "none"]
 Remainder = Literal["pad", "refuse", "crop"]
+
+
+def symbolic(*sizes: int) -> bool:
+    """Whether one of them is a symbol, in a graph for sizes that torch.export leaves open: what depends on its value
+    cannot be decided while tracing, or the graph is wrong, in silence, for the other values."""
+    return not all(isinstance(size, int) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -208,4 +213,5 @@ class Fields:
             if height < sh or width < sw:
                 raise ValueError(f"an image of {height} x {width} is smaller than one patch of {sh} x {sw}.")
             return height // sh, width // sw
-        return math.ceil(height / sh), math.ceil(width / sw)
+        # Not -(-height // sh): a graph in ONNX divides towards 0.
+        return (height + sh - 1) // sh, (width + sw - 1) // sw

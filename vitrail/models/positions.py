@@ -46,6 +46,6 @@ def sincos(grid: tuple[int, int], width: int, mae: bool, device: torch.device | 
     count = width // 4
     omega = torch.arange(count, dtype=torch.float64, device=device) / (count if mae else max(1, count - 1))
     omega = 10000.0**-omega
-    y = torch.arange(grid[0], dtype=torch.float64, device=device).repeat_interleave(grid[1])[:, None] * omega
-    x = torch.arange(grid[1], dtype=torch.float64, device=device).repeat(grid[0])[:, None] * omega
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
+    y, x = (torch.arange(cells, dtype=torch.float64, device=device)[:, None] * omega for cells in grid)
+    y, x = y[:, None].expand(*grid, count), x.expand(*grid, count)
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=2).flatten(0, 1)

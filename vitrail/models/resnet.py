@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.models.config import ResNetFields
+from vitrail.models.config import ResNetFields, symbolic
 from vitrail.models.init import initialise
 
 Device = torch.device | None
@@ -38,11 +38,12 @@ class Config(ResNetFields):
 
 
 def same_padding(images: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad (B, C, H, W) as TensorFlow's SAME does: ceil(size / stride) outputs, the odd pixel at the far end."""
-    height, width = (
-        max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in (images.shape[-2], images.shape[-1])
-    )
-    if not (height or width):
+    """Pad (B, C, H, W) as TensorFlow's SAME does: ceil(size / stride) outputs, the odd pixel at the far end. The kernel
+    is 1 or not smaller than the stride."""
+    if kernel == 1:  # it reads the first pixel of each stride, and the last one has it
+        return images
+    height, width = ((n - 1) // stride * stride + kernel - n for n in (images.shape[-2], images.shape[-1]))
+    if not (symbolic(height, width) or height or width):
         return images
     return F.pad(images, (width // 2, width - width // 2, height // 2, height - height // 2), value=value)
 
@@ -57,11 +58,14 @@ class StdConv2d(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, bias=False, device=device)
         self.inside = config.numerics == "timm"
 
-    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+    def standardised(self) -> Float[Tensor, "D C k k"]:
+        """The kernel that is used."""
         std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) / ((std.square() + 1e-8).sqrt() if self.inside else std + 1e-5)
+        return (self.weight - mean) / ((std.square() + 1e-8).sqrt() if self.inside else std + 1e-5)
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         input = same_padding(input, self.kernel_size[0], self.stride[0])
-        return F.conv2d(input, weight.to(input.dtype), None, self.stride)
+        return F.conv2d(input, self.standardised().to(input.dtype), None, self.stride)
 
 
 class GroupNormReLU(nn.GroupNorm):

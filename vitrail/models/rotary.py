@@ -51,7 +51,8 @@ def turning(
 
 def turn(x: Float[Tensor, "B heads T D_h"], by: Turn) -> Float[Tensor, "B heads T D_h"]:
     """Queries or keys with the last N tokens, the patches, turned; those before them as they are."""
-    first, patches = x.split((x.shape[2] - len(by.cos), len(by.cos)), dim=2)
+    prefix = x.shape[2] - by.cos.shape[0]
+    first, patches = x[:, :, :prefix], x[:, :, prefix:]
     if by.halves:
         left, right = patches.chunk(2, dim=-1)
         across = torch.cat([-right, left], dim=-1)

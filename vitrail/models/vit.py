@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitrail.models import resnet
-from vitrail.models.config import Fields
+from vitrail.models.config import Fields, symbolic
 from vitrail.models.init import initialise
 from vitrail.models.layers import Activation, Dropout, DropPath, LayerScale, activate
 from vitrail.models.positions import resample, sincos
@@ -76,7 +76,7 @@ class PatchEmbed(nn.Module):
             raise ValueError(f"the images have {images.shape[1]} channels, the model reads {self.config.channels}.")
         rows, columns = self.config.grid((height, width))
         bottom, right = rows * self.config.stride[0] - height, columns * self.config.stride[1] - width
-        if bottom or right:  # negative where the rest is cropped
+        if symbolic(bottom, right) or bottom or right:  # negative where the rest is cropped
             images = F.pad(images, (0, right, 0, bottom))
         if isinstance(self.backbone, resnet.ResNet):
             images = self.backbone.features(images)

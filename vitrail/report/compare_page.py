@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vitrail.config import dump
 from vitrail.data.sources.source import Source
-from vitrail.evaluate.results import NORMAL_95, SingleLabel, accuracy_interval
+from vitrail.evaluate.results import SingleLabel, accuracy_interval, difference
 from vitrail.log import read_history
 from vitrail.models.cost import flops, parameters
 from vitrail.report.charts import Chart, Line, lines
@@ -60,16 +60,6 @@ def page(judged: Sequence[Judged], source: Source) -> str:
         settings=settings,
         folders=folders,
     )
-
-
-def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """(other - one, low, high): the difference of two accuracies on the same images, with Wald's interval of paired
-    proportions, half an image added to each kind of disagreement (Agresti and Min, 2005)."""
-    count, gained, lost = len(one), int((other & ~one).sum()), int((one & ~other).sum())
-    plus, minus, total = gained + 0.5, lost + 0.5, count + 2
-    centre = (plus - minus) / total
-    half = NORMAL_95 * math.sqrt(plus + minus - (plus - minus) ** 2 / total) / total
-    return (gained - lost) / count, centre - half, centre + half
 
 
 def _rows(judged: Sequence[Judged]) -> Iterator[list[str]]:

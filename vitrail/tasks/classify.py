@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -148,10 +148,18 @@ class Classify(Task):
         After softmax the probabilities of an image sum to 1; after sigmoid each class has its own. Where there are
         targets also losses (B,), float64, without smoothing and weights.
         """
-        features = self.model.represent(self.input(batch["images"]))
-        logits = self.model.head(features).float()
+        return self.judged(self.outputs(batch["images"]), batch)
+
+    def outputs(self, images: Num[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """features and logits."""
+        features = self.model.represent(self.input(images))
+        return {"features": features.float(), "logits": self.model.head(features).float()}
+
+    def judged(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Probabilities and losses from the logits."""
+        logits = outputs["logits"]
         probabilities = logits.softmax(-1) if self.config.loss == "softmax" else logits.sigmoid()
-        found = {"features": features.float(), "logits": logits, "probabilities": probabilities}
+        found = {**outputs, "probabilities": probabilities}
         if "targets" not in batch:
             return found
         exact, targets, classes = logits.double(), batch["targets"], logits.shape[1]

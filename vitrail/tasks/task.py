@@ -14,6 +14,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from vitrail.batch import Batch
+from vitrail.config import kinds, parse
 from vitrail.data.images.augment import Augment
 from vitrail.data.images.geometry import View
 from vitrail.data.images.preprocessing import Preprocessing, normalise
@@ -68,6 +69,15 @@ class TaskConfig(ABC):
         return stacked(samples)
 
 
+def config_of(card: dict[str, Any]) -> TaskConfig:
+    """The config of a model folder's or exported file's task. ValueError for a kind that is not known."""
+    known = kinds(TaskConfig)
+    if card["kind"] not in known:
+        there = f"its task is {card['kind']!r}, and here there is {', '.join(sorted(known))}"
+        raise ValueError(f"{there}; if it is code of your own, name the file with --code.")
+    return parse(TaskConfig, card)
+
+
 class Task(nn.Module, ABC):
     """What a TaskConfig builds. class_names: of the data, () where it has none. shown: how many views of each image go
     through the model at once, at most."""
@@ -91,6 +101,14 @@ class Task(nn.Module, ABC):
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """What the model makes of each image, without gradients: "features" (B, D), and what the task adds."""
 
+    def outputs(self, images: Num[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """That part of `predict` which an exported graph computes, of bytes."""
+        return self.predict(Batch(images=images))
+
+    def judged(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What `predict` says, from `outputs`."""
+        return outputs
+
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """What a page shows of each image: "tokens", float32 (B, rows, columns, D), those of the patches after the
@@ -109,6 +127,11 @@ class Task(nn.Module, ABC):
     def for_targets(self, targets: Targets) -> "Task":
         """The task as it judges images with such targets."""
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are to be brought."""
+        return next(self.parameters()).device
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step: teachers and schedules of the task's own."""

@@ -5,6 +5,7 @@
     python -m benchmarks.startup         seconds until the command, an import, an answer, a first step are there
     python -m benchmarks.weights         loading, predicting, converting
     python -m benchmarks.inference       forward passes, plain and int8, beside timm, eager and compiled
+    python -m benchmarks.exporting       exported files beside timm's model: ONNX Runtime, OpenVINO, 8 bits
     python -m benchmarks.loader          the data path alone, beside timm's loader and torchvision's folders
     python -m benchmarks.remote          the same from a store over HTTP, beside litData, webdataset and MosaicML
     python -m benchmarks.training        a training step beside timm's training script and a bare loop

@@ -19,13 +19,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN = 350, 80, 12
 FLOORS, INNER_FLOORS = 6, 4
-TOTAL = {"vitrail": 26_800, "benchmarks": 5_800}
+TOTAL = {"vitrail": 27_700, "benchmarks": 5_800}
 # Lines per room: what it should have when all is built, and a tenth more (LOG.md says why where one was changed).
 ROOMS = {
-    "batch": 80, "checkpoint": 320, "cli": 3_010, "config": 175, "data": 6_120, "evaluate": 2_000, "explain": 590,
+    "batch": 80, "checkpoint": 320, "cli": 3_150, "config": 175, "data": 6_120, "evaluate": 2_000, "explain": 590,
     "export": 320, "log": 240, "models": 1_500, "optim": 780, "pipeline": 320, "plan": 260, "progress": 60,
-    "recipes": 950, "report": 920, "run": 245, "runtime": 1_480, "study": 540, "tasks": 1_700, "train": 320,
-    "weights": 2_630,
+    "recipes": 950, "report": 930, "run": 245, "runtime": 1_480, "serve": 700, "study": 540, "tasks": 1_700,
+    "train": 320, "weights": 2_630,
 }  # fmt: skip
 Graph = dict[str, set[str]]
 

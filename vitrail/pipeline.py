@@ -199,15 +199,15 @@ class Pipeline:
         named = zip(names, [images] if several is None else several, strict=False)
         # At their own size, a few images may already fill the memory.
         ahead = WORKERS if self.preprocessing.resize == "native" else 32
-        waiting: list[_Item] = []
+        waiting: list[Item] = []
         filled = 0
-        for item in prefetch(self._prepared, named, ahead, WORKERS):
+        for item in prefetch(self.prepare, named, ahead, WORKERS):
             waiting.append(item)
             filled += max(item.pixels, AT_ONCE // 256)
             if filled >= AT_ONCE:
-                yield from self._answers(waiting, module, options)
+                yield from self.answer(waiting, module, options)
                 waiting, filled = [], 0
-        yield from self._answers(waiting, module, options)
+        yield from self.answer(waiting, module, options)
 
     @property
     def module(self) -> Module:
@@ -225,23 +225,23 @@ class Pipeline:
         file, channels = isinstance(image, str | os.PathLike), len(self.preprocessing.mean)
         return opened(read_bytes(Path(image)) if file else content(image, channels, name), name)
 
-    def _prepared(self, named: tuple[str, Any]) -> "_Item":
+    def prepare(self, named: tuple[str, Any]) -> "Item":
         """What the model reads of an image, or what is wrong with it."""
         name, image = named
         name = os.fsdecode(image) if isinstance(image, str | os.PathLike) else name
         try:
             found = self.open(image, name)
         except ValueError as error:
-            return _Item(name, None, error)
+            return Item(name, None, error)
         try:
             view = centred(found.size, self.preprocessing)
             pixels = view.apply(found.decode(view.crop, len(self.preprocessing.mean)))
         except ValueError as error:
             text = str(error)
-            return _Item(name, None, error if text.startswith(name) else ValueError(f"{name}: {text}"))
-        return _Item(name, view, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
+            return Item(name, None, error if text.startswith(name) else ValueError(f"{name}: {text}"))
+        return Item(name, view, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
-    def _answers(self, items: Sequence["_Item"], module: Module, options: dict[str, Any]) -> list[Any]:
+    def answer(self, items: Sequence["Item"], module: Module, options: dict[str, Any]) -> list[Any]:
         """One result an item, in their order; those of one size are one batch."""
         results: dict[int, Any] = {}
         sizes: dict[torch.Size, dict[int, Tensor]] = {}
@@ -270,7 +270,7 @@ class Pipeline:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """An image on its way. content: uint8 (C, H, W)."""
 
     name: str

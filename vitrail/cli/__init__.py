@@ -27,6 +27,7 @@ from vitrail.cli.options import Command, columns, parse
 from vitrail.cli.plan import Plan
 from vitrail.cli.pretrain import Pretrain
 from vitrail.cli.report import Report
+from vitrail.cli.serve import Serve
 from vitrail.cli.study import Study
 from vitrail.cli.train import Demo, Resume, Train
 from vitrail.cli.weights import Convert, Info, Predict
@@ -44,6 +45,7 @@ COMMANDS: dict[str, type[Command]] = {
     "explain": Explain,
     "export": Export,
     "benchmark-export": BenchmarkExport,
+    "serve": Serve,
     "report": Report,
     "info": Info,
     "convert": Convert,

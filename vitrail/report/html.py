@@ -35,14 +35,14 @@ NAME = 36  # letters of a file's name below its image
 EXACT = 96 * 96  # pixels up to which an image is kept without loss, as PNG
 
 
-def render(template: str, document: Any = None, **values: Any) -> str:
+def render(template: str, document: Any = None, code: str = "page.js", allow: str = "", **values: Any) -> str:
     """The whole page, without UNFIT characters, wherever they came in. document: what the page has as JSON, in the
-    element "data"; such a page has our script."""
+    element "data"; such a page has our script, `code`. allow: what its policy permits besides."""
     script = policy = data = ""
     if document is not None:
-        script = (files("vitrail.report") / "templates" / "page.js").read_text(encoding="utf-8")
+        script = (files("vitrail.report") / "templates" / code).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy = f"; script-src 'sha256-{digest}'"
+        policy = f"; script-src 'sha256-{digest}'{allow}"
         text = json.dumps(_finite(document), ensure_ascii=False).replace("<", "\\u003c")
         data = f'<script type="application/json" id="data">{text}</script>'
     values |= {"script": script, "policy": policy, "data": data}
@@ -101,9 +101,11 @@ def thumbnail(image: UInt8[np.ndarray, "H W C"], side: int = SIDE) -> Thumbnail:
     return Thumbnail(f"data:image/{kind};base64,{data}", wide, high, squares=wide >= 2 * width)
 
 
-def heated(photo: UInt8[np.ndarray, "H W C"], scores: Float[np.ndarray, "rows columns"], box: Box) -> Thumbnail:
+def heated(
+    photo: UInt8[np.ndarray, "H W C"], scores: Float[np.ndarray, "rows columns"], box: Box, side: int = SIDE
+) -> Thumbnail:
     """A map of patches over the photograph in grey: the brightest 2 % are full. box: (left, top, right, bottom) of the
-    map in the photograph's pixels; it may reach beyond."""
+    map in the photograph's pixels; it may reach beyond. side: as of a thumbnail."""
     left, top, right, bottom = box
     height, width = photo.shape[:2]
     rows = np.floor((np.arange(height) + 0.5 - top) / (bottom - top) * scores.shape[0]).astype(int)
@@ -112,7 +114,7 @@ def heated(photo: UInt8[np.ndarray, "H W C"], scores: Float[np.ndarray, "rows co
     place = np.ix_(np.clip(rows + 1, 0, scores.shape[0] + 1), np.clip(columns + 1, 0, scores.shape[1] + 1))
     heat = np.minimum(padded[place] / max(float(np.quantile(scores, 0.98)), 1e-12), 1)[..., None]
     grey = photo.mean(2, keepdims=True) * 0.7
-    return thumbnail((grey * (1 - 0.8 * heat) + np.array(HEAT) * 0.8 * heat).astype(np.uint8))
+    return thumbnail((grey * (1 - 0.8 * heat) + np.array(HEAT) * 0.8 * heat).astype(np.uint8), side)
 
 
 def of_source(source: Source, index: int, channels: int, side: int = SIDE) -> list[Thumbnail]:

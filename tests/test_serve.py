@@ -7,6 +7,7 @@ import re
 import struct
 import threading
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -216,6 +217,15 @@ def test_limits_hold_while_a_request_arrives():
     slow = [("POST", "/predict", {"content": endless(bytes(1_000), 0.05)}) for _ in range(4)]
     assert 503 in {answer.status_code for answer in asked(app, *slow)}
     assert app.state.served.held == 0
+
+
+def test_a_model_that_computes_every_pixel_takes_fewer():
+    native = Pipeline(
+        Classify(pipeline().task.model, replace(pipeline().preprocessing, resize="native"), None, CLASSES)
+    )
+    app = application({"pets": native}, Settings(Limits(native=1_500)))
+    assert one(app, "POST", "/predict", content=image(size=(40, 30))).status_code == 200
+    assert one(app, "POST", "/predict", content=image(size=(40, 50))).status_code == 413
 
 
 def test_a_full_queue_and_a_late_answer(monkeypatch):

@@ -1,6 +1,6 @@
 """What a request may hold, decided before anything of it is decoded.
 
-check(content, "cat.jpg", Limits())         # Refused: 415 of another kind, 413 too large, 400 damaged
+check(content, "cat.jpg", 50_000_000)         # Refused: 415 of another kind, 413 too large, 400 damaged
 """
 
 import struct
@@ -17,11 +17,13 @@ MEGA = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """bytes: of a request. pixels: of an image, by its header. images: of a request. waiting: images on their way.
-    held: bytes of all requests together. seconds: for an answer. reading: seconds for a request to arrive."""
+    """bytes: of a request. pixels: of an image, by its header; native: of one whose every pixel is computed. images: of
+    a request. waiting: images on their way. held: bytes of all requests together. seconds: for an answer. reading:
+    seconds for a request to arrive."""
 
     bytes: int = 20 * MEGA
     pixels: int = 50 * MEGA
+    native: int = 2 * MEGA
     images: int = 64
     waiting: int = 256
     held: int = 512 * MEGA
@@ -43,8 +45,8 @@ class Refused(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def check(content: bytes, name: str, limits: Limits) -> None:
-    """Refused where it is empty, not an image of a kind that is served, or of too many pixels."""
+def check(content: bytes, name: str, pixels: int) -> None:
+    """Refused where it is empty, not an image of a kind that is served, or of more pixels."""
     if not content:
         raise Refused(400, f"{name} is empty.")
     webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
@@ -54,11 +56,11 @@ def check(content: bytes, name: str, limits: Limits) -> None:
     try:
         width, height = _webp(content) if kind is None else _pillow(content, kind)
     except Image.DecompressionBombError:
-        raise Refused(413, f"{name} has far more than {limits.pixels:,} pixels, which is the most.") from None
+        raise Refused(413, f"{name} has far more than {pixels:,} pixels, which is the most.") from None
     except Exception:  # Pillow and struct have many ways to say so
         raise Refused(400, f"{name} is damaged.") from None
-    if width * height > limits.pixels:
-        raise Refused(413, f"{name} has {width} x {height} pixels; at most {limits.pixels:,} are decoded.")
+    if width * height > pixels:
+        raise Refused(413, f"{name} has {width} x {height} pixels; at most {pixels:,} are decoded.")
 
 
 def _pillow(content: bytes, kind: str) -> tuple[int, int]:

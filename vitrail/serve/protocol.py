@@ -30,10 +30,9 @@ class Protocol:
         """POST /v2/models/NAME/infer: images as bytes in base64 or as pixels; labels and probabilities, best first."""
         queue = self.served.queue(request.path_params["name"])
         async with self.served.body(request) as content, asyncio.timeout(self.served.limits.seconds):
-            identity, images, top = _asked(content, self.served.limits)
+            loop, threads = asyncio.get_running_loop(), self.served.threads
+            identity, images, top = await loop.run_in_executor(threads, _asked, content, self.served.limits)
             with queue.room(len(images)):
-                loop = asyncio.get_running_loop()
-                threads = self.served.threads
                 ready = [loop.run_in_executor(threads, self._prepared, queue.pipeline, *image) for image in images]
                 items = await asyncio.gather(*ready)
                 found = await queue.answers(items, {"top": top})

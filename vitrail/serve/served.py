@@ -120,14 +120,15 @@ class Served:
 
     def decoded(self, pipeline: Pipeline, name: str, content: bytes) -> Item:
         """In a thread."""
-        check(content, name, self.limits)
+        native = pipeline.preprocessing.resize == "native"
+        check(content, name, min(self.limits.pixels, self.limits.native) if native else self.limits.pixels)
         return pipeline.prepare((name, content))
 
     async def predict(self, request: Request) -> Response:
         query = request.query_params
         queue, top, method = self.queue(query.get("model")), whole(query.get("top", "5")), query.get("explain")
         async with self.body(request) as content, asyncio.timeout(self.limits.seconds):
-            images = self.images(request, content)
+            images = await asyncio.get_running_loop().run_in_executor(self.threads, self.images, request, content)
             with queue.room(len(images)):
                 found = await self.answers(queue, images, top)
                 answers = [_said(name, one) for (name, _), one in zip(images, found, strict=True)]

@@ -184,7 +184,8 @@ class Export(_Exporting):
     triton: Flag = False
     """FILE is a model's folder in Triton's repository: the file goes into its folder 1, beside a config.pbtxt."""
     json: Flag = False
-    """Print one JSON document: {file, to, image_size, precision, rows}, rows as the table has them."""
+    """Print one JSON document: {file, to, image_size, precision, rows}, rows as the table has them; file is null where
+    there is none."""
 
     def run(self, given: Given) -> None:
         from vitrail.export import ENDINGS, export
@@ -210,7 +211,7 @@ class Export(_Exporting):
         try:
             made = export(judge.pipeline, target, self.to, self.image_size, images, accept)
         except Lossy as error:
-            print(judge.text())
+            self.answer({"file": None, "to": self.to, "rows": judge.document()}, judge.text())
             say(f"vitrail: {error}; there is no file.")
             sys.exit(1)
         judge.rows[-1].bytes = _bytes(target)
@@ -261,10 +262,10 @@ class BenchmarkExport(_Exporting):
 
 
 def _beside(model: str, ending: str, int8: bool) -> Path:
-    """runs/pets/pets.onnx of the run runs/pets, ./NAME.onnx of a name on the Hub."""
+    """runs/pets/pets.onnx of the run runs/pets, beside other folders and files; ./NAME.onnx of a name on the Hub."""
     path = Path(model)
     name = path.resolve().name if path.is_dir() else path.stem
-    folder = path if path.is_dir() else path.parent if path.exists() else Path()
+    folder = path if (path / "run.json").is_file() else path.parent if path.exists() else Path()
     return folder / f"{name.partition(':')[2] or name}{'-int8' * int8}{ending}"
 
 

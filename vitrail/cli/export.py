@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from vitrail.cli.evaluate import Evaluate
@@ -19,6 +18,8 @@ from vitrail.cli.options import Command, Flag, Given, Model
 from vitrail.progress import say
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vitrail.data.sources.source import Source
     from vitrail.evaluate import Evaluator, Validation
     from vitrail.evaluate.evaluator import Result
@@ -271,6 +272,8 @@ def _beside(model: str, ending: str, int8: bool) -> Path:
 
 def triton(name: str, to: Format, file: "Exported") -> str:
     """config.pbtxt for a server of NVIDIA's, Triton; not tried with one. Batches are made by it, from requests."""
+    import numpy as np
+
     about = file.session.about
     sample = np.zeros((1, about.model.channels, *(about.size or about.model.image_size)), np.uint8)
     shapes = [("images", "UINT8", [about.model.channels, *(about.size or (-1, -1))])]

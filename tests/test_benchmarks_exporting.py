@@ -1,4 +1,4 @@
-"""benchmarks/exporting.py on a small model, in a process of its own (test_export_openvino)."""
+"""benchmarks/exporting.py on a small model."""
 
 import subprocess
 import sys

@@ -1,7 +1,9 @@
 """Exported files answer as PyTorch does, at every size, and say what they are."""
 
 import json
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -39,7 +41,7 @@ MODELS = {
     "resnet": resnet.Config(blocks=(1, 1), classes=3, width_factor=0.5, image_size=(32, 32)),
 }
 FAST = [("onnx", "vit"), ("onnx", "hybrid"), ("pt2", "dinov2")]
-FORMATS = ("onnx", "pt2")  # OpenVINO is in openvino_cases.py
+FORMATS = ("onnx", "pt2")  # OpenVINO has test_export_openvino.py
 HARD = ("vit", "dinov2", "rotary", "resnet")  # for the runtimes that differ from ONNX's least
 EVERY = [(to, name) for to in FORMATS for name in MODELS if to == "onnx" or name in HARD]
 EVERY = [case for case in EVERY if case not in FAST]
@@ -91,6 +93,15 @@ def test_a_file_for_one_size_answers_as_pytorch_for_every_number_of_images(tmp_p
         assert apart(made, torch_, images(count, 45, 30)) < TOLERANCE
     with pytest.raises(ValueError, match=r"45 x 30, not 32 x 32.*--image-size any"):
         made.task.predict(Batch(images=images(1, 32, 32)))
+
+
+def test_no_path_of_this_machine_is_in_a_file(made):
+    with zipfile.ZipFile("m.pt2") as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    for text in (content, (made / "m.onnx").read_bytes()):
+        assert b"vitrail" in text
+        assert str(Path(__file__).parents[1]).encode() not in text
+        assert b"site-packages" not in text
 
 
 def test_a_wrong_graph_is_not_kept(tmp_path, monkeypatch):
@@ -217,6 +228,9 @@ def test_what_only_weights_can_do_is_refused(made, capsys):
     assert "m.onnx" in refused(capsys, "explain", "m.onnx", photo, "--out", "e")
     assert "m.onnx" in refused(capsys, "fewshot", "m.onnx", "photos", "--out", "f")
     assert "m.onnx" in refused(capsys, "predict", "m.onnx", photo, "--int8")
+    assert "m.onnx" in refused(capsys, "finetune", "photos", "--weights", "m.onnx")
+    for evaluator in ("linear", "attentive"):
+        assert "exported file" in refused_late(capsys, "evaluate", "m.onnx", "photos", "--with", evaluator)
     assert "--mean" in refused(capsys, "predict", "m.onnx", photo, "--mean", "0.5")
     assert "32 x 32" in refused(capsys, "predict", "m.onnx", photo, "--image-size", "64")
     found = Pipeline.load("m.onnx")

@@ -50,6 +50,14 @@ def test_no_part_of_an_archive_is_unpickled_or_run(made):
         "file": {graph: entries[graph].replace(b"torch.ops.aten.linear.default", b"torch.ops.aten.from_file.default")},
         "guard": {graph: entries[graph].replace(b'"guards_code": []', b"\"guards_code\": [\"open('ran', 'w')\"]")},
     }
+    hostile |= {
+        "case": {f"{root}/data/Sample_Inputs/model.pt": pickle.dumps(Ran())},
+        "config": {weights.replace("_config", "_CONFIG"): json.dumps(config).encode()},
+        "foreign": {f"{root}/code.py": b"open('ran', 'w')"},
+        "operator": {graph: entries[graph].replace(b'{"as_int": ', b'{"as_operator": "torch.hub.load", "as_int": ')},
+        "container": {graph: entries[graph].replace(b"builtins.dict", b"collections.defaultdict")},
+    }
+    assert all(hostile[name].get(graph) != entries[graph] for name in ("operator", "container"))
     assert all(hostile[name][graph] != entries[graph] for name in ("text", "call", "file", "guard"))
     for name, changed in hostile.items():
         with zipfile.ZipFile(f"{name}.pt2", "w") as archive:

@@ -20,7 +20,7 @@ from vitrail.data.order import permute
 from vitrail.data.sources.fingerprint import spread
 from vitrail.data.sources.source import Subset
 from vitrail.evaluate.evaluator import Evaluator, Judged, Validation
-from vitrail.evaluate.features import Modelled
+from vitrail.evaluate.features import Modelled, inner
 from vitrail.evaluate.results import accuracy_interval
 from vitrail.models import vit
 from vitrail.progress import say, track
@@ -121,7 +121,7 @@ class Probe(nn.Module):
 @torch.inference_mode()
 def _batches(task: Modelled, data: Validation) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in track(data.batches(), -(-len(data.source) // data.batch), "tokens, batch"):
-        yield task.get_submodule("model").tokens(task.input(batch["images"])).half().cpu(), batch["targets"].cpu()
+        yield inner(task).tokens(task.input(batch["images"])).half().cpu(), batch["targets"].cpu()
 
 
 def _tokens(task: Modelled, data: Validation) -> tuple[Float[Tensor, "N T D"], Int64[Tensor, "N"]]:

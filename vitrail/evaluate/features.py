@@ -111,10 +111,18 @@ def _parts(task: Modelled, data: Validation, blocks: int, problems: list[str]) -
         yield {"values": values.float(), "targets": batch["targets"], "indices": batch["indices"]}
 
 
+def inner(task: Modelled) -> Any:
+    """The task's model. ValueError where it is a file of another runtime (tasks/exported.py), which has no weights."""
+    model = task.get_submodule("model")
+    if next(model.parameters()).is_meta:
+        raise ValueError("an exported file does not give what this evaluator reads inside a model; judge its run.")
+    return model
+
+
 def last_blocks(task: Modelled, batch: Batch, blocks: int) -> Float[Tensor, "B blocks 2 D"]:
     """[class] and the patches' mean after each of the last blocks and the final norm, as DINOv2's linear probe reads
     them (dinov2/eval/linear.py)."""
-    model, images = task.get_submodule("model"), task.input(batch["images"])
+    model, images = inner(task), task.input(batch["images"])
     z, places, found = model.embed(images), model.places(images), []
     for block in model.blocks:
         z = block(z) if places is None else block(z, None, places)

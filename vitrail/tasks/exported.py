@@ -15,6 +15,8 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -203,9 +205,7 @@ class OpenVinoSession(Session):
     runtime = "OpenVINO"
 
     def __init__(self, path: Path) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         graph = core.read_model(path / GRAPH if path.is_dir() else path)
         self.about = _about(graph.get_rt_info(NAME).astype(str) if graph.has_rt_info(NAME) else None)
         how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -213,10 +213,19 @@ class OpenVinoSession(Session):
         self.local = threading.local()  # a request serves one thread
 
     def run(self, images: UInt8[np.ndarray, "B C H W"]) -> list[np.ndarray]:
-        request: Any = self.local.__dict__.setdefault("request", None) or self.compiled.create_infer_request()
-        self.local.request = request
+        if (request := getattr(self.local, "request", None)) is None:
+            request = self.local.request = self.compiled.create_infer_request()
         found = request.infer([images])
         return [np.array(found[place]) for place in range(len(self.about.outputs))]
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO, once for the process and never given back: where the last of several compiled models was, the next
+    signal, such as Ctrl-C, ended the process with a segmentation fault (2026.4)."""
+    import openvino
+
+    return openvino.Core()
 
 
 class TorchSession(Session):
@@ -225,8 +234,9 @@ class TorchSession(Session):
     runtime = "torch"
 
     def __init__(self, path: Path) -> None:
-        self.about = _about(_checked(path))
-        program = torch.export.load(str(path))
+        said, archive = _checked(path)
+        self.about = _about(said)
+        program = torch.export.load(archive)
         self.module = program.module(check_guards=False)  # they are Python in a text; sizes are checked by `Exported`
 
     def run(self, images: UInt8[np.ndarray, "B C H W"]) -> list[np.ndarray]:
@@ -234,47 +244,63 @@ class TorchSession(Session):
             return [value.numpy() for value in self.module(torch.from_numpy(images)).values()]
 
 
-# What a graph may call, and what an expression of its sizes may be: torch would call any function that it has, and
-# sympy evaluate any text, as Python. `from_file` opens a file.
-CALLS = re.compile(
-    r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|_operator\.(add|sub|mul|neg|floordiv|mod|eq|ne|lt|le|gt|ge)"
+# What an archive may hold, and what its graph may call, an expression of its sizes and a container of its outputs be:
+# torch would call any function that it has, sympy evaluate any text as Python, and a container import any module.
+ENTRIES = re.compile(
+    r"extra/vitrail\.json|models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|"
+    r"data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt|"
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
-WORDS = "Symbol|Integer|FloorDiv|PythonMod|Mod|Max|Min|Add|Mul|Pow|integer|positive|nonnegative|True|False|[suz]+[0-9]+"
-EXPRESSION = re.compile(rf"(?:\b(?:{WORDS})\b|\d+|['\s()+*/,=-])*")
+WORDS = "Symbol|Integer|FloorDiv|PythonMod|Mod|Max|Min|Add|Mul|integer|positive|nonnegative|True|False|[suz]+[0-9]+"
+ARITHMETIC = "add|sub|mul|neg|floordiv|mod|eq|ne|lt|le|gt|ge"
+TEXTS = {
+    "target": re.compile(rf"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|_operator\.({ARITHMETIC})"),
+    "expr_str": re.compile(rf"(?:\b(?:{WORDS})\b|\d+|['\s(),=-])*"),
+    "type": re.compile(r"builtins\.(tuple|dict|list)|cpu"),  # that of a device, too
+    "as_operator": re.compile(r"(?!)"),
+}
 
 
-def _checked(path: Path) -> str | None:
-    """What a .pt2 says of itself, once it is known that torch need not unpickle any part of it nor run any text in it.
-    ValueError, to stand behind its name, where it would."""
-    reads = "holds parts that torch would unpickle or run, and Vitrail never does"
-    with zipfile.ZipFile(path) as archive:
-        said = None
+def _checked(path: Path) -> tuple[str | None, BytesIO]:
+    """(what a .pt2 says of itself, an archive for torch), once it is known that torch need not unpickle any part of it
+    nor run any text in it; ValueError, to stand behind its name, where it would.
+
+    The archive is written anew, from what was looked at: torch reads zip files in its own way, without regard to upper
+    and lower case in names, for example.
+    """
+
+    def refused(what: str) -> ValueError:
+        return ValueError(f"holds parts that torch would unpickle or run, and Vitrail never does ({what[:60]}).")
+
+    said, seen, made = None, set[str](), BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(made, "w") as clean:
         for entry in archive.infolist():
-            name = entry.filename.partition("/")[2]
+            name, content = entry.filename.partition("/")[2], archive.read(entry)
+            if name in seen or not ENTRIES.fullmatch(name) or (content and name == "data/sample_inputs/model.pt"):
+                raise refused(name)
             if name == f"extra/{ENTRY}":
-                said = archive.read(entry).decode()
-            elif name.startswith("data/sample_inputs/") and entry.file_size:
-                raise ValueError(f"{reads} ({name}).")
+                said = content.decode()
             elif name.endswith("_config.json"):
-                for part in json.loads(archive.read(entry)).get("config", {}).values():
+                for part in json.loads(content)["config"].values():
                     if part["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", part["path_name"]):
-                        raise ValueError(f"{reads} ({name}).")
-            elif name.startswith("models/"):
-                for kind, text in _texts(json.loads(archive.read(entry))):
-                    if not (CALLS if kind == "target" else EXPRESSION).fullmatch(text):
-                        raise ValueError(f"{reads} ({text[:60]}).")
-            elif name.startswith("data/aotinductor") or re.match(r"data/(weights|constants)/.*\.pt$", name):
-                raise ValueError(f"{reads} ({name}).")
-        return said
+                        raise refused(name)
+            elif name == "models/model.json":
+                for kind, text in _texts(json.loads(content)):
+                    if not TEXTS[kind].fullmatch(text):
+                        raise refused(text)
+            seen.add(name)
+            clean.writestr(f"model/{name}", content)
+    made.seek(0)
+    return said, made
 
 
 def _texts(node: Any) -> Iterator[tuple[str, str]]:
-    """(key, text) of all functions and expressions in a graph."""
+    """(key, text) of all functions, expressions and containers in a graph."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if isinstance(value, str) and (key == "expr_str" or (key == "target" and "inputs" in node)):
+            if isinstance(value, str) and key in TEXTS:
                 yield key, value
-            yield from _texts(value)
+            yield from _texts(json.loads(value) if key in ("in_spec", "out_spec") else value)
     elif isinstance(node, list):
         for value in node:
             yield from _texts(value)
